@@ -1,0 +1,74 @@
+"""What a data set is to the rest of reslib."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+
+
+@dataclass
+class ImageSet:
+    """images: uint8 (N, H, W, 3); labels: int64 (N,), from 0."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices) -> ImageSet:
+        return ImageSet(self.images[indices], self.labels[indices])
+
+
+@dataclass
+class DataSource:
+    """A data set as found: `fingerprint` is 16 hexadecimal digits over all pixels and labels."""
+
+    name: str
+    train: ImageSet
+    test: ImageSet
+    classes: list[str]
+    fingerprint: str
+    origin: str  # in which form it was found, for people
+    synthetic: bool = False
+
+
+def image_set(images, labels, what: str, classes: int) -> ImageSet:
+    """Check arrays from outside and wrap them. Raises UserError naming `what` and the fault."""
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8:
+        raise UserError(f"{what}: images are {images.dtype}, allowed is uint8")
+    if images.ndim != 4 or images.shape[3] != 3:
+        raise UserError(f"{what}: images have shape {images.shape}, expected (N, H, W, 3)")
+    if len(images) == 0:
+        raise UserError(f"{what}: no images")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (len(images),):
+        raise UserError(f"{what}: labels are {labels.dtype} of shape {labels.shape} for {len(images)} images")
+    if labels.min() < 0 or labels.max() >= classes:
+        bad = int(labels[(labels < 0) | (labels >= classes)][0])
+        raise UserError(f"{what}: label {bad} is out of range, allowed is 0 to {classes - 1}")
+    return ImageSet(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64)))
+
+
+def fingerprint(*sets: ImageSet) -> str:
+    """16 hexadecimal digits over shapes, pixels and labels."""
+    digest = hashlib.sha256()
+    for part in sets:
+        digest.update(str(tuple(part.images.shape)).encode())
+        digest.update(part.images.numpy())
+        digest.update(part.labels.numpy())
+    return digest.hexdigest()[:16]
+
+
+def shared_images(first: ImageSet, second: ImageSet) -> int:
+    """How many images of `second` are also, pixel for pixel, in `first`."""
+    return len(_hashes(first) & _hashes(second))
+
+
+def _hashes(part: ImageSet) -> set[bytes]:
+    return {hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in part.images.numpy()}

@@ -1,0 +1,108 @@
+"""One process, or the processes that torchrun started: rank, sums over them, and DistributedDataParallel."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import torch
+import torch.distributed as dist
+
+from .errors import UserError
+
+
+class Group:
+    """A single process: every reduction is the identity."""
+
+    rank, world = 0, 1
+
+    def device(self, device: torch.device) -> torch.device:
+        return device
+
+    def wrap(self, model, device):
+        return model
+
+    def sum(self, tensor: torch.Tensor) -> None:
+        """Sum over processes, in place."""
+
+    def average(self, tensors: list[torch.Tensor]) -> None:
+        """Mean over processes, in place. Moving averages are linear in what went in, so their mean is exact."""
+
+    def maximum(self, value: float) -> float:
+        return value
+
+    def gather(self, value) -> list:
+        return [value]
+
+    def any(self, value) -> bool:
+        return bool(value)
+
+
+class TorchrunGroup(Group):
+    """One of the processes of a torchrun job; gloo on CPUs, NCCL on GPUs."""
+
+    def __init__(self):
+        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
+        self._device = torch.device("cpu")
+
+    def device(self, device):
+        if device.type == "cuda":
+            device = torch.device("cuda", self.local_rank)
+            torch.cuda.set_device(device)
+        self._device = device
+        return device
+
+    def wrap(self, model, device):
+        # Buffers stay local during steps: each process has its own micro-batch statistics; average() joins them.
+        return torch.nn.parallel.DistributedDataParallel(
+            model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+        )
+
+    def sum(self, tensor):
+        dist.all_reduce(tensor)
+
+    def average(self, tensors):
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor /= self.world
+
+    def maximum(self, value):
+        tensor = torch.tensor([float(value)], device=self._device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor.item()
+
+    def gather(self, value):
+        values = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def any(self, value):
+        return self.maximum(bool(value)) > 0
+
+
+@contextlib.contextmanager
+def group():
+    """The group of this process; joins the others of a torchrun job for the length of the block."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Group()
+        return
+    mine = TorchrunGroup()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(mine.local_rank)
+    owner = not dist.is_initialized()
+    if owner:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield mine
+    finally:
+        if owner:
+            dist.destroy_process_group()
+
+
+def check_divisible(recipe, world: int) -> None:
+    """Each process takes an equal number of micro-batches."""
+    if recipe.accumulation % world:
+        raise UserError(
+            f"accumulation {recipe.accumulation} cannot be shared by {world} processes: set it to a multiple of {world}"
+        )

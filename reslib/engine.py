@@ -1,0 +1,174 @@
+"""One optimisation step: forward, backward, update, with nothing decided inside the loop."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .data.memory import mixed_seed
+from .numerics import autocast
+from .recipe import Recipe
+
+
+def loss_of(model: nn.Module):
+    """The model's own `training_loss(x, y, progress) -> (loss, logits)`, or cross-entropy of its logits in fp32."""
+    own = getattr(getattr(model, "module", model), "training_loss", None)
+    if own is not None:
+        return own
+
+    def cross_entropy(x, y, progress):
+        logits = model(x).float()
+        return F.cross_entropy(logits, y), logits
+
+    return cross_entropy
+
+
+def make_optimizer(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.optim.SGD:
+    """SGD on every trainable parameter, weight decay on all of them; the learning rate is a tensor on CUDA."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    lr = torch.tensor(recipe.lr, device=device) if device.type == "cuda" else recipe.lr
+    return torch.optim.SGD(
+        parameters,
+        lr=lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+        fused=device.type in ("cuda", "cpu"),
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.SGD, lr: float, previous: float) -> None:
+    """Change the rate with the velocity of the paper's framework kept: v := m v + lr g, w := w - v.
+
+    PyTorch stores v / lr, so its buffers are scaled by previous / lr when the rate changes.
+    """
+    group = optimizer.param_groups[0]
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+    if previous != lr:
+        buffers = [s["momentum_buffer"] for s in optimizer.state.values() if s.get("momentum_buffer") is not None]
+        if buffers:
+            torch._foreach_mul_(buffers, previous / lr)
+
+
+class Step:
+    """`step(x, y, iteration)` trains on one batch and returns (mean loss, number of errors) as tensors on the device.
+
+    With recipe.accumulation = K the batch is worked through in K micro-batches, each with its own batch-norm statistics;
+    `world` processes share them out. Moving averages take the mean over micro-batches, so that the numbers do not
+    depend on how many devices there are.
+    """
+
+    def __init__(self, recipe: Recipe, model: nn.Module, optimizer, device, precision: str, rank=0, world=1):
+        self.recipe, self.model, self.optimizer, self.device = recipe, model, optimizer, device
+        self.precision, self.rank, self.world = precision, rank, world
+        self.parts = recipe.accumulation // world
+        self.loss = loss_of(model)
+        bare = getattr(model, "module", model)
+        self.stochastic = getattr(bare, "stochastic", False)
+        self.progress = torch.zeros((), device=device)
+        norms = [m for m in bare.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.averages = [b for m in norms for b in (m.running_mean, m.running_var)]
+        optimizer.zero_grad(set_to_none=True)
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor, iteration: int):
+        self.progress.fill_(iteration / self.recipe.iterations)
+        if self.parts == 1:
+            loss, wrong = self._micro(x, y, iteration, 0)
+        else:
+            loss, wrong = self._accumulate(x, y, iteration)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, wrong
+
+    def _micro(self, x, y, iteration, part):
+        if self.stochastic:  # dropout is a pure function of (seed, iteration, micro-batch), like everything random
+            number = self.rank * self.parts + part
+            torch.manual_seed(mixed_seed("dropout", self.recipe.seed, iteration, number))
+        with autocast(self.device, self.precision):
+            loss, logits = self.loss(x, y, self.progress)
+        (loss / self.parts if self.parts > 1 else loss).backward()
+        return loss.detach(), (logits.detach().argmax(1) != y).sum()
+
+    def _accumulate(self, x, y, iteration):
+        before = [b.clone() for b in self.averages]
+        total = [torch.zeros_like(b) for b in self.averages]
+        losses, wrongs = [], []
+        for part, (xs, ys) in enumerate(zip(x.chunk(self.parts), y.chunk(self.parts), strict=True)):
+            for buffer, old in zip(self.averages, before, strict=True):
+                buffer.copy_(old)
+            last = part == self.parts - 1
+            if self.world > 1 and not last:
+                with self.model.no_sync():
+                    loss, wrong = self._micro(xs, ys, iteration, part)
+            else:
+                loss, wrong = self._micro(xs, ys, iteration, part)
+            for sum_, buffer in zip(total, self.averages, strict=True):
+                sum_ += buffer
+            losses.append(loss)
+            wrongs.append(wrong)
+        for buffer, sum_ in zip(self.averages, total, strict=True):
+            buffer.copy_(sum_ / self.parts)
+        return torch.stack(losses).mean(), torch.stack(wrongs).sum()
+
+
+class CapturedStep(Step):
+    """The same step as one CUDA graph: captured once, then replayed without Python or launch overhead."""
+
+    warmup = 3  # eager steps on a side stream before the capture, undone afterwards
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.graph = None
+
+    def __call__(self, x, y, iteration):
+        if self.graph is None:
+            self._capture(x, y, iteration)
+        self.x.copy_(x)
+        self.y.copy_(y)
+        self.progress.fill_(iteration / self.recipe.iterations)
+        if self.stochastic:
+            torch.cuda.manual_seed(mixed_seed("dropout", self.recipe.seed, iteration, 0))
+        self.graph.replay()
+        return self.result
+
+    def _capture(self, x, y, iteration):
+        self.x, self.y = x.clone(memory_format=torch.channels_last), y.clone()
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        saved = [t.detach().clone() for t in tensors]
+        momenta = {p: s["momentum_buffer"].clone() for p, s in self.optimizer.state.items() if s.get("momentum_buffer") is not None}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(self.warmup):
+                self._body()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.result = self._body()
+        with torch.no_grad():  # the warm-up steps must leave no trace
+            for tensor, old in zip(tensors, saved, strict=True):
+                tensor.copy_(old)
+            for parameter, state in self.optimizer.state.items():
+                if state.get("momentum_buffer") is not None:
+                    old = momenta.get(parameter)
+                    state["momentum_buffer"].copy_(old) if old is not None else state["momentum_buffer"].zero_()
+
+    def _body(self):
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.device, self.precision):
+            loss, logits = self.loss(self.x, self.y, self.progress)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), (logits.detach().argmax(1) != self.y).sum()
+
+
+def make_step(recipe, model, optimizer, device, precision, rank=0, world=1) -> Step:
+    """The fastest step this device has for this recipe."""
+    capturable = device.type == "cuda" and recipe.accumulation == 1 and world == 1
+    kind = CapturedStep if capturable and not getattr(model, "activation_checkpointing", False) else Step
+    return kind(recipe, model, optimizer, device, precision, rank, world)

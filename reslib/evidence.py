@@ -1,0 +1,172 @@
+"""Which runs of a frame belong together, and what they can be taken as evidence for.
+
+Figures, tables and claims all go through here, so that runs of one network under two recipes are never averaged, runs
+that did not finish are never counted as results, and a number is never set beside the paper's on another data set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+
+from . import paper, stats
+from .recipe import Recipe
+
+IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
+PROTOCOL = ("options", "shortcut", "preprocessing", "padding", "crops", "momentum", "nesterov", "weight_decay")
+PAPER_SPLITS = (0, 45_000, 50_000)  # training images used; 0 is all, 45k and 50k are the paper's two readings
+
+
+def finished(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with a result."""
+    return runs[runs["status"] == "finished"] if "status" in runs else runs
+
+
+def drawable(runs: pd.DataFrame) -> pd.DataFrame:
+    """Per model the finished runs or, where there are none, the unfinished ones; never those that diverged."""
+    if "status" not in runs or runs.empty:
+        return runs
+    done = runs["status"] == "finished"
+    models_done = set(runs.loc[done, "model"])
+    return runs[done | (~runs["model"].isin(models_done) & (runs["status"] != "diverged"))]
+
+
+def is_synthetic(runs: pd.DataFrame) -> pd.Series:
+    """Whether each run's images are synthetic."""
+    named = runs["dataset"].astype(str).str.startswith("synthetic")
+    return named | (runs["synthetic"] == True) if "synthetic" in runs else named  # noqa: E712 (NaN when unfinished)
+
+
+def is_imagenet(runs: pd.DataFrame) -> pd.Series:
+    """Whether each run is of the ImageNet part of the study."""
+    return runs["dataset"].isin(["imagenet", "imagenette", "synthetic-imagenet"])
+
+
+def at_paper_scale(runs: pd.DataFrame) -> bool:
+    """All runs train on the whole of real CIFAR-10 for the paper's 64,000 iterations: their errors can be compared."""
+    if runs.empty or is_synthetic(runs).any() or (runs["dataset"] != "cifar10").any():
+        return False
+    if (runs["iterations"] != paper.PAPER_ITERATIONS).any():
+        return False
+    whole_test = "test_size" not in runs or runs["test_size"].isin([0, paper.TEST_IMAGES]).all()
+    return bool(whole_test and ("train_size" not in runs or runs["train_size"].isin(PAPER_SPLITS).all()))
+
+
+def expected(model: str) -> dict:
+    """Recipe fields, under their column names, that the paper asks for with this model."""
+    values = {f.name: f.default for f in dataclasses.fields(Recipe) if f.name not in ("model", "seed")}
+    digits = model.removeprefix("resnet").removeprefix("plain")
+    if digits.isdigit() and int(digits) >= 110 and int(digits) not in IMAGENET_DEPTHS:
+        values["warmup_lr"] = 0.01
+    if model in paper.TABLE6 and not model.startswith("resnet"):
+        from .models.baselines import BASELINE_RECIPES
+
+        values |= BASELINE_RECIPES.get(model, {})
+    values["precision_asked"] = values.pop("precision")
+    values["teacher"] = values["teacher"] != ""
+    return {name: _text(value) for name, value in values.items()}
+
+
+def settings(runs: pd.DataFrame) -> pd.Series:
+    """Text per run: where its recipe differs from the paper's. Runs of one model and one text are one recipe's seeds.
+
+    Named are the fields that vary between the model's runs and, varying or not, those of `PROTOCOL`, which no preset
+    should change (on ImageNet `options` alone: the rest is that part's own).
+    """
+    labels = pd.Series("", index=runs.index, dtype=object)
+    for model, group in runs.groupby("model", sort=False):
+        wanted = expected(model)
+        columns = [name for name in wanted if name in group]
+        texts = pd.DataFrame(
+            {c: [_text(bool(v) if c == "teacher" else v) for v in group[c]] for c in columns}, index=group.index
+        )
+        always = PROTOCOL[:1] if is_imagenet(group).all() else PROTOCOL
+        named = [c for c in columns if c in always or texts[c].nunique() > 1]
+        for index, row in texts[named].iterrows():
+            labels[index] = ", ".join(f"{c}={row[c]}" for c in named if row[c] != wanted[c])
+    return labels
+
+
+def main_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Per model the runs of one recipe: the one nearest the paper's, of several the one with the most finished runs."""
+    if runs.empty:
+        return runs
+    labels, done = settings(runs), runs.index.isin(finished(runs).index)
+    keep = []
+    for _, group in labels.groupby(runs["model"], sort=False):
+        counts = {label: int(done[labels.index.get_indexer(g.index)].sum()) for label, g in group.groupby(group)}
+        best = min(counts, key=lambda s: (len(s.split(", ")) if s else 0, -counts[s], s))
+        keep.extend(group.index[group == best])
+    return runs.loc[runs.index.isin(keep)]
+
+
+def evidence_line(runs: pd.DataFrame) -> str:
+    """What stands behind a figure or table: preset, data, seeds, hardware, precision, incomplete runs."""
+    if runs.empty:
+        return "no runs"
+    parts = [_values(runs, "preset", "preset {}")]
+    data = []
+    for name, group in runs.groupby("dataset", sort=True):
+        prints = sorted(set(group["data_fingerprint"].dropna().astype(str))) if "data_fingerprint" in group else []
+        data.append(f"{name} ({', '.join(prints)})" if prints else str(name))
+    parts.append("data " + ", ".join(data))
+    labels = settings(runs)
+    parts += [f"with {label}" for label in sorted(set(labels)) if label]
+    seeds = runs.groupby(["model", labels])["seed"].nunique()
+    low, high = int(seeds.min()), int(seeds.max())
+    parts.append(f"{low} seed{'s' * (low > 1)} each" if low == high else f"{low} to {high} seeds each")
+    parts += [_values(runs, "iterations", "{} iterations"), _values(runs, "device_name"), _values(runs, "precision")]
+    if "status" in runs:
+        for status, count in runs["status"].value_counts().sort_index().items():
+            if status != "finished":
+                parts.append(f"{count} {status}")
+    return " · ".join(filter(None, parts))
+
+
+def compare(first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error") -> tuple[int, str]:
+    """Sign of second - first in a column of errors, 0 if within its uncertainty, and the comparison in words (in %).
+
+    Uncertainty: the 95% Welch interval over seeds; with a single seed on a side, or seeds that are all equal, twice the
+    binomial standard error of the two errors.
+    """
+    one, two = (stats.summarize(rows[column] * 100) for rows in (first, second))
+    difference = two.mean - one.mean
+    if min(one.n, two.n) > 1 and not (one.zero_variance or two.zero_variance):
+        d = stats.welch(first[column] * 100, second[column] * 100)
+        sure, words = d.low > 0 or d.high < 0, f"{difference:+.2f}, 95% {d.low:+.2f} to {d.high:+.2f}"
+    else:
+        sides = ((one, first), (two, second))
+        half = 200 * math.hypot(*(stats.binomial_error(s.mean / 100, images_behind(r, column)) for s, r in sides))
+        sure, words = abs(difference) > half, f"{difference:+.2f} ± {half:.2f}, binomial"
+    names = [paper.label(rows["model"].iloc[0]) for rows in (first, second)]
+    kind = column.removesuffix("_error").replace("train", "training")
+    text = f"{kind} {names[0]} {one.mean:.2f}, {names[1]} {two.mean:.2f} ({words})"
+    return int(np.sign(difference)) if sure else 0, text
+
+
+def images_behind(rows: pd.DataFrame, column: str) -> int:
+    """Images an error was measured on: the test images or, for the running training error, those of one window."""
+    if column == "train_error" and {"eval_every", "batch_size"} <= set(rows):
+        return int((rows["eval_every"] * rows["batch_size"]).min())
+    known = rows["test_images"].dropna() if "test_images" in rows else []
+    return int(min(known)) if len(known) else paper.TEST_IMAGES
+
+
+def _values(runs: pd.DataFrame, column: str, form: str = "{}") -> str:
+    values = runs[column].dropna().unique() if column in runs else []
+    texts = [f"{int(v):,}" if isinstance(v, (int, float, np.number)) else str(v) for v in sorted(values)]
+    return form.format(", ".join(texts)) if texts else ""
+
+
+def _text(value) -> str:
+    """One spelling per value: records hold 0.1 or [0.5, 0.75] where a recipe holds (0.5, 0.75)."""
+    if isinstance(value, (list, tuple)):
+        return "/".join(_text(v) for v in value)
+    if isinstance(value, (bool, np.bool_)):
+        return str(bool(value)).lower()
+    if isinstance(value, (int, float, np.number)):
+        return f"{float(value):.12g}"
+    return str(value)

@@ -1,0 +1,12 @@
+"""The study's figures: pure functions from frames of runs and curves to a matplotlib Figure, and `save_figure`."""
+
+from ..evidence import evidence_line
+from .curves import depth_view, figure1, figure4, figure6, seed_band
+from .diagrams import block_diagram
+from .probes import figure7, gradients_figure
+from .style import save_figure
+
+__all__ = [
+    "block_diagram", "depth_view", "evidence_line", "figure1", "figure4", "figure6", "figure7", "gradients_figure",
+    "save_figure", "seed_band",
+]  # fmt: skip

@@ -1,0 +1,245 @@
+"""Error curves: Figures 1, 4 and 6, and the final errors against depth.
+
+Training error is the running one on augmented images since the previous point, as in the paper; test error is of the
+single original view (the centre crop on ImageNet). Several seeds are drawn as their mean in a band from the smallest
+to the largest.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+from .. import evidence, paper
+from .style import FAMILY, FAMILY_NAME, colour, end_labels, iteration_axis, legend_above, marker, new_figure, say, sign
+
+TRAIN = {"linestyle": (0, (3, 1.5)), "linewidth": 1.0}  # dashed, as in Figure 6
+TEST = {"linestyle": "-", "linewidth": 2.0}  # bold
+GREY = "#444444"
+
+
+def seed_band(curves: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Per iteration the mean, low, high (smallest and largest seed) in % and n of a column of fractions."""
+    values = curves.dropna(subset=[column])
+    band = values.groupby("iteration")[column].agg(["mean", "min", "max", "count"])
+    band.columns = ["mean", "low", "high", "n"]
+    band[["mean", "low", "high"]] *= 100
+    return band
+
+
+def figure1(runs: pd.DataFrame, curves: pd.DataFrame, depths: tuple[int, ...] = paper.FIGURE1_DEPTHS) -> Figure:
+    """Figure 1: training error (left) and test error (right) of plain nets of 20 and 56 layers."""
+    shown = _shown(runs, [f"plain{d}" for d in depths])
+    fig, axes = new_figure(8.6, 3.5, 1, 2)
+    ends = []
+    for ax, column, title in zip(axes[0], ("train_error", "test_error"), ("training", "test"), strict=True):
+        look = {"linestyle": "-", "linewidth": 1.6}
+        ends.append(_panel(ax, shown, curves, [(column, look)], [f"plain{d}" for d in depths]))
+        ax.set_ylabel(f"{title} error (%)")
+        ax.set_title("plain nets")
+    _share_limits(axes[0], shown, 20)
+    _label_ends(axes[0], ends)
+    sign(fig, shown, _notes(runs, shown))
+    return fig
+
+
+def figure4(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
+    """Figure 4: 18 and 34 layers on ImageNet, plain left and ResNet right; thin training, bold validation error."""
+    names = {family: [f"{family}{d}" for d in (18, 34)] for family in ("plain", "resnet")}
+    shown = _shown(runs, names["plain"] + names["resnet"])
+    fig, axes = new_figure(8.6, 3.9, 1, 2)
+    columns = [("train_error", {"linestyle": "-", "linewidth": 0.8}), ("test_error", TEST)]
+    ends = []
+    for ax, family in zip(axes[0], names, strict=True):
+        ends.append(_panel(ax, shown, curves, columns, names[family]))
+        ax.set_title("plain nets" if family == "plain" else "residual nets")
+        ax.set_ylabel("error (%)")
+    _share_limits(axes[0], shown, None)
+    _label_ends(axes[0], ends)
+    handles = [
+        Line2D([], [], color=GREY, linewidth=0.8, label="training error (augmented crops)"),
+        Line2D([], [], color=GREY, linewidth=2, label="validation error (centre crop)"),
+    ]
+    legend_above(fig, handles)
+    sign(fig, shown, _notes(runs, shown))
+    return fig
+
+
+def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
+    """Figure 6: plain nets, residual nets, ResNet-110 beside ResNet-1202; dashed training, bold test error.
+
+    On CIFAR-10 the test errors of Table 6 are short dotted lines at the right (for ResNet-110 the mean of five runs).
+    """
+    panels = [
+        ("plain nets", _depths(runs, "plain", paper.FIGURE6_PLAIN)),
+        ("residual nets", [m for m in _depths(runs, "resnet", paper.FIGURE6_RESNET) if m != "resnet1202"]),
+        ("110 and 1202 layers", ["resnet110", "resnet1202"]),
+    ]
+    shown = _shown(runs, sorted({model for _, models in panels for model in models}))
+    real = bool(len(shown)) and (shown["dataset"] == "cifar10").all() and not evidence.is_synthetic(shown).any()
+    fig, axes = new_figure(11.5, 4.1, 1, 3)
+    ends = []
+    for ax, (title, models) in zip(axes[0], panels, strict=True):
+        ends.append(_panel(ax, shown, curves, [("train_error", TRAIN), ("test_error", TEST)], models))
+        ax.set_title(title)
+        ax.set_ylabel("error (%)")
+        for model in models if real else ():
+            if model in paper.TABLE6 and model in set(shown["model"]):
+                row = paper.TABLE6[model]
+                level = row.mean if row.mean is not None else row.error
+                ax.plot(
+                    [0.8, 1], [level, level], transform=ax.get_yaxis_transform(), color=colour(row.layers),
+                    linestyle=":", linewidth=1, zorder=1, label="_paper",
+                )  # fmt: skip
+    _share_limits(axes[0], shown, 20)
+    _label_ends(axes[0], ends)
+    handles = [Line2D([], [], color=GREY, label="training error", **TRAIN)]
+    handles.append(Line2D([], [], color=GREY, label="test error", **TEST))
+    if real:
+        handles.append(Line2D([], [], color=GREY, linestyle=":", linewidth=1, label="test error, paper (Table 6)"))
+    legend_above(fig, handles)
+    sign(fig, shown, _notes(runs, shown))
+    return fig
+
+
+def depth_view(runs: pd.DataFrame) -> Figure:
+    """Final training (left) and test (right) error against the number of layers, plain and residual, a dot per seed."""
+    chosen = evidence.finished(evidence.main_runs(runs[runs["family"].isin(list(FAMILY))]))
+    chosen = chosen[chosen["depth"] > 0]
+    fig, axes = new_figure(8.6, 3.5, 1, 2)
+    depths = sorted(chosen["depth"].unique())
+    for ax, column, title in zip(axes[0], ("train_error", "test_error"), ("training", "test"), strict=True):
+        for family, look in FAMILY.items():
+            group = chosen[(chosen["family"] == family)].dropna(subset=[column])
+            if group.empty:
+                continue
+            means = group.groupby("depth")[column].mean() * 100
+            ax.plot(
+                means.index, means.values, linewidth=1.6, markersize=8, markerfacecolor="white", clip_on=False,
+                label=FAMILY_NAME[family], zorder=3, **look,
+            )  # fmt: skip
+            ax.plot(
+                group["depth"], group[column] * 100, linestyle="", marker=".", color=look["color"], markersize=5,
+                clip_on=False, zorder=4, label="_seeds",
+            )  # fmt: skip
+        if not ax.lines:
+            say(ax, "no finished plain or residual nets at this preset")
+        elif max(depths) > 152:
+            ax.set_xscale("log")
+        if depths:
+            ax.set_xticks(depths, [str(int(d)) for d in depths])
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.minorticks_off()
+        ax.set_xlabel("layers")
+        ax.set_ylabel(f"final {title} error (%)")
+        ax.set_ylim(bottom=0)
+    if handles := axes[0][0].get_legend_handles_labels()[0]:
+        legend_above(fig, handles)
+    several = len(chosen) and chosen.groupby("model")["seed"].nunique().max() > 1
+    sign(fig, chosen, "open marks: means; dots: seeds" if several else "")
+    return fig
+
+
+def _shown(runs: pd.DataFrame, models: list[str]) -> pd.DataFrame:
+    return evidence.drawable(evidence.main_runs(runs[runs["model"].isin(models)]))
+
+
+def _depths(runs: pd.DataFrame, family: str, always: tuple[int, ...]) -> list[str]:
+    """Models of a family in order of depth: the paper's, and others of CIFAR form that the frame has."""
+    found = runs.loc[(runs["family"] == family) & ~runs["depth"].isin(evidence.IMAGENET_DEPTHS), "depth"]
+    present = {int(d) for d in found if f"{family}{int(d)}" in set(runs["model"])}
+    return [f"{family}{d}" for d in sorted(present | set(always))]
+
+
+def _panel(ax: Axes, shown: pd.DataFrame, curves: pd.DataFrame, columns: list, models: list[str]) -> list:
+    """Draw the columns of each model's curves, in %, and say which models have none; the labels for the line ends."""
+    chosen = curves[curves["run"].isin(shown["run"])] if len(shown) else curves.iloc[:0]
+    last = chosen["iteration"].max() if len(chosen) else 0
+    unit = iteration_axis(ax, last)
+    ends, missing = [], []
+    for model in models:
+        lines = chosen[chosen["model"] == model]
+        if lines.empty:
+            missing.append(paper.label(model))
+            continue
+        depth = int(lines["depth"].iloc[0])
+        for column, look in columns:
+            band = seed_band(lines, column)
+            if band.empty:
+                continue
+            x = band.index / unit
+            ax.plot(x, band["mean"], color=colour(depth), label=f"{model} {column}", zorder=3, **look)
+            if band["n"].max() > 1:
+                ax.fill_between(x, band["low"], band["high"], color=colour(depth), alpha=0.18, linewidth=0, zorder=2)
+        if not band.empty:  # the last column is the one that carries the label
+            ax.plot(
+                x[-1:], band["mean"].iloc[-1:], marker=marker(depth), color=colour(depth), markersize=5, clip_on=False,
+                linestyle="", label="_end", zorder=4,
+            )  # fmt: skip
+            statuses = set(shown.loc[shown["model"] == model, "status"]) if "status" in shown else set()
+            unfinished = "" if statuses <= {"finished"} else " (unfinished)"
+            ends.append((float(band["mean"].iloc[-1]), f"{depth}-layer{unfinished}", colour(depth)))
+    if len(missing) == len(models):
+        say(ax, f"{_list(missing)} not trained at this preset")
+    elif missing:
+        ax.text(
+            0.98, 0.98, f"not trained at this preset:\n{_list(missing)}", transform=ax.transAxes, ha="right", va="top",
+            fontsize=7, color="#777777",
+        )  # fmt: skip
+    return ends
+
+
+def _label_ends(axes: np.ndarray, ends: list) -> None:
+    """Label the line ends, once the limits are known; a marker outside them would hang in the air."""
+    for ax, labels in zip(axes, ends, strict=True):
+        low, high = ax.get_ylim()
+        for line in ax.lines:
+            if line.get_label() == "_end" and not low <= line.get_ydata()[0] <= high:
+                line.set_visible(False)
+        end_labels(ax, labels)
+
+
+def _share_limits(axes: np.ndarray, shown: pd.DataFrame, paper_top: float | None) -> None:
+    """The panels are read against each other: one y axis for all that show something."""
+    limits = [_limits(ax, shown, paper_top) for ax in axes if ax.lines] or [(0.0, paper_top or 100.0)]
+    for ax in axes:
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+        ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def _limits(ax: Axes, shown: pd.DataFrame, paper_top: float | None) -> tuple[float, float]:
+    """0 to the paper's limit where the runs are of its scale and end below it; otherwise what the curves need."""
+    curves = [line for line in ax.lines if not line.get_label().startswith("_")]
+    if not curves:
+        return 0.0, paper_top or 100.0
+    ends = [line.get_ydata()[-1] for line in curves]
+    if paper_top and evidence.at_paper_scale(shown) and np.median(ends) < paper_top:
+        return 0.0, paper_top
+    last = max(line.get_xdata()[-1] for line in curves)
+    late = np.concatenate([np.asarray(y)[np.asarray(x) >= 0.1 * last] for x, y in (c.get_data() for c in curves)])
+    low, high = float(np.min(late)), float(np.max(late))
+    bottom = 0.0 if low < 0.6 * high else 5 * math.floor(low / 5 - 0.2)
+    return bottom, min(100.0, 5 * math.ceil(high * 1.04 / 5))
+
+
+def _notes(runs: pd.DataFrame, shown: pd.DataFrame) -> str:
+    notes = []
+    if len(shown) and shown.groupby("model")["seed"].nunique().max() > 1:
+        notes.append("bands: smallest to largest of the seeds")
+    if "status" in runs and len(diverged := runs.loc[runs["status"] == "diverged", "model"].unique()):
+        names = _list([paper.label(m) for m in diverged])
+        notes.append(f"diverged, not drawn: {names}")
+    same = runs[runs["model"].isin(shown["model"])]
+    if left := len(same) - len(evidence.main_runs(same)):
+        notes.append(f"{left} run{'s' * (left > 1)} of these nets under other settings not drawn")
+    return " · ".join(notes)
+
+
+def _list(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""

@@ -1,0 +1,129 @@
+"""What the layers do: Figure 7 (responses) and the gradient norms behind section 4.1's "healthy norms with BN"."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from .. import paper
+from .style import FAMILY_NAME, colour, legend_above, marker, new_figure, say, sign, warn_synthetic
+
+LOOK = {"plain": (0, (3, 1.5)), "resnet": "-"}  # plain nets dashed, as in Figure 7
+
+
+def figure7(responses: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure:
+    """Figure 7: standard deviation of each 3x3 layer's response, in layer order (top) and sorted (bottom).
+
+    responses: columns model, layer (from 1), std and optionally seed, over which the mean is drawn. runs, the runs
+    measured, give the line of evidence.
+    """
+    fig, axes = new_figure(8.6, 5.6, 2, 1)
+    top, bottom = axes[:, 0]
+    models = sorted(responses["model"].unique(), key=lambda m: (_family(m) != "plain", _depth(m)))
+    for model in models:
+        std = responses[responses["model"] == model].groupby("layer")["std"].mean()
+        look = {
+            "color": colour(_depth(model)), "linestyle": LOOK.get(_family(model), ":"), "linewidth": 1.3,
+            "label": paper.label(model), "marker": marker(_depth(model)), "markersize": 3,
+            "markevery": max(1, len(std) // 12),
+        }  # fmt: skip
+        top.plot(std.index, std.values, **look)
+        bottom.plot(np.arange(1, len(std) + 1), np.sort(std.values)[::-1], **look)
+    for ax, order in ((top, "in layer order"), (bottom, "sorted by magnitude, largest first")):
+        ax.set_xlabel(f"3x3 layer, {order}")
+        ax.set_ylabel("std of the response")
+        ax.set_ylim(bottom=0)
+        ax.margins(x=0.01)
+        if not models:
+            say(ax, "no responses measured at this preset")
+    if models:
+        legend_above(fig, top.get_legend_handles_labels()[0])
+    seeds = responses["seed"].nunique() if "seed" in responses else 1
+    extra = "response: after batch norm, before the nonlinearity or the addition"
+    sign(fig, runs, extra + (f"; mean of {seeds} seeds" if seeds > 1 else ""))
+    _warn(fig, responses, runs)
+    return fig
+
+
+def gradients_figure(df: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure:
+    """Norms of activations (top) and gradients (bottom) by layer, a column per initialisation and batch norm or not.
+
+    df: columns kind ("gradient" | "activation"), model, family, depth, init, batch_norm, iteration, layer, norm. The
+    last measured iteration is bold; the first, where there are several, thin. A log axis per row, shared by its
+    panels: a vanishing signal falls towards one end by orders of magnitude, a healthy one stays level.
+    """
+    pairs = {(bool(b), str(i)) for b, i in zip(df["batch_norm"], df["init"], strict=True)}
+    columns = sorted(pairs, key=lambda pair: (not pair[0], pair[1]))
+    kinds = [k for k in ("activation", "gradient") if k in set(df["kind"])]
+    if not columns or not kinds:
+        fig, axes = new_figure(8.6, 3)
+        say(axes[0][0], "no gradients measured at this preset")
+        sign(fig, runs)
+        return fig
+    width = max(2.7 * len(columns) + 0.8, 6)
+    fig, axes = new_figure(width, 2.5 * len(kinds) + 1, len(kinds), len(columns), sharex=True, sharey="row")
+    for i, kind in enumerate(kinds):
+        for j, (batch_norm, init) in enumerate(columns):
+            ax = axes[i][j]
+            part = df[(df["kind"] == kind) & (df["batch_norm"] == batch_norm) & (df["init"].astype(str) == init)]
+            dead = _draw_norms(ax, part)
+            ax.set_yscale("log")
+            if j == 0:
+                ax.set_ylabel(f"{kind} norm")
+            if i == 0:
+                ax.set_title(f"{'batch norm' if batch_norm else 'no batch norm'}, {init}")
+            if i == len(kinds) - 1:
+                ax.set_xlabel("layer (1 is next to the image)")
+            if part.empty:
+                say(ax, "not measured")
+            elif dead:
+                ax.text(0.03, 0.04, dead, transform=ax.transAxes, fontsize=7, color="#CC0000", va="bottom")
+    models = df.drop_duplicates("model").sort_values(["family", "depth"])
+    handles = [
+        Line2D(
+            [], [], color=colour(d), linestyle=LOOK.get(f, ":"), marker=marker(d), markersize=3.5, linewidth=1.6,
+            label=f"{FAMILY_NAME.get(f, f)}-{d}" if f in FAMILY_NAME else m,
+        )
+        for m, f, d in zip(models["model"], models["family"], models["depth"], strict=True)
+    ]  # fmt: skip
+    legend_above(fig, handles, columns=max(2, int(width / 1.3)))
+    first, last = df["iteration"].min(), df["iteration"].max()
+    sign(fig, runs, f"at iteration {last}" if first == last else f"thin: iteration {first}; bold: iteration {last}")
+    _warn(fig, df, runs)
+    return fig
+
+
+def _draw_norms(ax, part: pd.DataFrame) -> str:
+    """Draw the first and last iteration of each model; what a log axis cannot show, in words."""
+    dead = []
+    for model, lines in part.groupby("model", sort=False):
+        family, depth = lines["family"].iloc[0], int(lines["depth"].iloc[0])
+        for iteration in sorted({lines["iteration"].min(), lines["iteration"].max()}):
+            bold = iteration == lines["iteration"].max()
+            norm = lines[lines["iteration"] == iteration].groupby("layer")["norm"].mean()
+            good = np.isfinite(norm) & (norm > 0)
+            if bold and not good.all():
+                dead.append(f"{paper.label(model)}: zero or not finite in {int((~good).sum())} of {len(norm)} layers")
+            ax.plot(
+                norm.index, norm.where(good), color=colour(depth), linestyle=LOOK.get(family, ":"),
+                linewidth=1.6 if bold else 0.7, alpha=1 if bold else 0.75, marker=marker(depth) if bold else None,
+                markersize=3.5, markevery=max(1, len(norm) // 6), label=f"{model} {iteration}",
+            )  # fmt: skip
+    return "\n".join(dead)
+
+
+def _warn(fig: Figure, df: pd.DataFrame, runs: pd.DataFrame | None) -> None:
+    """Probes measured on synthetic images say so themselves when no runs are given."""
+    if runs is None and "synthetic" in df and df["synthetic"].fillna(False).astype(bool).any():
+        warn_synthetic(fig)
+
+
+def _family(model: str) -> str:
+    return next((f for f in LOOK if model.startswith(f)), model)
+
+
+def _depth(model: str) -> int:
+    digits = model.removeprefix(_family(model))
+    return int(digits) if digits.isdigit() else 0

@@ -1,0 +1,69 @@
+"""Errors of a network on whole images, and exact batch-norm statistics."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .numerics import autocast
+
+
+@torch.no_grad()
+def error_and_loss(model: nn.Module, batches, device, precision: str = "fp32", reduce=None) -> tuple[float, float]:
+    """Fraction of wrong top-1 labels and mean cross-entropy over `batches` of (x, y), single view.
+
+    reduce: sums a tensor over processes in place, so that every image counts exactly once.
+    """
+    model.eval()
+    totals = torch.zeros(3, dtype=torch.float64, device=device if device.type != "mps" else "cpu")
+    for x, y in batches:
+        with autocast(device, precision):
+            logits = model(x).float()
+        parts = torch.stack([(logits.argmax(1) != y).sum(), F.cross_entropy(logits, y, reduction="sum")])
+        totals[:2] += parts.to(totals)
+        totals[2] += len(y)
+    if reduce is not None:
+        reduce(totals)
+    model.train()
+    wrong, loss, count = totals.tolist()
+    return wrong / count, loss / count
+
+
+@contextlib.contextmanager
+def exact_statistics(model: nn.Module, batches, device, precision: str = "fp32"):
+    """Within the block, batch-norm layers hold exact averages over `batches` instead of moving ones.
+
+    The authors' release tested so: the statistics are averages over training data, computed after training.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = [(m.running_mean.clone(), m.running_var.clone(), m.num_batches_tracked.clone(), m.momentum) for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average over equal batches
+    try:
+        model.train()
+        with torch.no_grad(), autocast(device, precision):
+            for x, _ in batches:
+                model(x)
+        yield model
+    finally:
+        for norm, (mean, var, count, momentum) in zip(norms, kept, strict=True):
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(var)
+            norm.num_batches_tracked.copy_(count)
+            norm.momentum = momentum
+        model.train()
+
+
+def exact_bn_error(model: nn.Module, batches, device, precision: str, images: int) -> float | None:
+    """Test error with exact statistics from `images` training images; None for a network without batch norm."""
+    if not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
+        return None
+    size = min(500, images)
+    training = itertools.islice(batches.eval_batches("train", size), max(1, images // size))
+    with exact_statistics(model, training, device, precision):
+        return error_and_loss(model, batches.eval_batches("test"), device, precision)[0]

@@ -1,0 +1,210 @@
+"""Recipe: every field that determines a training result, with the paper's CIFAR-10 values as defaults (section 4.2).
+
+A recipe's hash covers the model, the data set, the seed and every field that differs from its default, so that a field
+added later leaves the names of existing runs alone. Nothing outside the recipe may influence a result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import UserError, choose
+
+CHOICES = {  # field: what is allowed
+    "dataset": ("cifar10", "synthetic", "imagenet", "imagenette", "synthetic-imagenet"),
+    "schedule": ("steps", "plateau"),
+    "preprocessing": ("pixel-mean", "channel-mean", "channel-std"),
+    "padding": ("mean", "black"),
+    "crops": ("sample", "batch"),
+    "augmentation": ("crop-flip", "scale-crop-flip-color", "none"),
+    "shortcut": ("A", "B", "C"),
+    "precision": ("auto", "fp32", "bf16"),
+}
+RANGES = {  # field: (smallest, largest) allowed, both included
+    "seed": (0, 2**31 - 1),
+    "iterations": (1, 10_000_000),
+    "batch_size": (1, 65_536),
+    "lr": (1e-8, 100.0),
+    "momentum": (0.0, 0.9999),
+    "weight_decay": (0.0, 1.0),
+    "lr_gamma": (1e-6, 1.0),
+    "plateau_patience": (1, 10_000),
+    "warmup_lr": (0.0, 100.0),
+    "warmup_error": (0.0, 1.0),
+    "warmup_window": (1, 1_000_000),
+    "train_size": (0, 100_000_000),
+    "val_size": (0, 100_000_000),
+    "test_size": (0, 100_000_000),
+    "crop_size": (8, 1024),
+    "accumulation": (1, 4096),
+    "eval_every": (1, 10_000_000),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, on what, and how. Raises UserError naming the field, the value and what is allowed."""
+
+    model: str = "resnet20"  # plain20, resnet20 ... resnet1202, maxout, nin, ... or package.module:Factory
+    dataset: str = "cifar10"
+    seed: int = 0
+    # Optimisation: "mini-batch size of 128 ... learning rate of 0.1, divide it by 10 at 32k and 48k iterations, and
+    # terminate training at 64k iterations", "weight decay of 0.0001 and momentum of 0.9" (section 4.2)
+    iterations: int = 64_000
+    batch_size: int = 128  # in total, whatever the number of devices
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4  # on every parameter
+    schedule: str = "steps"  # "plateau" is the ImageNet rule of section 3.4
+    lr_drops: tuple[float, ...] = (0.5, 0.75)  # as fractions of the iterations: 32k and 48k of 64k
+    lr_gamma: float = 0.1
+    plateau_patience: int = 5  # evaluations without a better validation error
+    # Warm-up of ResNet-110: "we use 0.01 to warm up the training until the training error is below 80%" (section 4.2)
+    warmup_lr: float = 0.0  # 0: no warm-up
+    warmup_error: float = 0.8
+    warmup_window: int = 100  # iterations over which that training error is measured
+    # Data: "a 45k/5k train/val split"; "4 pixels are padded on each side, and a 32x32 crop is randomly sampled from
+    # the padded image or its horizontal flip"; "per-pixel mean subtracted" (sections 4.2 and 3.4)
+    train_size: int = 0  # training images used; 0: all that remain beside the validation images
+    val_size: int = 0  # training images set aside for validation; 5000 is the paper's split
+    test_size: int = 0  # test images used; 0: all
+    preprocessing: str = "pixel-mean"
+    padding: str = "mean"  # the pad is added after the subtraction, so it is the mean; "black" pads before
+    crops: str = "sample"  # "batch" draws one crop and flip for a whole batch, a common mistake
+    augmentation: str = "crop-flip"
+    crop_size: int = 32  # pixels on a side of what the network sees
+    scale_range: tuple[int, ...] = (256, 480)  # shorter side in pixels, for scale-crop-flip-color (section 3.4)
+    # Network
+    shortcut: str = "A"  # "identity shortcuts in all cases (i.e., option A)" (section 4.2)
+    options: str = ""  # further arguments of the model, "name=value,name=value"
+    teacher: str = ""  # name of a finished run whose network gives hints (FitNets)
+    # Numerics
+    precision: str = "auto"  # resolved when a run starts and kept by it
+    accumulation: int = 1  # micro-batches per step; batch-norm statistics are per micro-batch
+    # Record
+    eval_every: int = 500  # iterations
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        if self.warmup_lr > self.lr:
+            raise UserError(f"warmup_lr {self.warmup_lr} is above lr {self.lr}: a warm-up starts lower")
+        if list(self.lr_drops) != sorted(self.lr_drops) or not all(0 < f < 1 for f in self.lr_drops):
+            raise UserError(f"lr_drops {self.lr_drops} must be increasing fractions between 0 and 1")
+        if len(self.scale_range) != 2 or not self.crop_size <= self.scale_range[0] <= self.scale_range[1]:
+            raise UserError(
+                f"scale_range {self.scale_range} must be two sizes, increasing, not below crop_size {self.crop_size}"
+            )
+        if self.batch_size % self.accumulation:
+            raise UserError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
+        parse_options(self.options)
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits that identify the recipe."""
+        text = json.dumps(self.essentials(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @property
+    def run_name(self) -> str:
+        """Directory name of this recipe's run, readable and ending in the hash."""
+        model = "".join(c if c.isalnum() or c in "_-" else "." for c in self.model)
+        return f"{model}-{self.dataset}-s{self.seed}-{self.digest}"
+
+    def essentials(self) -> dict[str, Any]:
+        """Model, data set, seed and whatever differs from the defaults."""
+        always = ("model", "dataset", "seed")
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name in always or getattr(self, f.name) != f.default
+        }
+
+    def replace(self, **changes) -> Recipe:
+        """A copy with some fields changed."""
+        unknown = set(changes) - {f.name for f in dataclasses.fields(self)}
+        for name in sorted(unknown):
+            choose("recipe field", name, [f.name for f in dataclasses.fields(self)])
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """Read a recipe written by this or an older version; a field this version does not know is an error."""
+        names = [f.name for f in dataclasses.fields(cls)]
+        for name in values:
+            choose("recipe field", name, names)
+        return cls(**values)
+
+
+def field_types() -> dict[str, type]:
+    """Each recipe field with the Python type of its values (tuple fields hold numbers)."""
+    return {f.name: type(f.default) for f in dataclasses.fields(Recipe)}
+
+
+def parse_field(name: str, text: str):
+    """Turn command-line text into the value of a recipe field; tuples are comma-separated."""
+    kinds = field_types()
+    choose("recipe field", name, kinds)
+    kind = kinds[name]
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        if kind is tuple:
+            item = int if name == "scale_range" else float
+            return tuple(item(part) for part in text.split(",") if part.strip())
+        return kind(text)
+    except (ValueError, KeyError):
+        wanted = {int: "a whole number", float: "a number", bool: "true or false", tuple: "numbers joined by commas"}
+        raise UserError(f"{name} {text!r} is not {wanted.get(kind, kind.__name__)}") from None
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """`"preactivation=true,init=xavier"` as a dictionary; values become bool, int, float or stay text."""
+    options = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals or not name.isidentifier() or not value:
+            raise UserError(f"options {text!r}: {part!r} is not of the form name=value")
+        for convert in ({"true": True, "false": False}.__getitem__, int, float, str):
+            try:
+                options[name] = convert(value)
+                break
+            except (KeyError, ValueError):
+                continue
+    return options
+
+
+def _checked(field: dataclasses.Field, value):
+    """The value with harmless conversions done (list to tuple, 1 to 1.0), or UserError."""
+    name, kind = field.name, type(field.default)
+    if kind is tuple:
+        if not isinstance(value, (list, tuple)) or not all(_is_number(v) for v in value):
+            raise UserError(f"{name} {value!r} must be a list of numbers such as {list(field.default)}")
+        return tuple(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        hint = " (YAML reads 1e-1 as text: write 1.0e-1)" if isinstance(value, str) and kind is float else ""
+        raise UserError(f"{name} {value!r} is of type {type(value).__name__}: allowed is {kind.__name__}{hint}")
+    if name in CHOICES:
+        choose(name, value, CHOICES[name])
+    if name in RANGES:
+        low, high = RANGES[name]
+        if not low <= value <= high:  # also refuses NaN
+            raise UserError(f"{name} {value!r} is out of range: allowed is {low} to {high}")
+    if name == "model" and not value:
+        raise UserError("model '' is empty: see `reslib list`")
+    return value
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

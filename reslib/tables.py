@@ -1,0 +1,237 @@
+"""Tables: Table 6 with the runs of this study in it, the architectures of Table 1, and writing a table to files.
+
+Errors are percentages with two decimals. "last" is the error at the last iteration, the number to quote; whatever was
+selected on the test set says so in its column's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+from torch import nn
+
+from . import complexity, evidence, paper, stats
+from .errors import UserError
+from .files import write_text
+
+LAST = "test error, last (%)"
+INTERVAL = "95% interval (%)"
+BEST_ON_TEST = "best epoch, selected on the test set (%)"
+COLUMNS = [
+    "model", "source", "layers", "parameters", "parameters (paper)", "test error (paper, %)", "n", LAST, INTERVAL,
+    "best of n seeds (%)", "validation-selected (%)", BEST_ON_TEST, "selection bias (points)", "exact BN (%)",
+    "against the paper", "data set", "preset", "precision",
+]  # fmt: skip
+
+
+def cifar10_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Table 6: every row of the paper, those trained here with their own numbers, then the networks it does not have.
+
+    source: "trained here", "quoted" (the paper's number alone) or "added" (a network of one's own). Runs of a network
+    under several recipes get a row each, which names what differs. All cells are text.
+    """
+    runs = _cifar(evidence.finished(runs))
+    labels = evidence.settings(runs)
+    order = list(paper.TABLE6) + sorted(set(runs["model"]) - set(paper.TABLE6), key=_family_order)
+    rows = []
+    for model in order:
+        of_model = runs[runs["model"] == model]
+        if of_model.empty:
+            rows.append(_quoted(model))
+        for label in sorted(labels[of_model.index].unique()):
+            rows.append(_quoted(model) | _trained(model, of_model[labels[of_model.index] == label], label))
+    return pd.DataFrame([[row.get(column, "") for column in COLUMNS] for row in rows], columns=COLUMNS)
+
+
+def paper_z(model: str, rows: pd.DataFrame) -> float | None:
+    """(mean here - paper) / combined standard error; None unless at the paper's scale and the model is in Table 6.
+
+    The paper's side has the error of its mean over runs where it prints one, else the binomial error of one test; ours
+    has the error of the mean over seeds, with one seed the binomial error.
+    """
+    quoted = paper.TABLE6.get(model)
+    if quoted is None or not evidence.at_paper_scale(rows):
+        return None
+    own = stats.summarize(rows["test_error"] * 100)
+    if quoted.mean is None:
+        reference, error = quoted.error, 100 * stats.binomial_error(quoted.error / 100, paper.TEST_IMAGES)
+    else:
+        reference, error = quoted.mean, quoted.std / (quoted.seeds or 1) ** 0.5
+    if own.n > 1 and not own.zero_variance:
+        own_error = own.standard_error
+    else:
+        own_error = 100 * stats.binomial_error(own.mean / 100, paper.TEST_IMAGES)
+    return (own.mean - reference) / (error**2 + own_error**2) ** 0.5
+
+
+def notes(runs: pd.DataFrame) -> list[str]:
+    """What a reader of the table must know: lines to print below it."""
+    runs = _cifar(runs)
+    lines = [
+        "last: error at the last iteration, mean ± standard deviation over n seeds; interval: Student's t over the "
+        "seeds, for one seed the binomial error of one test.",
+        "quoted: the paper's number, nothing was trained here.",
+    ]
+    if runs.empty:
+        return lines + ["No runs yet."]
+    if evidence.is_synthetic(runs).any():
+        lines.append("SYNTHETIC DATA: errors on synthetic images, not comparable with the paper's.")
+    done = evidence.finished(runs)
+    if "data_fingerprint" in done and done["data_fingerprint"].nunique() > 1:
+        prints = ", ".join(sorted(map(str, done["data_fingerprint"].dropna().unique())))
+        lines.append(f"Mixed data: the rows come from different data ({prints}) and do not compare.")
+    if not evidence.at_paper_scale(done):
+        lines.append(
+            f"Not at the paper's scale (CIFAR-10, {paper.PAPER_ITERATIONS:,} iterations): rows that are not are not "
+            "compared with the paper."
+        )
+    if "status" in runs:
+        for status in ("diverged", "running", "interrupted"):
+            for model, count in runs.loc[runs["status"] == status, "model"].value_counts().sort_index().items():
+                lines.append(f"{paper.label(model)}: {count} run{'s' * (count > 1)} {status}, not in the table.")
+    for (model, label), group in done.groupby(["model", evidence.settings(done)]):
+        name = paper.label(model) + (f" [{label}]" if label else "")
+        summary = stats.summarize(group["test_error"])
+        if summary.zero_variance:
+            lines.append(f"{name}: all {summary.n} seeds have the same error; the seed seems to change nothing.")
+        for column in ("precision", "device_name"):
+            if column in group and group[column].nunique() > 1:
+                lines.append(f"{name}: seeds of different {column}: {', '.join(sorted(group[column].unique()))}.")
+    if evidence.at_paper_scale(done):
+        peers = ", ".join(f"{paper.label(m)} {error:.2f}" for m, error in paper.PEERS.items())
+        lines.append(f"Not the paper's: {paper.PEERS_SOURCE} gives {peers}, selected on the test set.")
+    return lines
+
+
+def architecture_table(nets: Iterable[tuple[str, nn.Module, int]]) -> pd.DataFrame:
+    """Layers, parameters and multiply-adds of (name, model, input_size), beside the paper's (Tables 1 and 6)."""
+    rows = []
+    for name, model, size in nets:
+        quoted, printed = paper.TABLE6.get(name), paper.MULTIPLY_ADDS.get(name)
+        rows.append(
+            {
+                "model": paper.label(name),
+                "input": f"{size}x{size}",
+                "layers": str(complexity.weighted_layers(model)),
+                "parameters": f"{complexity.parameters(model):,}",
+                "parameters (paper)": _millions(quoted.parameters if quoted else None),
+                "multiply-adds": f"{complexity.multiply_adds(model, size):,}",
+                "convolutions only": f"{complexity.multiply_adds(model, size, fc=False):,}",
+                "multiply-adds (paper)": f"{printed / 1e9:g} billion" if printed else "",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def save_table(table: pd.DataFrame, stem: str | Path, caption: str) -> list[Path]:
+    """Write stem.csv, stem.md and stem.tex, each whole or not at all. The caption heads the last two."""
+    stem = Path(stem)
+    try:
+        texts = {
+            "csv": table.to_csv(index=False, lineterminator="\n"),
+            "md": f"{caption}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n",
+            "tex": table.to_latex(index=False, escape=True, caption=_tex(caption), label=f"tab:{stem.name}"),
+        }
+    except ImportError as error:
+        needed = error.name or "tabulate and jinja2"
+        raise UserError(f"saving tables needs {needed}: pip install 'reslib[notebooks]'") from None
+    paths = []
+    for kind, text in texts.items():
+        paths.append(stem.with_name(f"{stem.name}.{kind}"))
+        write_text(paths[-1], text)
+    return paths
+
+
+def _cifar(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs if runs.empty else runs[~evidence.is_imagenet(runs)]
+
+
+def _family_order(model: str) -> tuple:
+    """Plain nets, other residual nets, then networks of one's own."""
+    for rank, family in enumerate(("plain", "resnet")):
+        if (digits := model.removeprefix(family)) != model and digits.isdigit():
+            return rank, int(digits), model
+    return 2, 0, model
+
+
+def _quoted(model: str) -> dict:
+    quoted = paper.TABLE6.get(model)
+    if quoted is None:
+        return {"model": paper.label(model), "source": "trained here" if _family_order(model)[0] < 2 else "added"}
+    error = f"{quoted.error:.2f}"
+    if quoted.mean is not None:
+        error += f" ({quoted.mean:.2f} ± {quoted.std:.2f})"
+    return {
+        "model": quoted.label,
+        "source": "quoted",
+        "layers": str(quoted.layers or ""),
+        "parameters (paper)": _millions(quoted.parameters),
+        "test error (paper, %)": error,
+    }
+
+
+def _trained(model: str, rows: pd.DataFrame, label: str) -> dict:
+    own = stats.summarize(rows["test_error"] * 100)
+    cells = {
+        "model": paper.label(model) + (f" [{label}]" if label else ""),
+        "n": str(own.n),
+        LAST: f"{own.mean:.2f} ± {own.std:.2f}" if own.n > 1 else f"{own.mean:.2f}",
+        INTERVAL: _interval(own, rows),
+        "best of n seeds (%)": f"{own.best:.2f}" if own.n > 1 else "",
+        "validation-selected (%)": _mean(rows, "selected_test_error"),
+        BEST_ON_TEST: _mean(rows, "best_test_error"),
+        "exact BN (%)": _mean(rows, "exact_bn_test_error"),
+        "against the paper": _against(model, own, rows),
+        "data set": _distinct(rows, "dataset") + (" (SYNTHETIC)" if evidence.is_synthetic(rows).any() else ""),
+        "preset": _distinct(rows, "preset"),
+        "precision": _distinct(rows, "precision"),
+    }
+    if cells[BEST_ON_TEST]:
+        cells["selection bias (points)"] = f"{100 * (rows['best_test_error'] - rows['test_error']).mean():+.2f}"
+    if "parameters" in rows and rows["parameters"].notna().any():
+        cells["parameters"] = ", ".join(f"{int(p):,}" for p in sorted(rows["parameters"].dropna().unique()))
+    if "layers" in rows and rows["layers"].notna().any():
+        cells["layers"] = ", ".join(str(int(v)) for v in sorted(rows["layers"].dropna().unique()))
+    if model in paper.TABLE6:
+        cells["source"] = "trained here"
+    return cells
+
+
+def _interval(own: stats.Summary, rows: pd.DataFrame) -> str:
+    if own.n > 1:
+        return f"{own.low:.2f} to {own.high:.2f}"
+    half = 1.96 * 100 * stats.binomial_error(own.mean / 100, evidence.images_behind(rows, "test_error"))
+    return f"{max(0, own.mean - half):.2f} to {min(100, own.mean + half):.2f} (binomial)"
+
+
+def _against(model: str, own: stats.Summary, rows: pd.DataFrame) -> str:
+    """ResNet-110 and every row with a printed mean of known n: difference of means; others: z of one number."""
+    z = paper_z(model, rows)
+    if z is None:
+        return ""
+    quoted = paper.TABLE6[model]
+    if quoted.seeds and own.n > 1:
+        d = stats.welch_from_moments(quoted.mean, quoted.std, quoted.seeds, own.mean, own.std, own.n)
+        return f"{d.difference:+.2f} ({d.low:+.2f} to {d.high:+.2f}) from the mean {quoted.mean:.2f}"
+    return f"{own.mean - (quoted.mean or quoted.error):+.2f}, z = {z:+.1f}"
+
+
+def _mean(rows: pd.DataFrame, column: str) -> str:
+    values = rows[column].dropna() if column in rows else []
+    return f"{100 * float(values.mean()):.2f}" if len(values) == len(rows) else ""
+
+
+def _distinct(rows: pd.DataFrame, column: str) -> str:
+    return ", ".join(sorted(map(str, rows[column].dropna().unique()))) if column in rows else ""
+
+
+def _millions(value: float | None) -> str:
+    return f"{value / 1e6:g}M" if value else ""
+
+
+def _tex(text: str) -> str:
+    for character in "\\{}&%$#_":
+        text = text.replace(character, r"\textbackslash " if character == "\\" else "\\" + character)
+    return text.replace("~", r"\textasciitilde ").replace("^", r"\textasciicircum ")

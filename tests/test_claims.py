@@ -1,0 +1,196 @@
+"""Each claim can hold, fail and stay open, on frames made for it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_frames import fake_curves, fake_runs
+
+from reslib import claims
+from reslib.claims import FAILS, HOLDS, UNDECIDED
+
+GOOD = {
+    "resnet20": (3, 8.75),
+    "resnet32": (1, 7.5),
+    "resnet44": (0.5, 7.2),
+    "resnet56": (0.2, 6.95),
+    "resnet110": (0.1, 6.4),
+}
+
+
+def judge(name, runs, **frames):
+    """Verdict and evidence of one claim, through the scoreboard."""
+    (claim,) = [c for c in claims.CLAIMS if c.id == name]
+    board = claims.scoreboard(runs, **frames)
+    (row,) = board[board["claim"] == claim.text].to_dict("records")
+    return row["verdict"], row["evidence"]
+
+
+@pytest.mark.parametrize(
+    "plain20,plain56,verdict",
+    [
+        ((3, 9), (9, 13), HOLDS),
+        ((9, 13), (3, 9), FAILS),
+        ((3, 9), (9, 9.2), UNDECIDED),  # test errors nearer than two binomial standard errors
+        ((3, 9), (1, 13), FAILS),  # overfitting, not degradation: the training error falls
+    ],
+)
+def test_degradation(plain20, plain56, verdict):
+    assert judge("degradation", fake_runs({"plain20": plain20, "plain56": plain56}))[0] == verdict
+
+
+def test_seeds_decide_where_there_are_seeds():
+    runs = fake_runs({"resnet110": [6.5, 6.6, 6.7], "resnet1202": [6.9, 7.0, 7.1]})
+    runs["train_error"] = 0.0005
+    verdict, evidence = judge("resnet1202", runs)
+    assert verdict == HOLDS and "95% +0.17 to +0.63" in evidence  # t(4) = 2.776 times 0.1 sqrt(2/3)
+    wide = fake_runs({"resnet110": [6.0, 6.6, 7.2], "resnet1202": [6.4, 7.0, 7.6]}).assign(train_error=0.0005)
+    assert judge("resnet1202", wide)[0] == UNDECIDED
+
+
+@pytest.mark.parametrize(
+    "train,test,verdict", [(0.05, 7.9, HOLDS), (0.05, 6.6, UNDECIDED), (0.2, 7.9, FAILS), (0.05, 5.0, FAILS)]
+)
+def test_resnet1202(train, test, verdict):
+    assert judge("resnet1202", fake_runs({"resnet110": (0.1, 6.5), "resnet1202": (train, test)}))[0] == verdict
+
+
+def test_plain110_is_judged_at_the_papers_scale_only():
+    assert judge("plain110", fake_runs({"plain110": (65, 66)}))[0] == HOLDS
+    assert judge("plain110", fake_runs({"plain110": (40, 41)}))[0] == FAILS
+    verdict, evidence = judge("plain110", fake_runs({"plain110": (65, 66)}, iterations=640))
+    assert verdict == UNDECIDED and "64,000" in evidence
+
+
+def test_deeper_residual_nets_are_better():
+    assert judge("deeper", fake_runs(GOOD))[0] == HOLDS
+    assert judge("deeper", fake_runs(GOOD | {"resnet56": (0.2, 8.5)}))[0] == FAILS
+    assert judge("deeper", fake_runs(GOOD | {"resnet56": (0.2, 7.25)}))[0] == UNDECIDED  # not monotone, by a hair
+    verdict, evidence = judge("deeper", fake_runs({k: v for k, v in GOOD.items() if k != "resnet44"}))
+    assert verdict == UNDECIDED and evidence == "no finished runs of ResNet-44"
+
+
+@pytest.mark.parametrize(
+    "errors,verdict",
+    [((9.0, 8.8, 13.0, 7.0), HOLDS), ((9.0, 10.5, 13.0, 7.0), FAILS), ((9.0, 8.8, 7.0, 13.0), FAILS),
+     ((9.0, 8.8, 7.1, 7.0), UNDECIDED), ((9.0, 7.0, 13.0, 7.0), HOLDS)],
+)  # fmt: skip
+def test_residual_beats_plain(errors, verdict):
+    names = ("plain20", "resnet20", "plain56", "resnet56")
+    runs = fake_runs({n: (1, e) for n, e in zip(names, errors, strict=True)})
+    assert judge("residual", runs)[0] == verdict
+
+
+@pytest.mark.parametrize(
+    "tests,verdict",
+    [
+        ([6.45, 6.60, 6.55, 6.80, 6.70], HOLDS),
+        ([7.45, 7.60, 7.55, 7.80, 7.70], FAILS),
+        ([6.6], UNDECIDED),
+        ([6.2, 7.0], UNDECIDED),  # overlaps with anything
+    ],
+)
+def test_resnet110_against_the_papers_mean(tests, verdict):
+    assert judge("resnet110", fake_runs({"resnet110": tests}))[0] == verdict
+
+
+def test_table6():
+    near = {"resnet20": (3, 8.9), "resnet32": (1, 7.2), "resnet44": (0.5, 7.3), "resnet56": (0.2, 6.6)}
+    assert judge("table6", fake_runs(near))[0] == HOLDS
+    assert judge("table6", fake_runs(near | {"resnet56": (0.2, 5.9)}))[0] == FAILS
+    assert judge("table6", fake_runs(near, dataset="synthetic", synthetic=True))[0] == UNDECIDED
+
+
+def test_parameters():
+    runs = fake_runs({"plain20": (1, 9), "resnet20": (1, 9)})
+    assert judge("parameters", runs) == (HOLDS, "20 layers 269,722")
+    option_b = runs.assign(parameters=[269_722, 272_474])
+    assert judge("parameters", option_b)[0] == FAILS
+    assert judge("parameters", runs.assign(parameters=11_000_000))[0] == FAILS  # equal, but of another network
+    assert judge("parameters", runs.iloc[:1])[0] == UNDECIDED
+
+
+def responses(**levels):
+    return pd.DataFrame(
+        [{"model": m, "layer": i, "std": v * f} for m, v in levels.items() for i, f in enumerate((1, 2))]
+    )
+
+
+def test_responses():
+    runs = fake_runs({"plain20": (1, 9), "resnet20": (1, 9)}, dataset="synthetic", synthetic=True)
+    verdict, evidence = judge("responses", runs, responses=responses(plain20=1.0, resnet20=0.5))
+    assert verdict == HOLDS and "20 layers 0.50" in evidence and "n = 1" in evidence and "SYNTHETIC DATA" in evidence
+    assert judge("responses", runs, responses=responses(plain20=0.5, resnet20=1.0))[0] == FAILS
+    assert judge("responses", runs, responses=responses(plain20=1.0, resnet20=0.98))[0] == UNDECIDED
+    assert judge("responses", runs) == (UNDECIDED, "responses not measured")
+    assert judge("deeper-responses", runs, responses=responses(resnet20=1.0, resnet56=0.7, resnet110=0.5))[0] == HOLDS
+    assert judge("deeper-responses", runs, responses=responses(resnet20=1.0, resnet56=1.2))[0] == FAILS
+    assert judge("deeper-responses", runs, responses=responses(resnet20=1.0))[0] == UNDECIDED
+
+
+def gradients(rate, batch_norm=True):
+    return pd.DataFrame(
+        {
+            "kind": "gradient", "model": "plain56", "family": "plain", "depth": 56, "init": "he",
+            "batch_norm": batch_norm, "iteration": 0, "layer": range(1, 57), "norm": np.exp(rate * np.arange(56)),
+        }
+    )  # fmt: skip
+
+
+def test_gradients():
+    runs = fake_runs({"plain56": (9, 13)})
+    assert judge("gradients", runs, gradients=gradients(0.02))[0] == HOLDS
+    assert judge("gradients", runs, gradients=gradients(0.5))[0] == FAILS  # shrinks e^-21 on the way to layer 1
+    dead = gradients(0.02)
+    dead.loc[3, "norm"] = 0.0
+    assert judge("gradients", runs, gradients=dead)[0] == FAILS
+    assert judge("gradients", runs, gradients=gradients(0.5, batch_norm=False))[0] == UNDECIDED
+
+
+def test_imagenet_claims():
+    good = {"plain18": (32, 28), "plain34": (34, 30), "resnet18": (31, 27.9), "resnet34": (26, 25)}
+    runs = fake_runs(good, dataset="imagenette", iterations=600, test_images=50_000)
+    assert judge("imagenet-plain", runs)[0] == HOLDS and judge("imagenet-residual", runs)[0] == HOLDS
+    assert "imagenette, 600 iterations" in judge("imagenet-plain", runs)[1]
+    bad = fake_runs(good | {"plain34": (20, 20), "resnet34": (40, 40)}, dataset="imagenet", iterations=600_000)
+    assert judge("imagenet-plain", bad)[0] == FAILS and judge("imagenet-residual", bad)[0] == FAILS
+    cifar = fake_runs(good)  # the same names on CIFAR-10 are not Figure 4
+    assert judge("imagenet-plain", cifar)[0] == UNDECIDED
+
+
+@pytest.mark.parametrize("shift,verdict", [(-0.10, HOLDS), (0.10, FAILS), (0.0, UNDECIDED)])
+def test_convergence_is_judged_on_the_first_half(shift, verdict):
+    runs = fake_runs({"plain18": (32, 28), "resnet18": (32, 28)}, dataset="imagenet", iterations=800)
+    curves = fake_curves(runs)
+    early = (curves["model"] == "resnet18") & (curves["iteration"] <= 400)
+    curves.loc[early, "test_error"] += shift
+    curves.loc[(curves["model"] == "resnet18") & (curves["iteration"] > 400), "test_error"] -= (
+        2 * shift
+    )  # must not count
+    assert judge("imagenet-speed", runs, curves=curves)[0] == verdict
+    assert judge("imagenet-speed", runs)[0] == UNDECIDED
+
+
+def test_runs_on_different_data_or_budget_are_not_compared():
+    runs = fake_runs({"plain20": (3, 9), "plain56": (9, 13)})
+    runs.loc[1, "data_fingerprint"] = "beef"
+    verdict, evidence = judge("degradation", runs)
+    assert verdict == UNDECIDED and "data_fingerprint: 00ff, beef" in evidence
+    runs = fake_runs({"plain20": (3, 9), "plain56": (9, 13)})
+    runs.loc[1, "iterations"] = 6400
+    assert "differ in iterations" in judge("degradation", runs)[1]
+
+
+def test_diverged_runs_and_equal_seeds():
+    runs = fake_runs({"plain20": [9.0, 9.0], "plain56": [13.0, 13.0]})
+    runs.loc[runs["model"] == "plain56", "train_error"] = 0.09
+    verdict, evidence = judge("degradation", runs)
+    assert verdict == HOLDS and "binomial" in evidence and "seeds of plain-20 are all equal" in evidence
+    assert judge("degradation", runs.assign(status="diverged"))[0] == UNDECIDED
+
+
+def test_scoreboard_columns_and_caveats():
+    board = claims.scoreboard(fake_runs({"plain20": (3, 9), "plain56": (9, 13)}, dataset="synthetic", synthetic=True))
+    assert list(board.columns) == ["claim", "source", "criterion", "scale", "evidence", "verdict"]
+    assert len(board) == len(claims.CLAIMS) == len({c.id for c in claims.CLAIMS})
+    assert set(board["verdict"]) <= {HOLDS, FAILS, UNDECIDED} and (board["evidence"] != "").all()
+    assert "n = 1; SYNTHETIC DATA" in board["evidence"].iloc[0]

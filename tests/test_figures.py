@@ -1,0 +1,173 @@
+"""Figures: the data drawn is the data given, what is missing or synthetic is said, saves are byte-identical."""
+
+import matplotlib.text
+import numpy as np
+import pandas as pd
+import pytest
+from fake_frames import fake_curves, fake_runs
+
+from reslib import figures
+from reslib.errors import UserError
+
+PLAIN = {"plain20": (3.0, 9.0), "plain56": (9.0, 13.0)}
+SYNTHETIC = {"dataset": "synthetic", "synthetic": True, "iterations": 80, "preset": "smoke"}
+
+
+def texts(fig):
+    """Every text of the figure on a line of its own, line breaks undone."""
+    return "\n".join(" ".join(t.get_text().split()) for t in fig.findobj(matplotlib.text.Text) if t.get_text())
+
+
+def lines(ax, start):
+    return [line for line in ax.lines if str(line.get_label()).startswith(start)]
+
+
+def test_figure1_draws_the_means_and_the_band_of_the_seeds():
+    runs = fake_runs({"plain20": [9.0, 9.6], "plain56": [13.0, 13.4]})
+    curves = fake_curves(runs)
+    fig = figures.figure1(runs, curves)
+    left, right = fig.axes
+    for ax, column in ((left, "train_error"), (right, "test_error")):
+        for model in ("plain20", "plain56"):
+            (line,) = lines(ax, f"{model} {column}")
+            mean = curves[curves["model"] == model].groupby("iteration")[column].mean()
+            np.testing.assert_allclose(line.get_xdata(), mean.index / 1e4)
+            np.testing.assert_allclose(line.get_ydata(), 100 * mean.values)
+        assert ax.get_xlabel() == "iter. (1e4)" and ax.get_ylim() == (0, 20)
+        assert len(ax.collections) == 2
+    low, high = right.collections[0].get_paths()[0].get_extents().intervaly
+    of_model = curves.loc[curves["model"] == "plain20", "test_error"] * 100
+    assert (low, high) == pytest.approx((of_model.min(), of_model.max()))
+    assert "20-layer" in texts(fig) and "smallest to largest" in texts(fig)
+
+
+def test_footer_names_what_stands_behind_the_figure():
+    runs = fake_runs(PLAIN, seeds=(0, 1, 2))
+    footer = texts(figures.figure1(runs, fake_curves(runs)))
+    for part in ("preset paper", "cifar10 (00ff)", "3 seeds each", "64,000 iterations", "Some GPU", "bf16"):
+        assert part in footer
+    assert "SYNTHETIC" not in footer
+
+
+@pytest.mark.parametrize("draw", [figures.figure1, figures.figure6, lambda runs, _: figures.depth_view(runs)])
+def test_synthetic_data_is_said_in_red(draw):
+    runs = fake_runs(PLAIN, **SYNTHETIC)
+    found = [t for t in draw(runs, fake_curves(runs)).findobj(matplotlib.text.Text) if "SYNTHETIC DATA" in t.get_text()]
+    assert len(found) == 1 and found[0].get_color() == "#CC0000"
+
+
+def test_short_runs_keep_plain_iterations_and_their_own_limits():
+    runs = fake_runs({"plain20": (60.0, 62.0), "plain56": (70.0, 72.0)}, **SYNTHETIC)
+    ax = figures.figure1(runs, fake_curves(runs)).axes[0]
+    assert ax.get_xlabel() == "iteration" and ax.get_xlim() == (0, 80) and ax.get_ylim()[1] > 72
+
+
+def test_figure6_says_what_was_not_trained_and_draws_the_papers_numbers():
+    runs = fake_runs(PLAIN | {"resnet20": (3.0, 8.7), "resnet110": (0.1, 6.6)})
+    fig = figures.figure6(runs, fake_curves(runs))
+    plain, residual, deep = fig.axes
+    assert "not trained at this preset: plain-32 and plain-44" in texts(plain)
+    assert "ResNet-32, ResNet-44 and ResNet-56" in texts(residual) and "ResNet-1202" in texts(deep)
+    assert [line.get_ydata()[0] for line in lines(residual, "_paper")] == [8.75, 6.61]  # 6.61: the mean, not 6.43
+    assert not lines(plain, "_paper")
+    train, test = lines(residual, "resnet20 train")[0], lines(residual, "resnet20 test")[0]
+    assert train.get_linestyle() == "--" and test.get_linestyle() == "-"
+    assert test.get_linewidth() > train.get_linewidth() and train.get_color() == test.get_color()
+
+
+def test_figure6_has_no_paper_lines_on_synthetic_data():
+    runs = fake_runs({"resnet20": (50.0, 55.0)}, **SYNTHETIC)
+    fig = figures.figure6(runs, fake_curves(runs))
+    assert not any(lines(ax, "_paper") for ax in fig.axes) and "Table 6" not in texts(fig)
+    assert "not trained at this preset" in texts(fig.axes[0])
+
+
+def test_plain110_above_the_axis_is_named_with_its_error():
+    runs = fake_runs(PLAIN | {"plain110": (65.0, 66.0)})
+    assert "110-layer ↑ 66%" in texts(figures.figure6(runs, fake_curves(runs)).axes[0])
+
+
+def test_unfinished_diverged_and_other_recipes():
+    runs = fake_runs({"plain20": [9.0, 9.2], "plain56": [13.0, 14.0]})
+    runs.loc[1, "status"], runs.loc[2, "status"], runs.loc[3, "status"] = "interrupted", "diverged", "running"
+    other = fake_runs({"plain20": (3.0, 5.0)}, padding="black").assign(run="other")
+    runs = pd.concat([runs.assign(padding="mean"), other], ignore_index=True)
+    fig = figures.figure1(runs, fake_curves(runs))
+    (line,) = lines(fig.axes[1], "plain20 test_error")
+    assert line.get_ydata()[-1] == pytest.approx(9.0)  # neither the interrupted seed nor the other padding
+    said = texts(fig)
+    assert "56-layer (unfinished)" in said and "diverged, not drawn: plain-56" in said
+    assert "1 run of these nets under other settings not drawn" in said
+
+
+def test_figure4_panels():
+    errors = {"plain18": (32.0, 28.0), "plain34": (34.0, 29.0), "resnet18": (31.0, 27.8), "resnet34": (26.0, 25.0)}
+    runs = fake_runs(errors, dataset="imagenet", iterations=600_000)
+    fig = figures.figure4(runs, fake_curves(runs))
+    assert [ax.get_title() for ax in fig.axes] == ["plain nets", "residual nets"]
+    thin, bold = lines(fig.axes[1], "resnet34 train")[0], lines(fig.axes[1], "resnet34 test")[0]
+    assert thin.get_linewidth() < 1 < bold.get_linewidth()
+    assert bold.get_ydata()[-1] == pytest.approx(25.0)
+    assert fig.axes[0].get_ylim() == fig.axes[1].get_ylim()
+
+
+def test_depth_view_means():
+    runs = fake_runs({"plain20": [9.0, 9.4], "plain56": [13.0, 13.2], "resnet20": [8.7, 8.9], "resnet1202": [7.9]})
+    ax = figures.depth_view(runs).axes[1]
+    (plain,), (resnet,) = lines(ax, "plain"), lines(ax, "ResNet")
+    np.testing.assert_allclose(plain.get_ydata(), [9.2, 13.1])
+    np.testing.assert_allclose(resnet.get_xdata(), [20, 1202])
+    assert plain.get_marker() != resnet.get_marker() and plain.get_linestyle() != resnet.get_linestyle()
+    assert ax.get_xscale() == "log" and [t.get_text() for t in ax.get_xticklabels()] == ["20", "56", "1202"]
+
+
+def test_figure7_orders():
+    std = [0.5, 2.0, 1.0]
+    frame = pd.DataFrame({"model": "resnet20", "layer": [1, 2, 3], "std": std})
+    fig = figures.figure7(frame)
+    top, bottom = fig.axes
+    np.testing.assert_allclose(top.lines[0].get_ydata(), std)
+    np.testing.assert_allclose(bottom.lines[0].get_ydata(), [2.0, 1.0, 0.5])
+    assert "ResNet-20" in texts(fig)
+    assert "SYNTHETIC" in texts(figures.figure7(frame.assign(synthetic=True)))
+    assert "no responses measured" in texts(figures.figure7(frame.iloc[:0]))
+
+
+def test_gradients_figure_panels_and_dead_layers():
+    rows = [
+        {"kind": kind, "model": "plain20", "family": "plain", "depth": 20, "init": init, "batch_norm": bn,
+         "iteration": 0, "layer": layer, "norm": float(layer) if bn or layer > 1 else 0.0}
+        for kind in ("gradient", "activation") for bn in (True, False) for init in ("he", "xavier") for layer in (1, 2)
+    ]  # fmt: skip
+    fig = figures.gradients_figure(pd.DataFrame(rows))
+    assert len(fig.axes) == 8
+    assert [ax.get_title() for ax in fig.axes[:4]] == [
+        "batch norm, he", "batch norm, xavier", "no batch norm, he", "no batch norm, xavier"
+    ]  # fmt: skip
+    np.testing.assert_allclose(fig.axes[0].lines[0].get_ydata(), [1.0, 2.0])
+    assert "zero or not finite in 1 of 2 layers" in texts(fig.axes[2]) and fig.axes[0].get_yscale() == "log"
+    assert "no gradients measured" in texts(figures.gradients_figure(pd.DataFrame(rows).iloc[:0]))
+
+
+def test_block_diagrams():
+    basic = texts(figures.block_diagram("resnet"))
+    assert basic.count("3x3 conv") == 2 and "F(x) + x" in basic and "zero-padded" in basic
+    plain = texts(figures.block_diagram("plain"))
+    assert plain.count("3x3 conv") == 2 and "F(x)" not in plain
+    bottleneck = texts(figures.block_diagram("resnet", bottleneck=True, shortcut="C"))
+    assert bottleneck.count("1x1 conv") == 3 and bottleneck.count("3x3 conv") == 1  # two layers and the projection
+    order = texts(figures.block_diagram("resnet", preactivation=True)).split("\n")
+    assert order.index("batch norm") < order.index("ReLU") < order.index("3x3 conv, C")
+    with pytest.raises(UserError, match="shortcut 'D'"):
+        figures.block_diagram("resnet", shortcut="D")
+
+
+def test_saved_bytes_are_the_same_again(tmp_path):
+    runs = fake_runs(PLAIN, seeds=(0, 1))
+    curves = fake_curves(runs)
+    first = figures.save_figure(figures.figure1(runs, curves), tmp_path / "new" / "figure1.a")
+    second = figures.save_figure(figures.figure1(runs, curves), tmp_path / "again" / "figure1.a")
+    assert [p.name for p in first] == ["figure1.a.png", "figure1.a.pdf"]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(first, second, strict=True))
+    assert b"CreationDate" not in first[1].read_bytes() and b"Software" not in first[0].read_bytes()
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["figure1.a.pdf", "figure1.a.png"]

@@ -1,0 +1,136 @@
+"""The table of CIFAR-10 errors: rows, statistics, comparison with the paper, notes, files."""
+
+import pandas as pd
+import pytest
+from fake_frames import fake_runs
+
+from reslib import paper, stats, tables
+from reslib.models import build_model
+
+FIVE = [6.45, 6.60, 6.55, 6.80, 6.70]
+
+
+def row(table, model):
+    (found,) = table[table["model"] == model].to_dict("records")
+    return found
+
+
+def test_every_row_of_table_6_is_there_without_runs():
+    table = tables.cifar10_table(fake_runs({"resnet20": (3, 8.8)}).iloc[:0])
+    assert list(table["model"]) == [r.label for r in paper.TABLE6.values()]
+    assert set(table["source"]) == {"quoted"}
+    assert (table[["n", tables.LAST, "parameters", "data set", tables.BEST_ON_TEST]] == "").all(axis=None)
+    assert row(table, "ResNet-110")["test error (paper, %)"] == "6.43 (6.61 ± 0.16)"
+    assert row(table, "ResNet-1202")["parameters (paper)"] == "19.4M"
+
+
+def test_a_trained_row():
+    runs = fake_runs({"resnet110": FIVE})
+    cells = row(tables.cifar10_table(runs), "ResNet-110")
+    s = stats.summarize(FIVE)
+    assert cells["source"] == "trained here" and cells["n"] == "5"
+    assert cells[tables.LAST] == "6.62 ± 0.14" == f"{s.mean:.2f} ± {s.std:.2f}"
+    assert cells[tables.INTERVAL] == f"{s.low:.2f} to {s.high:.2f}"
+    assert cells["best of n seeds (%)"] == "6.45"
+    assert cells[tables.BEST_ON_TEST] == "6.32" and cells["selection bias (points)"] == "-0.30"
+    assert "selected on the test set" in tables.BEST_ON_TEST
+    assert cells["exact BN (%)"] == "6.72" and cells["validation-selected (%)"] == ""
+    assert cells["parameters"] == "269,722" and cells["precision"] == "bf16"
+    assert cells["against the paper"].startswith("+0.01 (-0.2") and "from the mean 6.61" in cells["against the paper"]
+
+
+def test_one_seed_has_a_binomial_interval_and_no_deviation():
+    cells = row(tables.cifar10_table(fake_runs({"resnet56": (1, 7.0)})), "ResNet-56")
+    assert cells[tables.LAST] == "7.00" and cells[tables.INTERVAL] == "6.50 to 7.50 (binomial)"
+    assert cells["against the paper"] == "+0.03, z = +0.1" and cells["best of n seeds (%)"] == ""
+
+
+def test_z_by_hand():
+    one = fake_runs({"resnet56": (1, 7.97)})
+    error = (6.97 * (100 - 6.97) / 1e4 + 7.97 * (100 - 7.97) / 1e4) ** 0.5
+    assert tables.paper_z("resnet56", one) == pytest.approx(1 / error)
+    five = fake_runs({"resnet110": FIVE})
+    error = (0.16**2 / 5 + stats.summarize(FIVE).std ** 2 / 5) ** 0.5
+    assert tables.paper_z("resnet110", five) == pytest.approx(0.01 / error)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"iterations": 6400}, {"dataset": "synthetic", "synthetic": True}, {"test_size": 1000}, {"train_size": 5000}],
+)
+def test_nothing_is_compared_with_the_paper_below_its_scale(fields):
+    runs = fake_runs({"resnet20": (3, 8.8)}, **fields)
+    assert row(tables.cifar10_table(runs), "ResNet-20")["against the paper"] == ""
+    assert any("Not at the paper's scale" in line for line in tables.notes(runs))
+
+
+def test_own_networks_and_plain_nets_are_appended():
+    runs = fake_runs({"my.nets:Wide": (1, 5), "plain20": (4, 9), "resnet14": (4, 9.5), "resnet20": (3, 8.8)})
+    table = tables.cifar10_table(runs)
+    assert list(table["model"])[-3:] == ["plain-20", "ResNet-14", "my.nets:Wide"]
+    assert list(table["source"])[-3:] == ["trained here", "trained here", "added"]
+
+
+def test_recipes_are_never_averaged():
+    runs = pd.concat(
+        [fake_runs({"resnet20": [8.7, 8.8]}), fake_runs({"resnet20": [9.5]}, val_size=5000),
+         fake_runs({"resnet32": [6.0]}, options="preactivation=true")], ignore_index=True,
+    )  # fmt: skip
+    table = tables.cifar10_table(runs)
+    assert row(table, "ResNet-20")[tables.LAST].startswith("8.75")
+    assert row(table, "ResNet-20 [val_size=5000]")[tables.LAST] == "9.50"
+    assert row(table, "ResNet-32 [options=preactivation=true]")["n"] == "1"  # another network says so, alone or not
+
+
+def test_the_warm_up_is_the_papers_recipe_for_110_layers():
+    runs = pd.concat(
+        [fake_runs({"resnet110": FIVE}), fake_runs({"resnet110": [7.5]}, warmup_lr=0.0)], ignore_index=True
+    )
+    table = tables.cifar10_table(runs)
+    assert row(table, "ResNet-110")["n"] == "5" and row(table, "ResNet-110 [warmup_lr=0]")["n"] == "1"
+
+
+def test_imagenet_and_unfinished_runs_stay_out():
+    runs = pd.concat([fake_runs({"resnet18": (30, 28)}, dataset="imagenet"), fake_runs({"resnet20": [8.7, 8.8]})])
+    runs = runs.reset_index(drop=True)
+    runs.loc[2, "status"] = "diverged"
+    table = tables.cifar10_table(runs)
+    assert row(table, "ResNet-20")["n"] == "1" and "ResNet-18" not in set(table["model"])
+    assert "ResNet-20: 1 run diverged, not in the table." in tables.notes(runs)
+
+
+def test_notes_on_mixed_data_equal_seeds_and_synthetic_images():
+    runs = fake_runs({"resnet20": [8.7, 8.7, 8.7], "resnet32": [7.5, 7.6]})
+    clean = " ".join(tables.notes(fake_runs({"resnet32": [7.5, 7.6]})))
+    assert not any(word in clean for word in ("Mixed", "SYNTHETIC", "same error", "Not at"))
+    assert "ResNet-32 7.37" in clean and "selected on the test set" in clean  # the peers, apart
+    assert any(line.startswith("ResNet-20: all 3 seeds have the same error") for line in tables.notes(runs))
+    runs.loc[0, "data_fingerprint"], runs.loc[3, "precision"] = "abcd", "fp32"
+    said = " ".join(tables.notes(runs))
+    assert "Mixed data" in said and "00ff, abcd" in said and "seeds of different precision: bf16, fp32" in said
+    synthetic = fake_runs({"resnet20": (50, 55)}, dataset="synthetic", synthetic=True)
+    assert any("SYNTHETIC DATA" in line for line in tables.notes(synthetic))
+    assert row(tables.cifar10_table(synthetic), "ResNet-20")["data set"] == "synthetic (SYNTHETIC)"
+
+
+def test_architecture_table():
+    nets = [("resnet20", build_model("resnet20"), 32), ("resnet18", build_model("resnet18", num_classes=1000), 224)]
+    table = tables.architecture_table(nets)
+    small, large = table.to_dict("records")
+    assert small["parameters"] == "269,722" and small["parameters (paper)"] == "0.27M" and small["layers"] == "20"
+    assert small["multiply-adds"] == "40,551,040" and small["multiply-adds (paper)"] == ""
+    assert large["multiply-adds (paper)"] == "1.8 billion" and large["multiply-adds"].startswith("1,81")
+
+
+def test_saved_files(tmp_path):
+    table = tables.cifar10_table(fake_runs({"resnet20": [8.70, 8.80]}))
+    paths = tables.save_table(table, tmp_path / "deep" / "table6", "Errors in % of cifar10_table")
+    assert [p.name for p in paths] == ["table6.csv", "table6.md", "table6.tex"]
+    read = pd.read_csv(paths[0], dtype=str, keep_default_na=False)
+    pd.testing.assert_frame_equal(read, table.astype(read.dtypes))
+    markdown, tex = paths[1].read_text(), paths[2].read_text()
+    assert markdown.startswith("Errors in % of cifar10_table\n\n| model") and "8.80" in markdown  # not 8.8
+    assert r"Errors in \% of cifar10\_table" in tex and r"\label{tab:table6}" in tex and r"(\%)" in tex
+    before = [p.read_bytes() for p in paths]
+    tables.save_table(table, tmp_path / "deep" / "table6", "Errors in % of cifar10_table")
+    assert before == [p.read_bytes() for p in paths] and len(list((tmp_path / "deep").iterdir())) == 3
