@@ -139,7 +139,11 @@ class CapturedStep(Step):
         self.x, self.y = x.clone(memory_format=torch.channels_last), y.clone()
         tensors = [*self.model.parameters(), *self.model.buffers()]
         saved = [t.detach().clone() for t in tensors]
-        momenta = {p: s["momentum_buffer"].clone() for p, s in self.optimizer.state.items() if s.get("momentum_buffer") is not None}
+        momenta = {
+            p: s["momentum_buffer"].clone()
+            for p, s in self.optimizer.state.items()
+            if s.get("momentum_buffer") is not None
+        }
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

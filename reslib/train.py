@@ -62,7 +62,9 @@ class State:
     seconds: float = 0.0
 
 
-def train(recipe: Recipe, runs_dir: Path, data_root=None, preset: str = "", execution=Execution(), say=print, on_row=None):
+def train(
+    recipe: Recipe, runs_dir: Path, data_root=None, preset: str = "", execution=Execution(), say=print, on_row=None
+):
     """Train `recipe` unless its run has ended, continuing where it stopped; returns the summary.
 
     on_row(row) is called after each evaluation with its metrics. Raises Interrupted after SIGTERM, Ctrl-C or the time
@@ -99,7 +101,9 @@ def _train(run: Run, data_root, preset, execution, say, on_row, group):
     model.to(device, memory_format=torch.channels_last).train()
     if execution.activation_checkpointing:
         if not hasattr(model, "activation_checkpointing"):
-            raise UserError(f"activation checkpointing is not known to {recipe.model}: it is for plain and residual nets")
+            raise UserError(
+                f"activation checkpointing is not known to {recipe.model}: it is for plain and residual nets"
+            )
         model.activation_checkpointing = True
     optimizer = make_optimizer(recipe, model, device)
 
@@ -119,7 +123,9 @@ def _train(run: Run, data_root, preset, execution, say, on_row, group):
         state.lr = recipe.warmup_lr if state.warming_up else recipe.lr
         state.fingerprint = source.fingerprint
         set_learning_rate(optimizer, state.lr, state.lr)
-    sessions.append({"from_iteration": state.iteration, "started": now(), **environment(device), "processes": group.world})
+    sessions.append(
+        {"from_iteration": state.iteration, "started": now(), **environment(device), "processes": group.world}
+    )
     if len({s["commit"] for s in sessions}) > 1:
         say(f"note: {recipe.run_name} continues on another commit than it was begun on; both are recorded")
 
@@ -419,7 +425,9 @@ def _read_checkpoint(run: Run, device) -> dict | None:
         saved = torch.load(run.checkpoint_file, map_location=device, weights_only=True)
         digest = saved["recipe"]
     except Exception as error:  # torch raises many kinds on damaged files
-        raise UserError(f"{run.checkpoint_file} is not a usable checkpoint ({error}): remove it to start over") from error
+        raise UserError(
+            f"{run.checkpoint_file} is not a usable checkpoint ({error}): remove it to start over"
+        ) from error
     if digest != run.recipe.digest:
         raise UserError(f"{run.checkpoint_file} belongs to recipe {digest}, not {run.recipe.digest}")
     return saved

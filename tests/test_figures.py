@@ -41,6 +41,15 @@ def test_figure1_draws_the_means_and_the_band_of_the_seeds():
     assert "20-layer" in texts(fig) and "smallest to largest" in texts(fig)
 
 
+def test_figure1_takes_the_ends_a_preset_has_and_says_so():
+    runs = fake_runs({"plain20": (60, 62), "plain32": (61, 63), "plain44": (70, 72)}, **SYNTHETIC)
+    fig = figures.figure1(runs, fake_curves(runs))
+    assert lines(fig.axes[0], "plain44") and not lines(fig.axes[0], "plain32")
+    assert "the paper's figure has 20 and 56 layers" in texts(fig) and "not trained" not in texts(fig)
+    alone = figures.figure1(runs[:1], fake_curves(runs[:1]))
+    assert "not trained at this preset: plain-56" in texts(alone)
+
+
 def test_footer_names_what_stands_behind_the_figure():
     runs = fake_runs(PLAIN, seeds=(0, 1, 2))
     footer = texts(figures.figure1(runs, fake_curves(runs)))
@@ -160,6 +169,11 @@ def test_block_diagrams():
     assert order.index("batch norm") < order.index("ReLU") < order.index("3x3 conv, C")
     with pytest.raises(UserError, match="shortcut 'D'"):
         figures.block_diagram("resnet", shortcut="D")
+
+
+def test_a_notebook_can_show_the_figure():
+    formatters = pytest.importorskip("IPython.core.formatters")
+    assert formatters.PNGFormatter()(figures.block_diagram("plain")).startswith(b"\x89PNG")
 
 
 def test_saved_bytes_are_the_same_again(tmp_path):

@@ -42,7 +42,9 @@ def choose_dataset(kind: str, root: str | Path | None = None, download: bool = F
                 return "cifar10"
             except UserError as error:
                 reason = f"{reason}, and {error}"
-        say(f"*** SYNTHETIC DATA *** {reason}: using the embedded synthetic set. Its errors say nothing about CIFAR-10.")
+        say(
+            f"*** SYNTHETIC DATA *** {reason}: using the embedded synthetic set. Its errors say nothing about CIFAR-10."
+        )
         return "synthetic"
     from . import imagenet
 

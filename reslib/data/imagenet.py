@@ -11,29 +11,24 @@ the image, so the mean crop is nearly flat, and testing at five scales would nee
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from .decode import (
-    BadImage,
     centre,
-    centre_view,
-    decode_rgb,
     resample,
     resampling_matrix,
-    resized_crop,
     scaled_size,
 )
 from .draws import centre_scale, draw, first_images, permutation, split_indices
 from .folder_sets import FolderSet, load_folder_set
 from .folders import ImageList, find_root, fingerprint, index_folder
 from .sets import DataSource, ImageSet
+from .streaming import OnDisk
 
 __all__ = ["FolderBatches", "FolderSet", "batches_for", "draw", "find", "load", "load_folder_set"]
 
@@ -44,7 +39,6 @@ VALUES = (0.2175, 0.0188, 0.0045)
 VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 STATISTICS_PIXELS = 1 << 24  # a small set's statistics come from about this many pixels of evenly spaced images
-MAX_SKIPS = 1000  # unreadable images in a row after which the set is taken to be missing
 
 
 def find(dataset: str, data_root: str | Path) -> Path | None:
@@ -56,7 +50,7 @@ def find(dataset: str, data_root: str | Path) -> Path | None:
 
 
 def load(dataset: str, data_root: str | Path) -> DataSource:
-    """ "imagenette" decoded into memory; "imagenet" as ImageLists, decoded while training. UserError if missing or broken."""
+    """Imagenette decoded into memory, ImageNet as ImageLists decoded in use. UserError if missing or broken."""
     root = find_root(data_root, dataset)
     if dataset == "imagenet":
         train, test = index_folder(root)
@@ -79,19 +73,21 @@ class FolderBatches:
     """Training batches and test batches of an ImageNet-style source, normalised, on the device.
 
     `source.train` and `source.test` are both in memory (`images` uint8 (N, H, W, 3), `labels`) or both ImageLists.
-    The recipe gives seed, batch_size, sizes, augmentation, crops, preprocessing and how many images are used. Attributes:
-    `mean`, `std` (3,), `components` (3, 3; alpha @ components is added to RGB in 0..1), `skipped` {name: reason}.
+    The recipe gives seed, batch_size, sizes, augmentation, crops, preprocessing and how many images are used.
+    Attributes: `mean`, `std` (3,), `components` (3, 3): alpha @ components is added to RGB in 0..1, `skipped` {name:
+    reason} of unreadable images met so far, `sets` {"train", "test", and "val" if any: indices into the source}.
     """
 
     def __init__(self, recipe, source, device, workers: int | None = None):
         self.recipe, self.device = recipe, torch.device(device)
         train, val = split_indices(len(source.train.labels), recipe.val_size, recipe.train_size)
-        self.indices = {"train": train, "val": val, "test": first_images(len(source.test.labels), recipe.test_size)}
+        self.sets = {"train": train, "test": first_images(len(source.test.labels), recipe.test_size)}
+        self.sets |= {"val": val} if len(val) else {}
         self.skipped: dict[str, str] = {}
         self._epochs: dict[int, np.ndarray] = {}
         if isinstance(source.train, ImageList):
             mean, std, values, vectors = (np.array(v) for v in (MEAN, STD, VALUES, VECTORS))
-            self.reader = _Streaming(recipe, source, self.indices["train"], self.device, workers, self.skipped)
+            self.reader = OnDisk(recipe, source, self.sets["train"], self.device, workers, self.skipped)
         else:
             mean, std, values, vectors = colour_statistics(source.train.images, train)
             self.reader = _InMemory(recipe, source, self.device)
@@ -102,7 +98,7 @@ class FolderBatches:
 
     def __len__(self) -> int:
         """Number of training images in an epoch."""
-        return len(self.indices["train"])
+        return len(self.sets["train"])
 
     def order(self, positions: np.ndarray) -> np.ndarray:
         """The image of the source's training set at each position of the stream: int64, like positions."""
@@ -111,7 +107,7 @@ class FolderBatches:
         for epoch in np.unique(epochs).tolist():
             if epoch not in self._epochs:
                 self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1}
-                self._epochs[epoch] = self.indices["train"][permutation(self.recipe.seed, epoch, len(self))]
+                self._epochs[epoch] = self.sets["train"][permutation(self.recipe.seed, epoch, len(self))]
             chosen = epochs == epoch
             result[chosen] = self._epochs[epoch][offsets[chosen]]
         return result
@@ -119,7 +115,7 @@ class FolderBatches:
     def stream(
         self, start: int, stop: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """This rank's share of iterations start..stop-1: x (B / world, 3, crop, crop) channels-last and y (B / world,)."""
+        """This rank's share of iterations start..stop-1: x (B / world, 3, crop, crop), channels-last, and y."""
         batch = self.recipe.batch_size
         if batch % world:
             raise UserError(f"batch_size {batch} cannot be shared by {world} processes: it must be a multiple")
@@ -129,18 +125,25 @@ class FolderBatches:
         for pixels, labels, alpha in self.reader.train(keys, world):
             yield self.normalise(pixels, alpha), labels
 
+    def has(self, part: str) -> bool:
+        return part in self.sets
+
     def eval_batches(
-        self, batch_size: int, rank: int = 0, world: int = 1, split: str = "test"
+        self, part: str = "test", batch_size: int = 256, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(x, y) over "test", "val" or "train", each image once over all ranks: the centre crop at shorter side
         256 / 224 of the crop. Unreadable images are left out and named in `skipped`."""
-        index = self.indices[split][rank::world]
+        index = self.sets[part][rank::world]
         chunks = (index[i : i + batch_size] for i in range(0, len(index), batch_size))
-        for pixels, labels in self.reader.centre(chunks, split, world):
+        for pixels, labels in self.reader.centre(chunks, part, world):
             yield self.normalise(pixels), labels
 
+    def images(self, part: str = "test", rank: int = 0, world: int = 1) -> Iterator[tuple[int, torch.Tensor, int]]:
+        """(index, pixels (H, W, 3) uint8, label) of this rank's share, whole and in original size, for evaluate.py."""
+        return self.reader.whole(self.sets[part][rank::world], part, world)
+
     def normalise(self, pixels: torch.Tensor, alpha: torch.Tensor | None = None) -> torch.Tensor:
-        """RGB (B, 3, h, w) in 0..255 to the network's input: colour offset, minus mean, by std if the recipe says so."""
+        """RGB (B, 3, h, w) in 0..255 to the network's input in 0..1: colour offset, minus mean, over std if asked."""
         shift = -self.mean if alpha is None else alpha @ self.components - self.mean  # (3,) or (B, 3)
         x = pixels.float().mul(1 / 255).add_(shift.view(-1, 3, 1, 1))
         if self.recipe.preprocessing == "channel-std":
@@ -161,10 +164,6 @@ def colour_statistics(images: torch.Tensor, index: np.ndarray) -> tuple[np.ndarr
     values, vectors = np.linalg.eigh(covariance)
     vectors *= np.where(vectors[np.abs(vectors).argmax(0), range(3)] < 0, -1, 1)  # a sign that no library chooses
     return mean, np.sqrt(np.diag(covariance)), values[::-1].copy(), vectors[:, ::-1].copy()
-
-
-def cpu_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- Images in memory ------------------------------------------------------------------------------------------------
@@ -210,6 +209,10 @@ class _InMemory:
             n = len(index)
             yield resample(images[chosen], rows.expand(n, -1, -1), columns.expand(n, -1, -1)), labels[chosen]
 
+    def whole(self, index: np.ndarray, part: str, world: int):
+        images, labels = self.sets[part]
+        return ((i, images[i], int(labels[i])) for i in index.tolist())
+
 
 def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":  # pinned, so that the copy does not wait for the device
@@ -217,123 +220,3 @@ def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if tensor.dtype == torch.float64:
         tensor = tensor.float()
     return tensor.to(device, non_blocking=True)
-
-
-# --- Images on disk --------------------------------------------------------------------------------------------------
-
-
-class _Streaming:
-    """Decodes in worker processes; batches come pinned where the device is CUDA, several ahead of their use."""
-
-    def __init__(self, recipe, source, train_indices, device: torch.device, workers: int | None, skipped: dict):
-        self.datasets = {
-            "train": TrainViews(recipe, source.train, train_indices),
-            **{s: CentreViews(recipe.crop_size, source.test if s == "test" else source.train) for s in ("test", "val")},
-        }
-        self.eval_sets = {"train": self.datasets["val"], "val": self.datasets["val"], "test": self.datasets["test"]}
-        self.device, self.workers, self.skipped = device, workers, skipped
-
-    def train(self, keys, world: int):
-        for pixels, labels, bad, alpha in self._load(self.datasets["train"], keys, world):
-            self.skipped.update(bad)
-            yield (
-                self._pixels(pixels),
-                labels.to(self.device, non_blocking=True),
-                alpha.to(self.device, non_blocking=True),
-            )
-
-    def centre(self, chunks, split: str, world: int):
-        for pixels, labels, bad in self._load(self.eval_sets[split], chunks, world):
-            self.skipped.update(bad)
-            if len(labels):
-                yield self._pixels(pixels), labels.to(self.device, non_blocking=True)
-
-    def _pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        return pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-
-    def _load(self, dataset: Dataset, keys, world: int) -> DataLoader:
-        return load_keys(dataset, keys, self.workers, self.device, world)
-
-
-def load_keys(dataset: Dataset, keys, workers: int | None, device: torch.device, world: int = 1) -> DataLoader:
-    """dataset[key] for every key in order, computed in `workers` processes (default: one per CPU, at most 16)."""
-    workers = min(16, max(1, cpu_count() // world)) if workers is None else workers
-    pinned, ahead = device.type == "cuda", 4 if workers else None
-    return DataLoader(
-        dataset,
-        None,
-        sampler=_Keys(keys),
-        num_workers=workers,
-        pin_memory=pinned,
-        prefetch_factor=ahead,
-        collate_fn=_same,
-    )
-
-
-class _Keys:
-    """A lazy iterable as the sampler of a DataLoader."""
-
-    def __init__(self, keys):
-        self.keys = keys
-
-    def __iter__(self):
-        return iter(self.keys)
-
-
-def _same(item):
-    return item
-
-
-class TrainViews(Dataset):
-    """dataset[(positions, index)] -> pixels (B, crop, crop, 3) uint8, labels, {unreadable name: reason}, alpha (B, 3).
-
-    In place of an unreadable image comes the next readable one of the training set, whichever worker meets it.
-    """
-
-    def __init__(self, recipe, images: ImageList, indices: np.ndarray):
-        self.recipe, self.images, self.indices = recipe, images, indices
-
-    def __getitem__(self, key):
-        positions, index = key
-        views = draw(self.recipe, positions)
-        crop = self.recipe.crop_size
-        pixels, labels, bad = np.empty((len(index), crop, crop, 3), np.uint8), np.empty(len(index), np.int64), {}
-        for row, i in enumerate(index):
-            image, used = self._readable(i, bad)
-            scale = int(views["scale"][row])
-            width, height = scaled_size(*image.size, scale)
-            top, left = int(views["top"][row] * (height - crop + 1)), int(views["left"][row] * (width - crop + 1))
-            view = resized_crop(image, scale, top, left, crop)
-            pixels[row] = view[:, ::-1] if views["flip"][row] else view
-            labels[row] = self.images.labels[used]
-        return torch.from_numpy(pixels), torch.from_numpy(labels), bad, views["alpha"]
-
-    def _readable(self, i: int, bad: dict):
-        """The image i, or the first readable after it, and its index."""
-        place = int(np.searchsorted(self.indices, i))
-        for step in range(min(MAX_SKIPS, len(self.indices))):
-            used = int(self.indices[(place + step) % len(self.indices)])
-            try:
-                return decode_rgb(self.images.read(used)), used
-            except BadImage as reason:
-                bad[self.images.name(used)] = str(reason)
-        raise UserError(f"no readable image in a row of {len(bad)} under {self.images.root!r}: first {next(iter(bad))}")
-
-
-class CentreViews(Dataset):
-    """dataset[index] -> pixels (B, crop, crop, 3) uint8, labels, {unreadable name: reason}: B counts the readable."""
-
-    def __init__(self, crop: int, images: ImageList):
-        self.crop, self.images = crop, images
-
-    def __getitem__(self, index):
-        pixels, labels, bad = [np.empty((0, self.crop, self.crop, 3), np.uint8)], [], {}
-        for i in index:
-            try:
-                view = centre_view(decode_rgb(self.images.read(i)), centre_scale(self.crop), self.crop)
-            except BadImage as reason:
-                bad[self.images.name(i)] = str(reason)
-                continue
-            pixels.append(view[None])
-            labels.append(self.images.labels[i])
-        return torch.from_numpy(np.concatenate(pixels)), torch.tensor(labels, dtype=torch.int64), bad

@@ -44,7 +44,9 @@ def split(source: DataSource, recipe: Recipe) -> tuple[ImageSet, ImageSet | None
             f"images of {source.name}"
         )
     if recipe.test_size > len(source.test):
-        raise UserError(f"test_size {recipe.test_size} is more than the {len(source.test)} test images of {source.name}")
+        raise UserError(
+            f"test_size {recipe.test_size} is more than the {len(source.test)} test images of {source.name}"
+        )
     train, validation, test = source.train, None, source.test
     if recipe.val_size or recipe.train_size:
         generator = torch.Generator().manual_seed(mixed_seed(SPLIT_SEED))

@@ -33,8 +33,12 @@ def seed_band(curves: pd.DataFrame, column: str) -> pd.DataFrame:
     return band
 
 
-def figure1(runs: pd.DataFrame, curves: pd.DataFrame, depths: tuple[int, ...] = paper.FIGURE1_DEPTHS) -> Figure:
-    """Figure 1: training error (left) and test error (right) of plain nets of 20 and 56 layers."""
+def figure1(runs: pd.DataFrame, curves: pd.DataFrame, depths: tuple[int, ...] | None = None) -> Figure:
+    """Figure 1: training error (left) and test error (right) of plain nets of 20 and 56 layers.
+
+    A preset without one of these gets its shallowest and deepest plain net, and the figure says so.
+    """
+    depths = depths or _figure1_depths(runs)
     shown = _shown(runs, [f"plain{d}" for d in depths])
     fig, axes = new_figure(8.6, 3.5, 1, 2)
     ends = []
@@ -45,8 +49,17 @@ def figure1(runs: pd.DataFrame, curves: pd.DataFrame, depths: tuple[int, ...] = 
         ax.set_title("plain nets")
     _share_limits(axes[0], shown, 20)
     _label_ends(axes[0], ends)
-    sign(fig, shown, _notes(runs, shown))
+    stands_in = "" if depths == paper.FIGURE1_DEPTHS else "the paper's figure has 20 and 56 layers"
+    sign(fig, shown, " · ".join(filter(None, [stands_in, _notes(runs, shown)])))
     return fig
+
+
+def _figure1_depths(runs: pd.DataFrame) -> tuple[int, ...]:
+    plain = runs[(runs["family"] == "plain") & ~runs["depth"].isin(evidence.IMAGENET_DEPTHS)]
+    there = sorted(int(d) for d in plain["depth"].unique())
+    if len(there) < 2 or set(paper.FIGURE1_DEPTHS) <= set(there):
+        return paper.FIGURE1_DEPTHS
+    return there[0], there[-1]
 
 
 def figure4(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from pathlib import Path
 
 import matplotlib
-import matplotlib.pyplot  # noqa: F401 (in a notebook this registers the display of figures)
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -50,10 +50,19 @@ def marker(depth: int) -> str:
     return MARKERS.get(int(depth), "*")
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows as a cell's value, whether or not pyplot has been set up there."""
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.savefig(png, format="png", dpi=100)
+        return png.getvalue()
+
+
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **subplots) -> tuple[Figure, np.ndarray]:
     """A figure outside pyplot's state (shown once in a notebook, nothing to close) and its axes (rows, columns)."""
     with matplotlib.rc_context(RC):
-        fig = Figure(figsize=(width, height), layout="constrained")
+        fig = ShownFigure(figsize=(width, height), layout="constrained")
         return fig, fig.subplots(rows, columns, squeeze=False, **subplots)
 
 

@@ -1,0 +1,103 @@
+"""The command line: `reslib reproduce | train | status | list | data | bench | equivalence | verify | report`.
+
+Exit codes: 0 done, 1 something failed (one line each), 2 bad arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import sys
+
+from .errors import UserError
+
+COMMANDS = {  # name: (module with add_arguments(parser) and main(arguments) -> exit code, help)
+    "reproduce": ("commands.reproduce", "run the notebooks with papermill, training what is missing"),
+    "train": ("commands.train", "train one network"),
+    "status": ("commands.status", "which runs of a preset are done, running, missing; what is left"),
+    "list": ("commands.listing", "models, studies, presets, data sets"),
+    "data": ("commands.data", "what data is found where; download; verify"),
+    "bench": ("bench", "measure speed against the usual loop"),
+    "equivalence": ("equivalence", "train the fast path and fp32 side by side and compare their errors"),
+    "verify": ("verify", "check a results folder: records, hashes, figures, tables"),
+    "report": ("report", "one HTML page from the records"),
+}
+
+
+class ArgumentError(UserError):
+    """A mistake in the arguments: exit code 2."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="reslib", description=__doc__.splitlines()[0])
+    parser.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    named = next((a for a in argv if a in COMMANDS), None)
+    modules = {}
+    for name, (module, text) in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        if name == named:  # the others are not imported: `reslib --help` answers at once
+            modules[name] = importlib.import_module(f"reslib.{module}")
+            modules[name].add_arguments(sub)
+    arguments = parser.parse_args(argv)
+    from .train import Interrupted
+
+    try:
+        return modules[arguments.command].main(arguments) or 0
+    except (UserError, Interrupted, KeyboardInterrupt, BrokenPipeError, OSError) as error:
+        if arguments.traceback:
+            raise
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe went away
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"reslib: {text}", file=sys.stderr)
+        return 2 if isinstance(error, ArgumentError) else 1
+
+
+def add_common(parser: argparse.ArgumentParser, preset: str | None = "quick") -> None:
+    """The options that most commands share."""
+    if preset:
+        parser.add_argument(
+            "--preset", default=os.environ.get("RESLIB_PRESET", preset), help="smoke, quick, medium or paper"
+        )
+    parser.add_argument("--data-root", default=None, help="folder with the data sets (default: $RESLIB_DATA)")
+    parser.add_argument("--results", default=None, help="results folder (default: $RESLIB_RESULTS or results/)")
+
+
+def add_execution(parser: argparse.ArgumentParser) -> None:
+    """How runs execute; none of it changes results."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
+    parser.add_argument("--deterministic", action="store_true", help="the same bits every time on this machine")
+    parser.add_argument(
+        "--time-limit", type=duration, default=None, metavar="25m", help="stop at a checkpoint after this"
+    )
+    parser.add_argument(
+        "--checkpoint-every", type=duration, default=60.0, metavar="60s", help="at most this much is lost"
+    )
+    parser.add_argument("--activation-checkpointing", action="store_true", help="less memory, more time, same numbers")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard logs into each run")
+
+
+def execution_of(arguments):
+    from .train import Execution
+
+    return Execution(
+        device=arguments.device,
+        deterministic=arguments.deterministic,
+        time_limit=arguments.time_limit,
+        checkpoint_seconds=arguments.checkpoint_every,
+        activation_checkpointing=arguments.activation_checkpointing,
+        tensorboard=arguments.tensorboard,
+    )
+
+
+def duration(text: str) -> float:
+    """ "90", "90s", "25m" or "2h" in seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90s, 25m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

@@ -1,0 +1,77 @@
+"""`reslib train MODEL`: one network under a preset's recipe, every field of which can be set here."""
+
+from __future__ import annotations
+
+from ..cli import ArgumentError, add_common, add_execution, execution_of
+from ..data import choose_dataset
+from ..errors import UserError
+from ..models import is_imagenet
+from ..recipe import CHOICES, field_types, parse_field
+from ..runs import results_root
+from ..studies import cifar_recipe, imagenet_recipe, preset_of
+from ..train import train
+
+SET_ELSEWHERE = ("model",)
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("model", help="a name of `reslib list`, or package.module:Factory")
+    add_common(parser, preset="paper")
+    add_execution(parser)
+    parser.add_argument("--no-wait", action="store_true", help="fail if another process trains this run")
+    group = parser.add_argument_group("recipe", "fields that determine the result; the preset gives the defaults")
+    for name, kind in field_types().items():
+        if name not in SET_ELSEWHERE:
+            allowed = ", ".join(CHOICES.get(name, ())) or kind.__name__
+            group.add_argument("--" + name.replace("_", "-"), dest=f"field_{name}", metavar="VALUE", help=allowed)
+
+
+def main(arguments) -> int:
+    try:
+        recipe = recipe_of(arguments)
+    except UserError as error:
+        raise ArgumentError(str(error)) from error
+    from dataclasses import replace
+
+    execution = replace(execution_of(arguments), wait=not arguments.no_wait)
+    runs_dir = results_root(arguments.results) / arguments.preset / "runs"
+    summary = train(recipe, runs_dir, arguments.data_root, arguments.preset, execution)
+    if summary["status"] == "diverged":
+        print(f"{recipe.run_name}: diverged: {summary['message']}")
+        return 1
+    print(f"{recipe.run_name}: test error {100 * summary['test_error']:.2f} % ({runs_dir / recipe.run_name})")
+    return 0
+
+
+def recipe_of(arguments):
+    preset = preset_of(arguments.preset)
+    fields = {n: getattr(arguments, f"field_{n}") for n in field_types() if n not in SET_ELSEWHERE}
+    changes = {name: parse_field(name, text) for name, text in fields.items() if text is not None}
+    imagenet = is_imagenet(arguments.model) if "dataset" not in changes else "image" in changes["dataset"]
+    dataset = changes.pop("dataset", None)
+    if dataset is None:
+        kind = "imagenet" if imagenet else "cifar"
+        dataset = synthetic_name(kind) if preset.name == "smoke" else choose_dataset(kind, arguments.data_root)
+    make = imagenet_recipe if imagenet else cifar_recipe
+    recipe = make(arguments.model, preset, dataset, **changes)
+    from ..models import build_model
+    from ..recipe import parse_options
+
+    if not recipe.teacher:  # a wrong name or option is said before any data is read
+        import torch
+
+        with torch.device("meta"):
+            build_model(
+                recipe.model, 10, recipe.shortcut if is_resnet(recipe.model) else None, **parse_options(recipe.options)
+            )
+    return recipe
+
+
+def is_resnet(model: str) -> bool:
+    from ..models import family_and_depth
+
+    return family_and_depth(model)[1] > 0
+
+
+def synthetic_name(kind: str) -> str:
+    return {"cifar": "synthetic", "imagenet": "synthetic-imagenet"}[kind]

@@ -1,0 +1,220 @@
+"""Which runs each figure and table needs, at which scale. A preset changes the scale, never the protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .errors import choose
+from .models import BASELINE_RECIPES, BASELINES, family_and_depth
+from .recipe import Recipe
+
+WARMED_UP = 110  # layers from which the paper warms up (section 4.2)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A scale: how long, on how much, which depths and how many seeds."""
+
+    name: str
+    purpose: str
+    scale: dict  # Recipe fields of the CIFAR runs
+    depths: tuple[int, ...]  # plain and residual nets of Figures 1 and 6
+    deep: tuple[int, ...]  # residual nets beyond them
+    plain_deep: tuple[int, ...] = ()
+    seeds: int = 1
+    more_seeds: dict = field(default_factory=dict)  # model: number of seeds, where it differs
+    baselines: dict = field(default_factory=dict)  # Recipe fields of the other networks of Table 6
+    imagenet: dict = field(default_factory=dict)  # Recipe fields of the ImageNet nets
+    ablation_model: str = "resnet20"
+    future_depth: int = 110
+    gradient_depths: tuple[int, ...] = (8, 20, 56)
+
+    def seeds_of(self, model: str, asked: int = 0) -> range:
+        return range(asked or self.more_seeds.get(model, self.seeds))
+
+
+SMALL_IMAGENET = {  # the ImageNet protocol with every length in pixels divided by four
+    "crop_size": 56,
+    "scale_range": (64, 120),
+    "augmentation": "scale-crop-flip-color",
+}
+PRESETS = {
+    "smoke": Preset(
+        "smoke",
+        "tests: synthetic data, seconds",
+        {"iterations": 6, "batch_size": 16, "eval_every": 3, "train_size": 256, "test_size": 64, "warmup_window": 2},
+        depths=(20, 32),
+        deep=(),
+        imagenet={
+            "iterations": 4,
+            "batch_size": 8,
+            "eval_every": 2,
+            "train_size": 64,
+            "test_size": 32,
+            "crop_size": 32,
+            "scale_range": (32, 48),
+            "augmentation": "scale-crop-flip-color",
+        },
+        future_depth=20,
+        gradient_depths=(8, 20),
+    ),
+    "quick": Preset(
+        "quick",
+        "first look: minutes on two CPU cores",
+        {"iterations": 120, "eval_every": 20, "test_size": 2000, "warmup_window": 10},
+        depths=(20, 56),
+        deep=(),
+        baselines={"iterations": 30, "eval_every": 10, "test_size": 1000},
+        imagenet={"iterations": 40, "batch_size": 64, "eval_every": 10, "test_size": 1000, **SMALL_IMAGENET},
+        ablation_model="resnet20",
+        future_depth=20,
+    ),
+    "medium": Preset(
+        "medium",
+        "real curves: a tenth of the paper's iterations",
+        {"iterations": 6400, "eval_every": 320},
+        depths=(20, 32, 44, 56),
+        deep=(110,),
+        more_seeds={"plain20": 3, "resnet20": 3},
+        imagenet={"iterations": 1200, "batch_size": 64, "eval_every": 60, **SMALL_IMAGENET},
+    ),
+    "paper": Preset(
+        "paper",
+        "the reproduction: the paper's iterations and seeds",
+        {},
+        depths=(20, 32, 44, 56),
+        deep=(110, 1202),
+        plain_deep=(110,),
+        seeds=5,
+        more_seeds={"resnet1202": 1, "plain110": 1},
+        # 60e4 iterations at most, batch 256 on several devices of 32 images each (section 3.4)
+        imagenet={
+            "iterations": 600_000,
+            "batch_size": 256,
+            "accumulation": 8,
+            "eval_every": 5000,
+            "schedule": "plateau",
+            "crop_size": 224,
+            "scale_range": (256, 480),
+            "augmentation": "scale-crop-flip-color",
+        },
+    ),
+}
+
+
+def preset_of(name: str) -> Preset:
+    choose("preset", name, PRESETS)
+    return PRESETS[name]
+
+
+def cifar_recipe(model: str, preset: Preset, dataset: str = "cifar10", seed: int = 0, **changes) -> Recipe:
+    """The recipe of one network on CIFAR-10 (or the synthetic stand-in): the paper's, or the network's own."""
+    values = {"model": model, "dataset": dataset, "seed": seed, **preset.scale}
+    if model in BASELINES:
+        values |= {**BASELINE_RECIPES[model], **preset.baselines}
+    if family_and_depth(model)[1] >= WARMED_UP:
+        values["warmup_lr"] = 0.01  # "too large to start converging" (section 4.2)
+    return Recipe(**{**values, **changes})
+
+
+def imagenet_recipe(model: str, preset: Preset, dataset: str = "imagenet", seed: int = 0, **changes) -> Recipe:
+    """The recipe of one network of Figure 4: shortcuts of option A, as in the figure (section 4.1)."""
+    values = {"model": model, "dataset": dataset, "seed": seed, "shortcut": "A", **preset.imagenet}
+    return Recipe(**{**values, **changes})
+
+
+def figure1(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
+    """Plain nets of 20 and 56 layers; beside them the residual nets, for the view over depth."""
+    shallow, deep = preset.depths[0], preset.depths[-1]
+    return _grid(
+        [f"{kind}{depth}" for depth in (shallow, deep) for kind in ("plain", "resnet")], preset, dataset, seeds
+    )
+
+
+def figure6(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
+    """Plain and residual nets of every depth of the preset."""
+    names = [f"{kind}{depth}" for depth in preset.depths for kind in ("plain", "resnet")]
+    names += [f"resnet{d}" for d in preset.deep] + [f"plain{d}" for d in preset.plain_deep]
+    return _grid(names, preset, dataset, seeds)
+
+
+def cifar10_table(preset: Preset, dataset: str, seeds: int = 0, models=()) -> list[Recipe]:
+    """Every row of Table 6, and the networks in `models`."""
+    names = [f"resnet{depth}" for depth in (*preset.depths, *preset.deep)] + list(BASELINES) + list(models)
+    return _grid(names, preset, dataset, seeds)
+
+
+def figure7(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
+    """Layer responses: plain-20/56 and ResNet-20/56/110, one seed."""
+    ends = (preset.depths[0], preset.depths[-1])
+    names = [f"{kind}{depth}" for kind in ("plain", "resnet") for depth in ends]
+    return _grid([*names, *(f"resnet{d}" for d in preset.deep if d == 110)], preset, dataset, 1)
+
+
+def figure4(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
+    """Plain and residual nets of 18 and 34 layers on ImageNet."""
+    names = ("plain18", "plain34", "resnet18", "resnet34")
+    return [imagenet_recipe(m, preset, dataset, s) for m in names for s in preset.seeds_of(m, seeds or 1)]
+
+
+DEVIATIONS = {  # what other reproductions do differently: Recipe fields that change
+    "RGB mean and std": {"preprocessing": "channel-std"},
+    "RGB mean only": {"preprocessing": "channel-mean"},
+    "45k training images": {"val_size": 5000},
+    "shortcut option B": {"shortcut": "B"},
+    "Nesterov momentum": {"nesterov": True},
+    "black padding": {"padding": "black"},
+    "one crop per batch": {"crops": "batch"},
+}
+
+
+def fidelity(preset: Preset, dataset: str, seeds: int = 0) -> dict[str, list[Recipe]]:
+    """For each common deviation, its runs; "paper" holds the reference runs."""
+
+    def runs(model, **changes):
+        return [cifar_recipe(model, preset, dataset, s, **changes) for s in preset.seeds_of(model, seeds)]
+
+    groups = {"paper": runs(preset.ablation_model)}
+    for name, changes in DEVIATIONS.items():
+        if "val_size" in changes and preset.scale.get("train_size"):  # keep the split's proportion at small scale
+            changes = {"val_size": preset.scale["train_size"] // 10, "train_size": preset.scale["train_size"] * 9 // 10}
+        groups[name] = runs(preset.ablation_model, **changes)
+    for depth in preset.deep:
+        if depth == WARMED_UP:
+            groups[f"no warm-up (ResNet-{depth})"] = runs(f"resnet{depth}", warmup_lr=0.0)
+            groups[f"paper (ResNet-{depth})"] = runs(f"resnet{depth}")
+    return groups
+
+
+def future_work(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
+    """The original and the pre-activation residual net of one great depth."""
+    model = f"resnet{preset.future_depth}"
+    pair = ({}, {"options": "preactivation=true"})
+    return [cifar_recipe(model, preset, dataset, s, **o) for o in pair for s in preset.seeds_of(model, seeds)]
+
+
+STUDIES = {  # name: (recipes, kind of data)
+    "figure1": (figure1, "cifar"),
+    "figure4": (figure4, "imagenet"),
+    "cifar10_table": (cifar10_table, "cifar"),
+    "figure6": (figure6, "cifar"),
+    "figure7": (figure7, "cifar"),
+    "fidelity": (lambda *a: [r for runs in fidelity(*a).values() for r in runs], "cifar"),
+    "future_work": (future_work, "cifar"),
+}
+
+
+def plan(preset: Preset, datasets: dict[str, str], seeds: int = 0, names=tuple(STUDIES)) -> list[Recipe]:
+    """The runs of several studies, each once, in order. datasets: "cifar" and "imagenet" -> name of the set."""
+    recipes = {}
+    for name in names:
+        study, kind = STUDIES[name]
+        for recipe in study(preset, datasets[kind], seeds):
+            recipes.setdefault(recipe.digest, recipe)
+    return list(recipes.values())
+
+
+def _grid(names, preset, dataset, seeds):
+    return [
+        cifar_recipe(name, preset, dataset, s) for name in dict.fromkeys(names) for s in preset.seeds_of(name, seeds)
+    ]
