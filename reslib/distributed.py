@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 
@@ -19,8 +20,13 @@ class Group:
     def device(self, device: torch.device) -> torch.device:
         return device
 
-    def wrap(self, model, device):
-        return model
+    def wrap(self, module, device, unused: bool):
+        """The module, its gradients averaged over processes; unused: some parameters may take no part in a step."""
+        return module
+
+    def sync_at(self, module, last: bool):
+        """A context in which gradients are averaged only at the last micro-batch of a step."""
+        return contextlib.nullcontext()
 
     def sum(self, tensor: torch.Tensor) -> None:
         """Sum over processes, in place."""
@@ -53,11 +59,17 @@ class TorchrunGroup(Group):
         self._device = device
         return device
 
-    def wrap(self, model, device):
+    def wrap(self, module, device, unused):
         # Buffers stay local during steps: each process has its own micro-batch statistics; average() joins them.
         return torch.nn.parallel.DistributedDataParallel(
-            model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+            module,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            find_unused_parameters=unused,
         )
+
+    def sync_at(self, module, last):
+        return contextlib.nullcontext() if last else module.no_sync()
 
     def sum(self, tensor):
         dist.all_reduce(tensor)
@@ -81,23 +93,25 @@ class TorchrunGroup(Group):
         return self.maximum(bool(value)) > 0
 
 
-@contextlib.contextmanager
-def group():
-    """The group of this process; joins the others of a torchrun job for the length of the block."""
+ALONE = Group()
+
+
+def group() -> Group:
+    """The group of this process; of a torchrun job, joined at the first call and left when the process ends."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Group()
-        return
+        return ALONE
     mine = TorchrunGroup()
     if torch.cuda.is_available():
         torch.cuda.set_device(mine.local_rank)
-    owner = not dist.is_initialized()
-    if owner:
+    if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield mine
-    finally:
-        if owner:
-            dist.destroy_process_group()
+        atexit.register(dist.destroy_process_group)
+    return mine
+
+
+def first() -> bool:
+    """Whether this process is the one that speaks for its torchrun job."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def check_divisible(recipe, world: int) -> None:

@@ -7,21 +7,27 @@ import torch.nn.functional as F
 from torch import nn
 
 from .data.memory import mixed_seed
+from .distributed import ALONE
+from .measure import batch_norms
 from .numerics import autocast
 from .recipe import Recipe
 
 
-def loss_of(model: nn.Module):
-    """The model's own `training_loss(x, y, progress) -> (loss, logits)`, or cross-entropy of its logits in fp32."""
-    own = getattr(getattr(model, "module", model), "training_loss", None)
-    if own is not None:
-        return own
+class Objective(nn.Module):
+    """(x, y, progress) -> (loss, logits): the model's own `training_loss`, or cross-entropy of its logits in fp32.
 
-    def cross_entropy(x, y, progress):
-        logits = model(x).float()
+    A module, so that DistributedDataParallel sees the whole forward pass whichever of the two it is.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, y, progress):
+        if hasattr(self.model, "training_loss"):
+            return self.model.training_loss(x, y, progress)
+        logits = self.model(x).float()
         return F.cross_entropy(logits, y), logits
-
-    return cross_entropy
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.optim.SGD:
@@ -62,16 +68,14 @@ class Step:
     depend on how many devices there are.
     """
 
-    def __init__(self, recipe: Recipe, model: nn.Module, optimizer, device, precision: str, rank=0, world=1):
+    def __init__(self, recipe: Recipe, model: nn.Module, optimizer, device, precision: str, group=ALONE):
         self.recipe, self.model, self.optimizer, self.device = recipe, model, optimizer, device
-        self.precision, self.rank, self.world = precision, rank, world
-        self.parts = recipe.accumulation // world
-        self.loss = loss_of(model)
-        bare = getattr(model, "module", model)
-        self.stochastic = getattr(bare, "stochastic", False)
+        self.precision, self.group = precision, group
+        self.parts = recipe.accumulation // group.world
+        self.loss = group.wrap(Objective(model), device, unused=hasattr(model, "training_loss"))
+        self.stochastic = getattr(model, "stochastic", False)
         self.progress = torch.zeros((), device=device)
-        norms = [m for m in bare.modules() if isinstance(m, nn.BatchNorm2d)]
-        self.averages = [b for m in norms for b in (m.running_mean, m.running_var)]
+        self.averages = [b for m in batch_norms(model) for b in (m.running_mean, m.running_var)]
         optimizer.zero_grad(set_to_none=True)
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor, iteration: int):
@@ -86,7 +90,7 @@ class Step:
 
     def _micro(self, x, y, iteration, part):
         if self.stochastic:  # dropout is a pure function of (seed, iteration, micro-batch), like everything random
-            number = self.rank * self.parts + part
+            number = self.group.rank * self.parts + part
             torch.manual_seed(mixed_seed("dropout", self.recipe.seed, iteration, number))
         with autocast(self.device, self.precision):
             loss, logits = self.loss(x, y, self.progress)
@@ -100,11 +104,7 @@ class Step:
         for part, (xs, ys) in enumerate(zip(x.chunk(self.parts), y.chunk(self.parts), strict=True)):
             for buffer, old in zip(self.averages, before, strict=True):
                 buffer.copy_(old)
-            last = part == self.parts - 1
-            if self.world > 1 and not last:
-                with self.model.no_sync():
-                    loss, wrong = self._micro(xs, ys, iteration, part)
-            else:
+            with self.group.sync_at(self.loss, part == self.parts - 1):
                 loss, wrong = self._micro(xs, ys, iteration, part)
             for sum_, buffer in zip(total, self.averages, strict=True):
                 sum_ += buffer
@@ -171,8 +171,8 @@ class CapturedStep(Step):
         return loss.detach(), (logits.detach().argmax(1) != self.y).sum()
 
 
-def make_step(recipe, model, optimizer, device, precision, rank=0, world=1) -> Step:
+def make_step(recipe, model, optimizer, device, precision, group=ALONE) -> Step:
     """The fastest step this device has for this recipe."""
-    capturable = device.type == "cuda" and recipe.accumulation == 1 and world == 1
+    capturable = device.type == "cuda" and recipe.accumulation == 1 and group.world == 1
     kind = CapturedStep if capturable and not getattr(model, "activation_checkpointing", False) else Step
-    return kind(recipe, model, optimizer, device, precision, rank, world)
+    return kind(recipe, model, optimizer, device, precision, group)

@@ -5,6 +5,15 @@ class UserError(ValueError):
     """Bad input. The message names the value that was given and what is allowed."""
 
 
+def shown(value, limit: int = 120) -> str:
+    """`repr(value)` for a message: never longer than `limit`, never failing."""
+    try:
+        text = repr(value)
+    except Exception:  # an int of more than 4300 digits has no repr
+        text = f"<a {type(value).__name__} too large to print>"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 def choose(field: str, value, allowed) -> None:
     """Raise UserError unless `value` is one of `allowed`, proposing the nearest spelling."""
     import difflib
@@ -12,6 +21,6 @@ def choose(field: str, value, allowed) -> None:
     allowed = list(allowed)
     if value in allowed:
         return
-    near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1)
+    near = difflib.get_close_matches(shown(value).strip("'"), [str(a) for a in allowed], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"{field} {value!r} is unknown: allowed are {', '.join(map(str, allowed))}{hint}")
+    raise UserError(f"{field} {shown(value)} is unknown: allowed are {', '.join(map(str, allowed))}{hint}")

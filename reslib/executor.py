@@ -36,6 +36,7 @@ def execute(
     gpus_per_run: float = 1.0,
     say=print,
     on_row=None,
+    on_begin=None,
 ) -> list[str]:
     """Train what is missing; returns one line per failed run, the others are trained all the same.
 
@@ -56,6 +57,8 @@ def execute(
     failures, end = [], _deadline(execution)
     for number, recipe in enumerate(todo, start=1):
         say(f"[{number}/{len(todo)}] {recipe.run_name}")
+        if on_begin:
+            on_begin(recipe)
         try:
             train(recipe, runs_dir, data_root, preset, _remaining(execution, end), say, on_row)
         except Interrupted:

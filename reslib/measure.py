@@ -12,12 +12,19 @@ from torch import nn
 from .numerics import autocast
 
 
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """The batch-norm layers that keep moving averages."""
+    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return [m for m in norms if m.running_mean is not None]
+
+
 @torch.no_grad()
 def error_and_loss(model: nn.Module, batches, device, precision: str = "fp32", reduce=None) -> tuple[float, float]:
     """Fraction of wrong top-1 labels and mean cross-entropy over `batches` of (x, y), single view.
 
     reduce: sums a tensor over processes in place, so that every image counts exactly once.
     """
+    training = model.training
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=device if device.type != "mps" else "cpu")
     for x, y in batches:
@@ -28,7 +35,7 @@ def error_and_loss(model: nn.Module, batches, device, precision: str = "fp32", r
         totals[2] += len(y)
     if reduce is not None:
         reduce(totals)
-    model.train()
+    model.train(training)
     wrong, loss, count = totals.tolist()
     return wrong / count, loss / count
 
@@ -39,13 +46,15 @@ def exact_statistics(model: nn.Module, batches, device, precision: str = "fp32")
 
     The authors' release tested so: the statistics are averages over training data, computed after training.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms, training = batch_norms(model), model.training
     kept = [(m.running_mean.clone(), m.running_var.clone(), m.num_batches_tracked.clone(), m.momentum) for m in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average over equal batches
     try:
-        model.train()
+        model.eval()  # no dropout: only the batch-norm layers look at their batch
+        for norm in norms:
+            norm.train()
         with torch.no_grad(), autocast(device, precision):
             for x, _ in batches:
                 model(x)
@@ -56,14 +65,15 @@ def exact_statistics(model: nn.Module, batches, device, precision: str = "fp32")
             norm.running_var.copy_(var)
             norm.num_batches_tracked.copy_(count)
             norm.momentum = momentum
-        model.train()
+        model.train(training)
 
 
 def exact_bn_error(model: nn.Module, batches, device, precision: str, images: int) -> float | None:
     """Test error with exact statistics from `images` training images; None for a network without batch norm."""
-    if not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
+    if not batch_norms(model):
         return None
     size = min(500, images)
-    training = itertools.islice(batches.eval_batches("train", size), max(1, images // size))
+    stride = len(batches) // images  # spread over the set, which may be sorted by class
+    training = itertools.islice(batches.eval_batches("train", size, world=stride), images // size)
     with exact_statistics(model, training, device, precision):
         return error_and_loss(model, batches.eval_batches("test"), device, precision)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 import platform
 import subprocess
@@ -32,6 +33,15 @@ def commit() -> tuple[str, bool | None]:
     return head, dirty
 
 
+@cache
+def source() -> str:
+    """Twelve hexadecimal digits over the Python files of the package: the code, whatever git knows of it."""
+    digest = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
 def _git(*arguments: str) -> str:
     done = subprocess.run(
         ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=True, timeout=30
@@ -46,10 +56,15 @@ def device_name(device: torch.device) -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()} ({torch.get_num_threads()} threads)"
+                return f"{line.split(':', 1)[1].strip()} ({_threads()})"
     except OSError:
         pass
-    return f"{platform.processor() or platform.machine()} ({torch.get_num_threads()} threads)"
+    return f"{platform.processor() or platform.machine()} ({_threads()})"
+
+
+def _threads() -> str:
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def environment(device: torch.device) -> dict:
@@ -58,6 +73,7 @@ def environment(device: torch.device) -> dict:
     return {
         "commit": head,
         "dirty": dirty,
+        "source": source(),
         "device": device.type,
         "device_name": device_name(device),
         "threads": torch.get_num_threads(),

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import UserError, choose
+from .errors import UserError, choose, shown
 
 CHOICES = {  # field: what is allowed
     "dataset": ("cifar10", "synthetic", "imagenet", "imagenette", "synthetic-imagenet"),
@@ -44,6 +44,8 @@ RANGES = {  # field: (smallest, largest) allowed, both included
     "accumulation": (1, 4096),
     "eval_every": (1, 10_000_000),
 }
+OWN_OPTIONS = ("name", "num_classes", "shortcut", "residual", "teacher")  # arguments that the recipe's fields decide
+MAX_TEXT = 200  # characters of a text field
 
 
 @dataclass(frozen=True)
@@ -95,15 +97,20 @@ class Recipe:
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
         if self.warmup_lr > self.lr:
             raise UserError(f"warmup_lr {self.warmup_lr} is above lr {self.lr}: a warm-up starts lower")
-        if list(self.lr_drops) != sorted(self.lr_drops) or not all(0 < f < 1 for f in self.lr_drops):
-            raise UserError(f"lr_drops {self.lr_drops} must be increasing fractions between 0 and 1")
+        if self.nesterov and not self.momentum:
+            raise UserError(f"nesterov True needs a momentum above 0, but momentum is {self.momentum}")
+        if list(self.lr_drops) != sorted(set(self.lr_drops)) or not all(0 < f < 1 for f in self.lr_drops):
+            raise UserError(f"lr_drops {shown(self.lr_drops)} must be increasing fractions between 0 and 1")
         if len(self.scale_range) != 2 or not self.crop_size <= self.scale_range[0] <= self.scale_range[1]:
             raise UserError(
-                f"scale_range {self.scale_range} must be two sizes, increasing, not below crop_size {self.crop_size}"
+                f"scale_range {shown(self.scale_range)} must be two sizes, increasing, not below crop_size "
+                f"{self.crop_size}"
             )
         if self.batch_size % self.accumulation:
             raise UserError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
-        parse_options(self.options)
+        for name in OWN_OPTIONS:
+            if name in parse_options(self.options):
+                raise UserError(f"options {self.options!r}: {name} is decided by the recipe's other fields")
 
     @property
     def digest(self) -> str:
@@ -114,7 +121,7 @@ class Recipe:
     @property
     def run_name(self) -> str:
         """Directory name of this recipe's run, readable and ending in the hash."""
-        model = "".join(c if c.isalnum() or c in "_-" else "." for c in self.model)
+        model = "".join(c if c.isascii() and c.isalnum() or c in "_-" else "." for c in self.model[:80])
         return f"{model}-{self.dataset}-s{self.seed}-{self.digest}"
 
     def essentials(self) -> dict[str, Any]:
@@ -139,6 +146,8 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """Read a recipe written by this or an older version; a field this version does not know is an error."""
+        if not isinstance(values, dict):
+            raise UserError(f"recipe {shown(values)} is a {type(values).__name__}: allowed is a mapping of field names")
         names = [f.name for f in dataclasses.fields(cls)]
         for name in values:
             choose("recipe field", name, names)
@@ -164,7 +173,7 @@ def parse_field(name: str, text: str):
         return kind(text)
     except (ValueError, KeyError):
         wanted = {int: "a whole number", float: "a number", bool: "true or false", tuple: "numbers joined by commas"}
-        raise UserError(f"{name} {text!r} is not {wanted.get(kind, kind.__name__)}") from None
+        raise UserError(f"{name} {shown(text)} is not {wanted.get(kind, kind.__name__)}") from None
 
 
 def parse_options(text: str) -> dict[str, Any]:
@@ -174,6 +183,8 @@ def parse_options(text: str) -> dict[str, Any]:
         name, equals, value = part.partition("=")
         if not equals or not name.isidentifier() or not value:
             raise UserError(f"options {text!r}: {part!r} is not of the form name=value")
+        if name in options:
+            raise UserError(f"options {text!r}: {name} is given twice")
         for convert in ({"true": True, "false": False}.__getitem__, int, float, str):
             try:
                 options[name] = convert(value)
@@ -188,23 +199,35 @@ def _checked(field: dataclasses.Field, value):
     name, kind = field.name, type(field.default)
     if kind is tuple:
         if not isinstance(value, (list, tuple)) or not all(_is_number(v) for v in value):
-            raise UserError(f"{name} {value!r} must be a list of numbers such as {list(field.default)}")
-        return tuple(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            raise UserError(f"{name} {shown(value)} must be a list of numbers such as {list(field.default)}")
+        item = type(field.default[0])
+        if any(item(v) != v for v in value):
+            raise UserError(f"{name} {shown(value)} must be a list of whole numbers such as {list(field.default)}")
+        return tuple(map(item, value))  # one spelling, so that 256 and 256.0 give the same hash
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and _is_number(value):
         value = float(value)
     if type(value) is not kind:
         hint = " (YAML reads 1e-1 as text: write 1.0e-1)" if isinstance(value, str) and kind is float else ""
-        raise UserError(f"{name} {value!r} is of type {type(value).__name__}: allowed is {kind.__name__}{hint}")
+        raise UserError(f"{name} {shown(value)} is of type {type(value).__name__}: allowed is {kind.__name__}{hint}")
     if name in CHOICES:
         choose(name, value, CHOICES[name])
     if name in RANGES:
         low, high = RANGES[name]
         if not low <= value <= high:  # also refuses NaN
-            raise UserError(f"{name} {value!r} is out of range: allowed is {low} to {high}")
+            raise UserError(f"{name} {shown(value)} is out of range: allowed is {low} to {high}")
+    if kind is str and (len(value) > MAX_TEXT or not value.isprintable()):
+        raise UserError(f"{name} {shown(value)} is not allowed: at most {MAX_TEXT} printable characters")
+    if name == "teacher" and (value.startswith(".") or "/" in value or "\\" in value):
+        raise UserError(f"teacher {value!r} must be the name of a run in the same folder, not a path")
     if name == "model" and not value:
         raise UserError("model '' is empty: see `reslib list`")
     return value
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        return False

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import fcntl
 import io
+import itertools
 import json
 import os
 import socket
@@ -71,6 +72,8 @@ class Run:
                 raise UserError(f"{self.path} holds recipe {there.digest}, not {self.recipe.digest}: move it away")
         else:
             write_json(self.recipe_file, self.recipe.to_dict())
+        for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
 
     def write_metrics(self, rows: list[dict]) -> None:
         text = io.StringIO()
@@ -93,19 +96,17 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror or error}") from error
         with file:
-            told = False
-            while True:
+            for attempt in itertools.count():
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    holder = _holder(file)
-                    if not wait:
-                        raise UserError(f"run {self.recipe.run_name} is being trained by {holder}") from None
-                    if not told:
+                    if attempt == 3:  # not just somebody who looked whether the run is being trained
+                        holder = _holder(file)
+                        if not wait:
+                            raise UserError(f"run {self.recipe.run_name} is being trained by {holder}") from None
                         say(f"run {self.recipe.run_name} is being trained by {holder}: waiting for it")
-                        told = True
-                    time.sleep(0.5)
+                    time.sleep(0.05 if attempt < 3 else 0.5)
             with contextlib.suppress(OSError):  # who holds it is a courtesy: a full disk must not stop us here
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -137,7 +138,7 @@ def is_locked(path: Path) -> bool:
     """Whether some process trains this run now."""
     try:
         with open(path / "lock") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
     except BlockingIOError:
         return True

@@ -22,6 +22,7 @@ def learning_rate(recipe: Recipe, iteration: int, warming_up: bool, val_errors: 
 
 
 def drop_iterations(recipe: Recipe) -> list[int]:
+    """The first iteration at each lower rate."""
     return [round(fraction * recipe.iterations) for fraction in recipe.lr_drops]
 
 

@@ -203,6 +203,8 @@ STUDIES = {  # name: (recipes, kind of data)
     "future_work": (future_work, "cifar"),
 }
 
+CIFAR_STUDIES = ("figure1", "cifar10_table", "figure6")  # whose records the scoreboard is judged on
+
 
 def plan(preset: Preset, datasets: dict[str, str], seeds: int = 0, names=tuple(STUDIES)) -> list[Recipe]:
     """The runs of several studies, each once, in order. datasets: "cifar" and "imagenet" -> name of the set."""

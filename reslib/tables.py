@@ -105,6 +105,12 @@ def notes(runs: pd.DataFrame) -> list[str]:
     return lines
 
 
+def caption(runs: pd.DataFrame) -> str:
+    """The caption of the CIFAR-10 table: what it shows, and the evidence behind it; names synthetic data first."""
+    loud = "SYNTHETIC DATA. " if len(runs) and evidence.is_synthetic(runs).any() else ""
+    return f"{loud}Test error (%) of the networks of Table 6. {evidence.evidence_line(runs)}"
+
+
 def architecture_table(nets: Iterable[tuple[str, nn.Module, int]]) -> pd.DataFrame:
     """Layers, parameters and multiply-adds of (name, model, input_size), beside the paper's (Tables 1 and 6)."""
     rows = []

@@ -34,15 +34,14 @@ def main(arguments) -> int:
 
         raise ArgumentError(f"seeds {arguments.seeds} is out of range: allowed are 0 (the preset's) and up")
     results = results_root(arguments.results)
-    if arguments.runs_only or arguments.executor != "inline":
-        failures = train_runs(arguments, preset, results)
-        for line in failures:
-            print(line)
-        if failures or arguments.runs_only:
-            return 1 if failures else 0
-    from ..notebooks import run_notebooks
+    failures = train_runs(arguments, preset, results)  # here, where progress can be seen and a time limit kept
+    if not arguments.runs_only:
+        from ..notebooks import run_notebooks
 
-    return run_notebooks(arguments, results)
+        code = run_notebooks(arguments, results)
+    for line in failures:
+        print(line)
+    return 1 if failures or (not arguments.runs_only and code) else 0
 
 
 def train_runs(arguments, preset, results) -> list[str]:

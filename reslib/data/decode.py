@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
@@ -30,6 +30,8 @@ def decode_rgb(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data))
             image.load()
             return to_rgb(image)
+    except UnidentifiedImageError:
+        raise BadImage("no image format is recognised") from None
     except Exception as error:  # Pillow raises many types for broken files; none of them may end a training
         raise BadImage(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
 
@@ -56,7 +58,8 @@ def scaled_size(width: int, height: int, shorter: int) -> tuple[int, int]:
 def resized_crop(image: Image.Image, shorter: int, top: int, left: int, crop: int) -> np.ndarray:
     """The crop x crop window at (top, left) of the image resized to a shorter side, uint8 (crop, crop, 3).
 
-    The same bytes as resizing the whole image and cropping, but only the window and the reach of the filter are made.
+    Only the window and the reach of the filter are made: as if the whole image were resized, up to rounding in each of
+    the two passes.
     """
     width, height = scaled_size(*image.size, shorter)
     scale_x, scale_y = width / image.width, height / image.height
@@ -98,6 +101,6 @@ def resampling_matrix(source: int, target: torch.Tensor, start: torch.Tensor, cr
 def resample(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """images (B, H, W, 3) uint8, rows (B, h, H), columns (B, w, W) -> float (B, 3, h, w) in 0..255."""
     batch, height, width, _ = images.shape
-    lines = rows @ images.to(rows.dtype).view(batch, height, width * 3)  # (B, h, W * 3)
+    lines = rows @ images.to(rows.dtype).reshape(batch, height, width * 3)  # (B, h, W * 3)
     lines = lines.view(batch, -1, width, 3).permute(0, 3, 1, 2).reshape(batch, -1, width)  # (B, 3 * h, W)
     return (lines @ columns.mT).view(batch, 3, rows.shape[1], columns.shape[1])

@@ -209,7 +209,7 @@ def _devkit_labels(root: Path) -> list[str] | None:
 
 def _parquet(root: Path, prefixes: tuple[str, ...]) -> list[Path]:
     for folder in (root, root / "data"):
-        files = sorted(f for prefix in prefixes for f in folder.glob(f"{prefix}*.parquet"))
+        files = sorted({f for prefix in prefixes for f in folder.glob(f"{prefix}*.parquet")})
         if files:
             return files
     return []

@@ -69,6 +69,10 @@ class MemoryBatches:
     def __init__(self, recipe: Recipe, source: DataSource, device: torch.device):
         train, validation, test = split(source, recipe)
         size = train.images.shape[1]
+        for part in (train, test):
+            if part.images.shape[1:3] != (size, size):
+                found = tuple(part.images.shape[1:3])
+                raise UserError(f"{source.name}: images of {found} pixels, expected {size, size}")
         if recipe.crop_size != size:
             raise UserError(f"crop_size {recipe.crop_size} differs from the {size} pixels of {source.name}")
         self.recipe, self.device = recipe, device
@@ -173,7 +177,10 @@ def normalisation(images: torch.Tensor, preprocessing: str) -> tuple[torch.Tenso
     channel = mean.mean((0, 1))
     scale = torch.full((3,), 1 / 255, dtype=torch.float64)
     if preprocessing == "channel-std":
-        scale = 1 / (square / len(images) - channel.square()).sqrt()
+        std = (square / len(images) - channel.square()).clamp(min=0).sqrt()
+        if std.min() < 1e-3:
+            raise UserError(f"preprocessing 'channel-std': a channel does not vary, standard deviations {std.tolist()}")
+        scale = 1 / std
     if preprocessing != "pixel-mean":
         mean = channel.expand_as(mean).clone()
     return mean.float(), scale.float()

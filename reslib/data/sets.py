@@ -21,6 +21,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @staticmethod
+    def joined(parts: list[ImageSet]) -> ImageSet:
+        return ImageSet(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
+
     def take(self, indices) -> ImageSet:
         return ImageSet(self.images[indices], self.labels[indices])
 
@@ -40,7 +44,7 @@ class DataSource:
 
 def image_set(images, labels, what: str, classes: int) -> ImageSet:
     """Check arrays from outside and wrap them. Raises UserError naming `what` and the fault."""
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = np.asarray(images), np.asarray(labels)  # (N, H, W, 3), (N,)
     if images.dtype != np.uint8:
         raise UserError(f"{what}: images are {images.dtype}, allowed is uint8")
     if images.ndim != 4 or images.shape[3] != 3:
@@ -67,8 +71,9 @@ def fingerprint(*sets: ImageSet) -> str:
 
 def shared_images(first: ImageSet, second: ImageSet) -> int:
     """How many images of `second` are also, pixel for pixel, in `first`."""
-    return len(_hashes(first) & _hashes(second))
+    known = set(_hashes(first))
+    return sum(mark in known for mark in _hashes(second))
 
 
-def _hashes(part: ImageSet) -> set[bytes]:
-    return {hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in part.images.numpy()}
+def _hashes(part: ImageSet) -> list[bytes]:
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in part.images.numpy()]

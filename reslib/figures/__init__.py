@@ -3,10 +3,11 @@
 from ..evidence import evidence_line
 from .curves import depth_view, figure1, figure4, figure6, seed_band
 from .diagrams import block_diagram
+from .images import image_grid
 from .probes import figure7, gradients_figure
 from .style import save_figure
 
 __all__ = [
-    "block_diagram", "depth_view", "evidence_line", "figure1", "figure4", "figure6", "figure7", "gradients_figure",
+    "block_diagram", "depth_view", "evidence_line", "figure1", "figure4", "figure6", "figure7", "gradients_figure", "image_grid",
     "save_figure", "seed_band",
 ]  # fmt: skip

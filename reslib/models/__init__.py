@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
+import sys
 
 from torch import nn
 
-from ..errors import UserError, choose
+from ..errors import UserError, choose, shown
 from .baselines import BASELINE_RECIPES, BASELINES
-from .resnet import IMAGENET_BLOCKS, ResNet, cifar_resnet, imagenet_resnet
+from .resnet import IMAGENET_BLOCKS, OPTIONS, ResNet, cifar_resnet, imagenet_resnet
 
 __all__ = ["BASELINES", "BASELINE_RECIPES", "ResNet", "build_model", "family_and_depth", "is_imagenet", "model_names"]
 
@@ -46,36 +48,58 @@ def build_model(name: str, num_classes: int = 10, shortcut: str | None = None, *
         build = imagenet_resnet if depth in IMAGENET_BLOCKS else cifar_resnet
         if shortcut is not None:
             options["shortcut"] = shortcut
-        options["residual"] = family == "resnet"
-        return _call(name, build, ResNet, depth, num_classes=num_classes, **options)
+        _check_options(name, options, OPTIONS)
+        return build(depth, residual=family == "resnet", num_classes=num_classes, **options)
     if name in BASELINES:
-        return _call(name, BASELINES[name], BASELINES[name], num_classes=num_classes, **options)
+        _check_options(name, options, _accepted(BASELINES[name]))
+        try:
+            return BASELINES[name](num_classes=num_classes, **options)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, UserError) or not options:
+                raise
+            raise UserError(f"model {name} cannot be built with options {shown(options)}: {error}") from error
     if ":" in name:
         return _foreign(name, num_classes, options)
     choose("model", name, model_names())
     raise AssertionError(name)
 
 
-def _call(name, build, documented, *args, **options):
-    parameters = inspect.signature(documented).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for option in options:
-            choose(f"option of {name}", option, [*parameters, "width"])
-    return build(*args, **options)
+def _accepted(factory) -> list[str] | None:
+    """The arguments a factory takes beside num_classes; None when it takes any."""
+    parameters = inspect.signature(factory).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return [name for name in parameters if name != "num_classes"]
+
+
+def _check_options(name: str, options: dict, accepted) -> None:
+    for option in options if accepted is not None else ():
+        if not accepted:
+            raise UserError(f"option {option!r} of {name} is unknown: it has no options")
+        choose(f"option of {name}", option, accepted)
 
 
 def _foreign(name: str, num_classes: int, options: dict) -> nn.Module:
     module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:  # the `reslib` script does not look in the current folder
+        sys.path.append(os.getcwd())
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError, TypeError) as error:
         raise UserError(f"model {name!r} cannot be imported: {error}") from error
+    if not callable(factory):
+        raise UserError(f"model {name!r} is a {type(factory).__name__}, not a class or function that makes a network")
     try:
-        accepted = inspect.signature(factory).parameters
+        signature = inspect.signature(factory)
     except (TypeError, ValueError):
-        accepted = {}
-    if "num_classes" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-        options = {"num_classes": num_classes, **options}
+        signature = None
+    if signature:
+        if "num_classes" in signature.parameters or _accepted(factory) is None:
+            options = {"num_classes": num_classes, **options}
+        try:
+            signature.bind(**options)
+        except TypeError as error:
+            raise UserError(f"model {name!r} cannot be called with {shown(options)}: {error}") from error
     model = factory(**options)
     if not isinstance(model, nn.Module):
         raise UserError(f"model {name!r} gave a {type(model).__name__}, not a torch.nn.Module")

@@ -1,6 +1,7 @@
 """Plain and residual networks, CIFAR-10 (section 4.2) and ImageNet (Table 1): one code path, one argument apart.
 
-Module names follow torchvision (`conv1`, `bn1`, `layer1.0.conv1`, `downsample.0`, `fc`), so its weights load as they are.
+Module names follow torchvision (`conv1`, `bn1`, `layer1.0.conv1`, `downsample.0`, `fc`), so its weights load as
+they are.
 Shapes: N images, C channels, H x W pixels.
 """
 
@@ -21,19 +22,21 @@ IMAGENET_BLOCKS = {  # depth: (blocks per stage, bottleneck), Table 1
     152: ((3, 8, 36, 3), True),
 }
 INITIALISATIONS = ("he", "xavier", "gaussian")
+OPTIONS = ("shortcut", "stride_on", "preactivation", "batch_norm", "init", "width")  # what a user may choose
+DEEPEST = 10_000  # layers; Table 6 ends at 1202
 
 
 def cifar_resnet(depth: int, residual: bool = True, **options) -> ResNet:
     """Network of depth 6n+2 for 32x32 images: three stages of 2n 3x3 convolutions, 16, 32 and 64 filters."""
     n, rest = divmod(depth - 2, 6)
-    if rest or n < 1:
-        near = max(8, 6 * round((depth - 2) / 6) + 2)
+    if rest or n < 1 or depth > DEEPEST:
+        near = min(max(8, 6 * round((depth - 2) / 6) + 2), 1202 if depth > DEEPEST else depth + 6)
         kind = "resnet" if residual else "plain"
         raise UserError(
-            f"unknown model '{kind}{depth}': CIFAR depth must be 6n+2, ImageNet depth one of "
+            f"unknown model '{kind}{depth}': CIFAR depth must be 6n+2 (at most {DEEPEST}), ImageNet depth one of "
             f"{', '.join(map(str, IMAGENET_BLOCKS))}; did you mean {kind}{near}?"
         )
-    width = options.pop("width", 16)
+    width = _width(options.pop("width", 16))
     return ResNet((n, n, n), (width, 2 * width, 4 * width), residual=residual, **options)
 
 
@@ -41,9 +44,15 @@ def imagenet_resnet(depth: int, residual: bool = True, **options) -> ResNet:
     """Network of Table 1: 7x7 stem, four stages, basic blocks up to 34 layers and bottlenecks above."""
     blocks, bottleneck = IMAGENET_BLOCKS[depth]
     options.setdefault("shortcut", "B")
-    width = options.pop("width", 64)
+    width = _width(options.pop("width", 64))
     widths = tuple(width * 2**i for i in range(4))
     return ResNet(blocks, widths, residual=residual, bottleneck=bottleneck, imagenet_stem=True, **options)
+
+
+def _width(value) -> int:
+    if type(value) is not int or not 1 <= value <= 4096:
+        raise UserError(f"width {value!r} is not allowed: a whole number of filters from 1 to 4096")
+    return value
 
 
 class ResNet(nn.Module):
@@ -74,6 +83,9 @@ class ResNet(nn.Module):
         choose("shortcut", shortcut, "ABC")
         choose("stride_on", stride_on, ("1x1", "3x3"))
         choose("init", init, INITIALISATIONS)
+        for name, value in (("preactivation", preactivation), ("batch_norm", batch_norm)):
+            if not isinstance(value, bool):
+                raise UserError(f"{name} {value!r} is not allowed: true or false")
         self.residual, self.preactivation, self.batch_norm = residual, preactivation, batch_norm
         self.activation_checkpointing = False  # trades time for memory, the numbers stay the same
         norm = _batch_norm if batch_norm else _no_norm
@@ -179,7 +191,7 @@ class Block(nn.Module):
         return self.relu(out)
 
     def _preactivated(self, x):
-        ready = self.relu(self.bn1(x))
+        ready = F.relu(self.bn1(x))  # not in place: without batch norm this is x, which the identity still needs
         out = self.conv2(self.relu(self.bn2(self.conv1(ready))))
         if self.conv3 is not None:
             out = self.conv3(self.relu(self.bn3(out)))

@@ -1,0 +1,42 @@
+# make reproduce [PRESET=quick|smoke|medium|paper]   the figures and tables, from nets trained here
+# make test                                          everything that CI checks
+# PYTHON=python3.12 chooses the interpreter, RESLIB_DATA=/path the data root.
+PRESET ?= quick
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: reproduce test install check lab report verify clean
+
+reproduce: install
+	$(BIN)/reslib reproduce --preset $(PRESET)
+
+test: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q tests
+	RESLIB_PRESET=smoke RESLIB_PROGRESS=off RESLIB_RESULTS=$$(mktemp -d) \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+lab: install
+	$(BIN)/jupyter lab notebooks
+
+report: install
+	$(BIN)/reslib report
+
+verify: install
+	$(BIN)/reslib verify
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml scripts/preflight.py
+	@command -v $(PYTHON) >/dev/null || { echo "reslib needs Python 3.11 to 3.13: '$(PYTHON)' is not on the PATH (set PYTHON=...)"; exit 1; }
+	@$(PYTHON) scripts/preflight.py $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[notebooks,test]"
+	@touch $@
+
+check: ; @$(PYTHON) scripts/preflight.py $(VENV)
+
+clean:
+	rm -rf $(VENV) build *.egg-info

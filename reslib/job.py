@@ -1,0 +1,123 @@
+"""A run in training: everything that is set up before the first step."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from . import data, distributed
+from .checkpoint import State, restore
+from .complexity import multiply_adds, weighted_layers
+from .engine import Step, make_optimizer, make_step
+from .errors import UserError
+from .networks import make_model
+from .numerics import resolve_device, resolve_precision
+from .provenance import environment, now
+from .recipe import Recipe
+from .runs import Run
+from .window import Window
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a recipe is run; nothing here changes its result (on one machine)."""
+
+    device: str = "auto"
+    deterministic: bool = False
+    time_limit: float | None = None  # seconds for this call, then a checkpoint and Interrupted
+    checkpoint_seconds: float = 60.0  # at most this much work is lost
+    activation_checkpointing: bool = False
+    wait: bool = True  # for another process that trains the same run
+    tensorboard: bool = False
+
+
+@dataclass
+class Job:
+    """One recipe, its data, network and optimiser, and what has been measured so far."""
+
+    run: Run
+    preset: str
+    group: distributed.Group
+    device: torch.device
+    source: data.DataSource
+    batches: data.MemoryBatches  # or what offers the same
+    model: nn.Module
+    optimizer: torch.optim.SGD
+    step: Step
+    window: Window
+    state: State
+    costs: dict
+    rows: list[dict] = field(default_factory=list)  # one per evaluation
+    sessions: list[dict] = field(default_factory=list)  # one per process that worked on the run
+    begun: float = 0.0
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.run.recipe
+
+    def begin_session(self) -> None:
+        self.sessions.append(
+            {
+                "from_iteration": self.state.iteration,
+                "started": now(),
+                **environment(self.device),
+                "processes": self.group.world,
+            }
+        )
+        self.begun = time.perf_counter() - self.state.seconds
+
+    def seconds(self) -> float:
+        """Seconds of work on this run so far, over all its sessions."""
+        self.state.seconds = time.perf_counter() - self.begun
+        return self.state.seconds
+
+
+def prepare(run: Run, data_root, preset: str, execution: Execution, group: distributed.Group) -> Job:
+    """Load the data, build network and optimiser, continue from the checkpoint where there is one."""
+    recipe = run.recipe
+    distributed.check_divisible(recipe, group.world)
+    device = group.device(resolve_device(execution.device))
+    set_deterministic(execution.deterministic, device)
+    source = data.load(recipe.dataset, data_root)
+    batches = data.batches_for(recipe, source, device)
+    model = make_model(recipe, len(source.classes), run.path.parent)
+    costs = {
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "multiply_adds": multiply_adds(model, recipe.crop_size),
+        "layers": weighted_layers(model),
+    }
+    model.to(device, memory_format=torch.channels_last).train()
+    if execution.activation_checkpointing:
+        if not hasattr(model, "activation_checkpointing"):
+            raise UserError(
+                f"activation checkpointing is not known to {recipe.model}: it is for plain and residual nets"
+            )
+        model.activation_checkpointing = True
+    optimizer = make_optimizer(recipe, model, device)
+    window = Window(recipe, device)
+    state = State(warming_up=recipe.warmup_lr > 0, fingerprint=source.fingerprint)
+    state.lr = recipe.warmup_lr if state.warming_up else recipe.lr
+    rows, sessions = [], []
+    restore(run, model, optimizer, window, state, rows, sessions, device, group)
+    if state.fingerprint != source.fingerprint:
+        raise UserError(
+            f"run {recipe.run_name} was begun on data {state.fingerprint}, but the data here is {source.fingerprint}"
+        )
+    state.precision = state.precision or resolve_precision(recipe.precision, device)
+    step = make_step(recipe, model, optimizer, device, state.precision, group)
+    job = Job(run, preset, group, device, source, batches, model, optimizer, step, window, state, costs, rows, sessions)
+    job.begin_session()
+    return job
+
+
+def set_deterministic(wanted: bool, device: torch.device) -> None:
+    """The same bits every time, or the fastest kernels."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(wanted)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not wanted

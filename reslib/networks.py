@@ -1,0 +1,40 @@
+"""The network of a recipe: as it starts, and as a finished run left it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .data.memory import mixed_seed
+from .errors import UserError
+from .models import build_model
+from .recipe import Recipe, parse_options
+from .runs import read_json, read_weights
+
+
+def make_model(recipe: Recipe, classes: int, runs_dir: Path) -> nn.Module:
+    """The recipe's network with the initial weights of its seed."""
+    options = parse_options(recipe.options)
+    if recipe.teacher:
+        options["teacher"] = load_network(runs_dir / recipe.teacher)[0]
+    torch.manual_seed(mixed_seed("initial weights", recipe.seed))
+    paper_choice = recipe.shortcut if recipe.model.startswith(("plain", "resnet")) else None
+    return build_model(recipe.model, classes, paper_choice, **options)
+
+
+def load_network(path: Path) -> tuple[nn.Module, Recipe]:
+    """The trained network of a finished run, in evaluation mode, with its recipe."""
+    if not (path / "weights.safetensors").exists():
+        raise UserError(f"{path}: no weights.safetensors: the run is not finished here (weights are not kept in git)")
+    recipe = Recipe.from_dict(read_json(path / "recipe.json"))
+    classes = read_json(path / "summary.json").get("classes", 10)
+    model = make_model(recipe, classes, path.parent)
+    try:
+        model.load_state_dict(read_weights(path / "weights.safetensors"))
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: the weights do not fit {recipe.model}: {' '.join(str(error).split())[:200]}"
+        ) from error
+    return model.eval(), recipe

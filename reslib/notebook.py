@@ -1,0 +1,172 @@
+"""What a notebook calls: `study = open_study("figure1", preset)`, `runs, curves = study.train()`, `study.save_figure(...)`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from . import claims, figures, tables
+from .commands.reproduce import datasets_of
+from .data import choose_dataset
+from .errors import UserError, choose
+from .executor import execute, missing
+from .frames import frames as load_frames
+from .frames import load_measurement, save_measurement
+from .numerics import resolve_device
+from .progress import Progress
+from .provenance import environment
+from .runs import results_root
+from .studies import CIFAR_STUDIES, PRESETS, STUDIES, plan, preset_of
+from .train import Execution
+
+
+def open_folder(preset: str = "auto", results: str = "", data_root: str = "", device: str = "auto") -> Folder:
+    """The results folder of a preset, for notebooks that train no study. Parameters as in `open_study`."""
+    _check_types(preset=(preset, str), results=(results, str), data_root=(data_root, str), device=(device, str))
+    return Folder(preset, data_root, results, device)
+
+
+def open_study(
+    name: str,
+    preset: str = "auto",
+    data_root: str = "",
+    results: str = "",
+    seeds: int = 0,
+    device: str = "auto",
+    models: str = "",
+) -> Study:
+    """Check a notebook's parameters and find its runs. preset "auto" is $RESLIB_PRESET, else quick.
+
+    seeds: per network, 0 for the preset's number. models: networks of one's own for the CIFAR-10 table, names joined by
+    commas. Raises UserError naming a bad parameter, its value and what is allowed.
+    """
+    _check_types(
+        preset=(preset, str),
+        results=(results, str),
+        data_root=(data_root, str),
+        device=(device, str),
+        seeds=(seeds, int),
+        models=(models, str),
+    )
+    if not 0 <= seeds <= 1000:
+        raise UserError(f"seeds {seeds} is out of range: allowed is 0 (the preset's) to 1000")
+    return Study(name, preset, data_root, results, seeds, device, models)
+
+
+class Folder:
+    """Where the results of one preset go."""
+
+    def __init__(self, preset, data_root, results, device):
+        if preset == "auto":
+            preset = os.environ.get("RESLIB_PRESET", "quick")
+        self.preset, self.data_root, self.device = preset_of(preset), data_root or None, resolve_device(device)
+        self.folder = results_root(results or None) / self.preset.name
+        self.runs_dir = self.folder / "runs"
+
+    def dataset(self, kind: str) -> str:
+        """The data set of kind "cifar" or "imagenet" that this preset computes on; synthetic for smoke."""
+        if self.preset.name == "smoke":
+            return {"cifar": "synthetic", "imagenet": "synthetic-imagenet"}[kind]
+        quiet = {"say": lambda text: None} if os.environ.get("RESLIB_PROGRESS") == "off" else {}
+        return choose_dataset(kind, self.data_root, download=True, **quiet)
+
+    def facts(self) -> dict:
+        here = environment(self.device)
+        return {
+            "preset": f"{self.preset.name} ({self.preset.purpose})",
+            "results": str(self.folder),
+            "device": here["device_name"],
+            "torch": here["torch"],
+            "commit": here["commit"][:12] + (" with uncommitted changes" if here["dirty"] else ""),
+        }
+
+    def describe(self) -> pd.DataFrame:
+        """What this notebook computes, on what."""
+        return pd.DataFrame({"": self.facts()})
+
+    def save_figure(self, figure, stem: str) -> list[Path]:
+        """Write figures/<stem>.png and .pdf."""
+        return figures.save_figure(figure, self.folder / "figures" / stem)
+
+    def save_table(self, table: pd.DataFrame, stem: str, caption: str) -> list[Path]:
+        """Write tables/<stem>.csv, .md and .tex."""
+        return tables.save_table(table, self.folder / "tables" / stem, caption)
+
+    def save_measurement(self, frame: pd.DataFrame, stem: str) -> Path:
+        """Write measurements/<stem>.csv, from which a figure can be drawn again without the networks."""
+        return save_measurement(frame, self.folder, stem)
+
+    def load_measurement(self, stem: str) -> pd.DataFrame | None:
+        """What `save_measurement` wrote, or None."""
+        try:
+            return load_measurement(self.folder, stem)
+        except UserError:
+            return None
+
+
+class Study(Folder):
+    """One figure or table at one preset: its recipes and its records."""
+
+    def __init__(self, name, preset, data_root, results, seeds, device, models=""):
+        choose("study", name, STUDIES)
+        super().__init__(preset, data_root, results, device)
+        self.name = name
+        study, self.kind = STUDIES[name]
+        self.dataset_name = self.dataset(self.kind)
+        own = ([m.strip() for m in models.split(",") if m.strip()],) if models else ()
+        self.recipes = study(self.preset, self.dataset_name, seeds, *own)
+
+    @property
+    def synthetic(self) -> bool:
+        return self.dataset_name.startswith("synthetic")
+
+    def facts(self) -> dict:
+        todo = {r.digest for r in missing(self.recipes, self.runs_dir)}
+        return {
+            "study": self.name,
+            "data set": self.dataset_name + (" (SYNTHETIC DATA)" if self.synthetic else ""),
+            "runs": f"{len(self.recipes)}, of which {len(todo)} are still to be trained",
+            "networks": ", ".join(dict.fromkeys(r.model for r in self.recipes)),
+            "iterations": ", ".join(sorted({f"{r.iterations:,} of {r.batch_size} images" for r in self.recipes})),
+            **super().facts(),
+        }
+
+    def train(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Train what is missing, with live progress; returns the frames of runs and of learning curves.
+
+        A failed run does not stop the others. Raises UserError naming the failed runs when all are through.
+        """
+        progress = Progress(len(missing(self.recipes, self.runs_dir)))
+        failures = execute(
+            self.recipes,
+            self.runs_dir,
+            self.data_root,
+            self.preset.name,
+            Execution(device=str(self.device)),
+            say=progress.say,
+            on_row=progress.on_row,
+            on_begin=progress.begin,
+        )
+        progress.done()
+        if failures:
+            raise UserError("; ".join(failures))
+        return self.frames()
+
+    def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The ended records of this study, of every seed on disk."""
+        return load_frames(self.runs_dir, self.recipes)
+
+    def scoreboard(self) -> pd.DataFrame:
+        """The claims about CIFAR-10, judged on all CIFAR records of this preset and what the probes measured."""
+        recipes = plan(self.preset, {"cifar": self.dataset_name}, names=CIFAR_STUDIES)
+        runs, curves = load_frames(self.runs_dir, recipes)
+        board = claims.scoreboard(runs, curves, self.load_measurement("figure7"), self.load_measurement("gradients"))
+        return board[~board.claim.isin([c.text for c in claims.IMAGENET_CLAIMS])].reset_index(drop=True)
+
+
+def _check_types(**parameters) -> None:
+    for name, (value, kind) in parameters.items():
+        if type(value) is not kind:
+            raise UserError(f"{name} {value!r} is of type {type(value).__name__}: allowed is {kind.__name__}")

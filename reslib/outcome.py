@@ -1,0 +1,160 @@
+"""What a run leaves behind: a row per evaluation, and at its end weights and summary."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+
+from .errors import UserError
+from .files import sha256
+from .job import Job
+from .measure import error_and_loss, exact_bn_error
+from .provenance import environment, now
+from .recipe import Recipe
+from .runs import write_weights
+from .schedule import drop_iterations
+
+
+def evaluate(job: Job) -> dict:
+    """The metrics of this iteration, appended to job.rows; the window of running errors starts anew."""
+    state, group = job.state, job.group
+    before = job.rows[-1] if job.rows else {"iteration": 0, "seconds": 0.0}
+    train_seconds = job.seconds() - before["seconds"]
+    train_images = (state.iteration - before["iteration"]) * job.recipe.batch_size
+    train_loss, train_error = job.window.close(group)
+    test_error, test_loss = _measure(job, "test")
+    val_error = _measure(job, "val")[0] if job.batches.has("val") else None
+    row = {
+        "iteration": state.iteration,
+        "epoch": state.iteration * job.recipe.batch_size / len(job.batches),
+        "lr": state.lr,
+        "train_loss": train_loss,
+        "train_error": train_error,
+        "test_loss": test_loss,
+        "test_error": test_error,
+        "val_error": val_error,
+        "seconds": job.seconds(),
+        "images_per_second": train_images / max(train_seconds, 1e-9),
+        "val_or_test": test_error if val_error is None else val_error,  # what the plateau schedule looks at
+    }
+    job.rows.append(row)
+    return row
+
+
+def _measure(job: Job, part: str) -> tuple[float, float]:
+    shards = job.batches.eval_batches(part, rank=job.group.rank, world=job.group.world)
+    return error_and_loss(job.model, shards, job.device, job.state.precision, job.group.sum)
+
+
+def describe(recipe: Recipe, row: dict) -> str:
+    """One console line per evaluation, with the time left."""
+    left = (recipe.iterations - row["iteration"]) * row["seconds"] / max(row["iteration"], 1)
+    return (
+        f"{recipe.model} seed {recipe.seed}  {row['iteration']:>6}/{recipe.iterations}  lr {row['lr']:<6g}  "
+        f"train loss {row['train_loss']:.3f} error {100 * row['train_error']:5.2f}%  "
+        f"test error {100 * row['test_error']:5.2f}%  {row['images_per_second']:.0f} images/s  "
+        f"{math.ceil(left / 60)} min left"
+    )
+
+
+def divergence(job: Job) -> str:
+    """What is no longer a finite number since the last evaluation, naming the iteration, or ""."""
+    iteration = job.window.non_finite(job.state.iteration, job.group)
+    if iteration is not None:
+        return f"the loss of iteration {iteration} is not finite"
+    if not all(bool(torch.isfinite(p).all()) for p in job.model.parameters()):
+        return f"the weights after iteration {job.state.iteration} are not finite"
+    return ""
+
+
+def diverged(job: Job, message: str, say) -> dict:
+    """End the run as diverged; it is not trained again."""
+    say(f"{job.recipe.run_name}: {message}; marked as diverged (lower lr or a warm-up helps)")
+    return _end(job, {"status": "diverged", "message": message})
+
+
+def finish(job: Job) -> dict:
+    """Exact batch-norm statistics, weights, summary."""
+    recipe, rows = job.recipe, job.rows
+    # An eighth of the images seen, at most the whole training set, keeps this below a few percent of the run.
+    images = min(len(job.batches), max(recipe.batch_size, recipe.iterations * recipe.batch_size // 8))
+    exact = None
+    if not job.group.rank:
+        exact = exact_bn_error(job.model, job.batches, job.device, job.state.precision, images)
+        write_weights(job.run.weights_file, job.model)
+    selected = min(rows, key=lambda r: r["val_error"]) if job.batches.has("val") else None
+    best = min(rows, key=lambda r: r["test_error"])
+    results = {
+        "status": "finished",
+        "best_test_error": best["test_error"],
+        "best_iteration": best["iteration"],
+        "selected_test_error": selected and selected["test_error"],
+        "selected_iteration": selected and selected["iteration"],
+        "exact_bn_test_error": exact,
+        "weights_sha256": None if job.group.rank else sha256(job.run.weights_file),
+        "message": _suspicion(rows[-1], len(job.source.classes)),
+    }
+    return _end(job, results)
+
+
+def _suspicion(last: dict, classes: int) -> str:
+    """A net that never left chance level is finished but says so."""
+    chance = 1 - 1 / classes
+    dead = min(last["test_error"], last["train_error"]) > chance - 0.01
+    return "dead: training and test error are at chance level to the end" if dead else ""
+
+
+def _end(job: Job, results: dict) -> dict:
+    job.sessions[-1] |= {"to_iteration": job.state.iteration, "ended": now()}
+    summary = _summary(job) | results
+    if not job.group.rank:
+        job.run.write_metrics(job.rows)
+        job.run.finish(summary)
+    return summary
+
+
+def _summary(job: Job) -> dict:
+    recipe, state, last = job.recipe, job.state, job.rows[-1] if job.rows else {}
+    return {
+        "recipe_hash": recipe.digest,
+        "preset": job.preset,
+        "test_error": last.get("test_error"),
+        "train_error": last.get("train_error"),
+        "train_loss": last.get("train_loss"),
+        **job.costs,
+        "iterations": recipe.iterations,
+        "warmup_ended_at": state.warmup_ended_at,
+        "lr_drops_at": drop_iterations(recipe) if recipe.schedule == "steps" else None,
+        "seconds": state.seconds,
+        "images_per_second": state.iteration * recipe.batch_size / max(state.seconds, 1e-9),
+        "precision": state.precision,
+        **environment(job.device),
+        "data_fingerprint": job.source.fingerprint,
+        "data_origin": job.source.origin,
+        "synthetic": job.source.synthetic,
+        "classes": len(job.source.classes),
+        "train_images": len(job.batches),
+        "test_images": len(job.batches.sets["test"]),
+        "started": job.sessions[0]["started"],
+        "finished": now(),
+        "sessions": job.sessions,
+    }
+
+
+class Board:
+    """Rows as TensorBoard scalars, in the run's folder."""
+
+    def __init__(self, job: Job):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError('tensorboard is not installed: pip install "reslib[tensorboard]"') from error
+        self.writer = SummaryWriter(os.fspath(job.run.path / "tensorboard"))
+
+    def add(self, row: dict) -> None:
+        for key, value in row.items():
+            if isinstance(value, float):
+                self.writer.add_scalar(key, value, row["iteration"])
+        self.writer.flush()

@@ -1,0 +1,43 @@
+"""Stopping early without losing anything."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+
+class Interrupted(Exception):
+    """Training stopped early with a checkpoint on disk; the same command continues it."""
+
+
+class StopSignal:
+    """Within the block, notices SIGTERM, Ctrl-C and the end of the time limit; `reason` says which, in words."""
+
+    impatient = 2.0  # seconds after which a second Ctrl-C stops at once; launchers repeat the first one sooner
+
+    def __init__(self, time_limit: float | None):
+        self.end = None if time_limit is None else time.perf_counter() + time_limit
+        self.limit, self.signal, self.noticed, self.before = time_limit, "", 0.0, {}
+
+    @property
+    def reason(self) -> str:
+        if not self.signal and self.end is not None and time.perf_counter() >= self.end:
+            return f"time limit of {self.limit:g} s reached"
+        return self.signal
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, self._notice)
+        return self
+
+    def _notice(self, number, frame):
+        if not self.signal:
+            self.signal, self.noticed = f"{signal.Signals(number).name} received", time.perf_counter()
+        elif number == signal.SIGINT and time.perf_counter() - self.noticed > self.impatient:
+            raise KeyboardInterrupt
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
