@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 
 from .errors import UserError
 
@@ -30,9 +31,29 @@ class ArgumentError(UserError):
     """A mistake in the arguments: exit code 2."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Mistakes in one line, without the list of all options."""
+
+    def error(self, message):
+        raise ArgumentError(f"{message} (see `{self.prog} --help`)")
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="reslib", description=__doc__.splitlines()[0])
+    try:
+        return _run(argv)
+    except (Exception, KeyboardInterrupt) as error:
+        if "--traceback" in argv and not isinstance(error, ArgumentError):
+            raise
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe went away
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        print(f"reslib: {_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, ArgumentError) else 1
+
+
+def _run(argv: list[str]) -> int:
+    parser = Parser(prog="reslib", description=__doc__.splitlines()[0])
     parser.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     named = next((a for a in argv if a in COMMANDS), None)
@@ -42,20 +63,19 @@ def main(argv: list[str] | None = None) -> int:
         if name == named:  # the others are not imported: `reslib --help` answers at once
             modules[name] = importlib.import_module(f"reslib.{module}")
             modules[name].add_arguments(sub)
-    arguments = parser.parse_args(argv)
-    from .train import Interrupted
+    arguments = parser.parse_args([a for a in argv if a != "--traceback"])
+    return modules[arguments.command].main(arguments) or 0
 
-    try:
-        return modules[arguments.command].main(arguments) or 0
-    except (UserError, Interrupted, KeyboardInterrupt, BrokenPipeError, OSError) as error:
-        if arguments.traceback:
-            raise
-        if isinstance(error, BrokenPipeError):  # the reader of a pipe went away
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"reslib: {text}", file=sys.stderr)
-        return 2 if isinstance(error, ArgumentError) else 1
+
+def _line(error: BaseException) -> str:
+    """The error in one line; one that nobody foresaw says what it is and where it came from."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command continues"
+    if isinstance(error, (UserError, OSError)) or type(error).__name__ == "Interrupted":
+        return text or type(error).__name__
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {text[:300]} ({os.path.basename(frame.filename)}:{frame.lineno}; see --traceback)"
 
 
 def add_common(parser: argparse.ArgumentParser, preset: str | None = "quick") -> None:
@@ -83,8 +103,14 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
 
 
 def execution_of(arguments):
-    from .train import Execution
+    """What the options say. Raises ArgumentError for a device that is not here."""
+    from .job import Execution
+    from .numerics import resolve_device
 
+    try:
+        resolve_device(arguments.device)
+    except UserError as error:
+        raise ArgumentError(str(error)) from error
     return Execution(
         device=arguments.device,
         deterministic=arguments.deterministic,

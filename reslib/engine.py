@@ -63,9 +63,9 @@ def set_learning_rate(optimizer: torch.optim.SGD, lr: float, previous: float) ->
 class Step:
     """`step(x, y, iteration)` trains on one batch and returns (mean loss, number of errors) as tensors on the device.
 
-    With recipe.accumulation = K the batch is worked through in K micro-batches, each with its own batch-norm statistics;
-    `world` processes share them out. Moving averages take the mean over micro-batches, so that the numbers do not
-    depend on how many devices there are.
+    With recipe.accumulation = K the batch is worked through in K micro-batches, each with its own batch-norm
+    statistics; the processes of a group share them out. Moving averages take the mean over micro-batches, so that the
+    numbers do not depend on how many devices there are.
     """
 
     def __init__(self, recipe: Recipe, model: nn.Module, optimizer, device, precision: str, group=ALONE):

@@ -1,20 +1,30 @@
-"""Where missing runs execute: in this process, in one process per device, or on a Ray cluster. Results do not depend on it."""
+"""Where missing runs execute: in this process, in one process per device, or on a Ray cluster.
+
+Results do not depend on it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
+import signal
+import threading
 import time
 import traceback
+from multiprocessing.connection import wait
 from pathlib import Path
+from queue import Empty
 
 import torch
 
 from .errors import UserError, choose
+from .job import PLAIN, Execution
 from .recipe import Recipe
 from .runs import Run
-from .train import Execution, Interrupted, train
+from .stopping import Interrupted
+from .train import train
 
 EXECUTORS = ("inline", "local", "ray")
 
@@ -29,7 +39,7 @@ def execute(
     runs_dir: Path,
     data_root=None,
     preset: str = "",
-    execution: Execution = Execution(),
+    execution: Execution = PLAIN,
     executor: str = "inline",
     workers: int = 0,
     address: str = "auto",
@@ -106,31 +116,58 @@ def _local(todo, runs_dir, data_root, preset, execution, workers, say) -> list[s
         processes.append(context.Process(target=_work, args=arguments, daemon=True))
         processes[-1].start()
     failures, interrupted = [], None
-    try:
-        while any(p.is_alive() for p in processes) or not answers.empty():
-            try:
-                kind, text = answers.get(timeout=0.5)
-            except Exception:  # queue.Empty: look again whether the processes live
-                continue
-            say(text)
-            if kind == "failed":
-                failures.append(text)
-            interrupted = text if kind == "interrupted" else interrupted
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.terminate()  # SIGTERM: a checkpoint is written first
-            process.join()
+    with _sigterm_as_interrupted():
+        try:
+            while any(p.is_alive() for p in processes) or not answers.empty():
+                try:
+                    kind, text = answers.get(timeout=0.5)
+                except Empty:  # look again whether the processes live
+                    continue
+                say(text)
+                if kind == "failed":
+                    failures.append(text)
+                interrupted = text if kind == "interrupted" else interrupted
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    process.terminate()  # SIGTERM: a checkpoint is written first
+            for process in processes:
+                process.join()
     if interrupted:
         raise Interrupted(interrupted)
     for recipe in missing(todo, runs_dir):
         if not any(line.startswith(recipe.run_name) for line in failures):
             failures.append(f"{recipe.run_name} failed: its process died; the same command continues it")
+            say(failures[-1])
     return failures
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupted():
+    """SIGTERM raises Interrupted here, so that the worker processes are stopped too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame):
+        raise Interrupted("SIGTERM received; every run has a checkpoint; the same command continues")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_with_parent() -> None:
+    """Stop at a checkpoint when the process that started this one is gone, however it ended."""
+    wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _work(queue, answers, runs_dir, data_root, preset, execution, threads):
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     end = _deadline(execution)
     while (recipe := queue.get()) is not None:
         try:

@@ -35,6 +35,9 @@ class Execution:
     tensorboard: bool = False
 
 
+PLAIN = Execution()
+
+
 @dataclass
 class Job:
     """One recipe, its data, network and optimiser, and what has been measured so far."""

@@ -127,7 +127,8 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 
 def page(sections: list, rows: list[list], problems: list[str], csv: str, link: Callable[[Path], str]) -> str:
     """The whole document. sections: reslib.report.Section; rows: as `reslib.report.run_rows`; link: a file's address."""
-    menu = [(f"preset-{s.name}", f"Preset {s.name}") for s in sections] + [("runs", "All runs")]
+    menu = [f'<li><a href="#preset-{anchor(s.name)}">Preset {escape(s.name)}</a></li>' for s in sections]
+    menu.append('<li><a href="#runs">All runs</a></li>')
     loud = [f'<p class="loud" role="alert">{escape(text)}</p>' for text in problems]
     parts = [
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>reslib: deep residual learning, reproduced'
@@ -137,8 +138,8 @@ def page(sections: list, rows: list[list], problems: list[str], csv: str, link: 
         "<header><h1>Deep Residual Learning, reproduced</h1>",
         f"<p>He, Zhang, Ren and Sun (2015), from {len(rows):,} run{'s' * (len(rows) != 1)}. Every number below leads to "
         f'its record; <a href="{escape(csv)}">{escape(csv)}</a> has a row per run for other tools.</p>',
-        f'<nav aria-label="Contents"><ul>{"".join(f"<li><a href=#{i}>{escape(t)}</a></li>" for i, t in _safe(menu))}'
-        f'</ul></nav></header><main id="main" tabindex="-1">{"".join(loud)}',
+        f'<nav aria-label="Contents"><ul>{"".join(menu)}</ul></nav></header>',
+        f'<main id="main" tabindex="-1">{"".join(loud)}',
         *(_section(s, link) for s in sections),
         _runs(rows, csv),
         "</main><footer>Written by reslib from the records beside this page. Errors are percentages. A commit with * "
@@ -146,10 +147,6 @@ def page(sections: list, rows: list[list], problems: list[str], csv: str, link: 
         f"<script>{SCRIPT}</script></body></html>\n",
     ]
     return "\n".join(parts)
-
-
-def _safe(menu):
-    return [(escape(anchor(i)), text) for i, text in menu]
 
 
 def anchor(text: str) -> str:
@@ -162,7 +159,8 @@ def _section(section, link) -> str:
     parts = [f'<section aria-labelledby="preset-{name}"><h2 id="preset-{name}">Preset {escape(section.name)}</h2>']
     if section.synthetic:
         parts.append('<p class="loud">SYNTHETIC DATA: some runs here are not results about natural images.</p>')
-    parts.append(f'<p class="soft">{escape(section.evidence) or "No records of this preset\'s studies."}</p>')
+    behind = section.evidence or "No records of the studies at this preset."
+    parts.append(f'<p class="soft">{escape(behind)}</p>')
     parts.append("<h3>Claims of the paper</h3>" + _board(section.board, section.name))
     if section.figures:
         parts.append(f'<h3>Figures</h3><div class="figures">{"".join(_figure(p, link) for p in section.figures)}</div>')

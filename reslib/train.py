@@ -15,8 +15,8 @@ from . import distributed
 from .checkpoint import save
 from .engine import set_learning_rate
 from .errors import UserError
-from .job import Execution, Job, prepare
-from .outcome import Board, describe, divergence, diverged, evaluate, finish
+from .job import PLAIN, Execution, Job, prepare
+from .outcome import Board, describe, diverged, divergence, evaluate, finish
 from .recipe import Recipe
 from .runs import Run
 from .schedule import learning_rate
@@ -26,7 +26,7 @@ __all__ = ["Execution", "Interrupted", "train"]
 
 
 def train(
-    recipe: Recipe, runs_dir: Path, data_root=None, preset: str = "", execution=Execution(), say=print, on_row=None
+    recipe: Recipe, runs_dir: Path, data_root=None, preset: str = "", execution=PLAIN, say=print, on_row=None
 ) -> dict:
     """Train `recipe` unless its run has ended, continuing where it stopped; returns the summary.
 

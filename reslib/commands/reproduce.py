@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..cli import add_common, add_execution, execution_of
+from ..cli import ArgumentError, add_common, add_execution, execution_of
 from ..data import choose_dataset
-from ..errors import choose
+from ..errors import UserError, choose
 from ..executor import EXECUTORS, execute
 from ..runs import results_root
 from ..studies import PRESETS, STUDIES, plan, preset_of
@@ -27,12 +27,16 @@ def add_arguments(parser) -> None:
 
 
 def main(arguments) -> int:
-    preset = preset_of(arguments.preset)
-    choose("executor", arguments.executor, EXECUTORS)
-    if arguments.seeds < 0:
-        from ..cli import ArgumentError
-
-        raise ArgumentError(f"seeds {arguments.seeds} is out of range: allowed are 0 (the preset's) and up")
+    try:
+        preset = preset_of(arguments.preset)
+        choose("executor", arguments.executor, EXECUTORS)
+    except UserError as error:
+        raise ArgumentError(str(error)) from error
+    for name in ("seeds", "workers"):
+        if getattr(arguments, name) < 0:
+            raise ArgumentError(
+                f"{name} {getattr(arguments, name)} is out of range: allowed are 0 (the default) and up"
+            )
     results = results_root(arguments.results)
     failures = train_runs(arguments, preset, results)  # here, where progress can be seen and a time limit kept
     if not arguments.runs_only:

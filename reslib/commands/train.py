@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+
+from .. import distributed
 from ..cli import ArgumentError, add_common, add_execution, execution_of
 from ..data import choose_dataset
 from ..errors import UserError
-from ..models import is_imagenet
-from ..recipe import CHOICES, field_types, parse_field
+from ..models import build_model, family_and_depth, is_imagenet
+from ..recipe import CHOICES, Recipe, field_types, parse_field, parse_options
 from ..runs import results_root
 from ..studies import cifar_recipe, imagenet_recipe, preset_of
 from ..train import train
@@ -29,17 +34,19 @@ def add_arguments(parser) -> None:
 def main(arguments) -> int:
     try:
         recipe = recipe_of(arguments)
+        check_network(recipe)
     except UserError as error:
         raise ArgumentError(str(error)) from error
-    from dataclasses import replace
-
     execution = replace(execution_of(arguments), wait=not arguments.no_wait)
     runs_dir = results_root(arguments.results) / arguments.preset / "runs"
     summary = train(recipe, runs_dir, arguments.data_root, arguments.preset, execution)
     if summary["status"] == "diverged":
         print(f"{recipe.run_name}: diverged: {summary['message']}")
         return 1
-    print(f"{recipe.run_name}: test error {100 * summary['test_error']:.2f} % ({runs_dir / recipe.run_name})")
+    if distributed.first():
+        print(f"{recipe.run_name}: test error {100 * summary['test_error']:.2f} % ({runs_dir / recipe.run_name})")
+        if summary["message"]:
+            print(f"{recipe.run_name}: {summary['message']}")
     return 0
 
 
@@ -53,24 +60,22 @@ def recipe_of(arguments):
         kind = "imagenet" if imagenet else "cifar"
         dataset = synthetic_name(kind) if preset.name == "smoke" else choose_dataset(kind, arguments.data_root)
     make = imagenet_recipe if imagenet else cifar_recipe
-    recipe = make(arguments.model, preset, dataset, **changes)
-    from ..models import build_model
-    from ..recipe import parse_options
+    return make(arguments.model, preset, dataset, **changes)
 
-    if not recipe.teacher:  # a wrong name or option is said before any data is read
-        import torch
 
+def check_network(recipe: Recipe) -> None:
+    """Raise UserError for a wrong name or option, before any data is read."""
+    if recipe.teacher:
+        return
+    shortcut = recipe.shortcut if family_and_depth(recipe.model)[1] else None
+    try:
         with torch.device("meta"):
-            build_model(
-                recipe.model, 10, recipe.shortcut if is_resnet(recipe.model) else None, **parse_options(recipe.options)
-            )
-    return recipe
-
-
-def is_resnet(model: str) -> bool:
-    from ..models import family_and_depth
-
-    return family_and_depth(model)[1] > 0
+            build_model(recipe.model, 10, shortcut, **parse_options(recipe.options))
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"options {recipe.options!r} do not suit {recipe.model}: {reason}") from error
 
 
 def synthetic_name(kind: str) -> str:

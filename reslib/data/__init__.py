@@ -82,7 +82,7 @@ def load(dataset: str, root: str | Path | None = None) -> DataSource:
 
 def batches_for(recipe, source: DataSource, device):
     """The object that yields this recipe's batches (see MemoryBatches for what it offers)."""
-    if recipe.augmentation == "scale-crop-flip-color":
+    if "image" in recipe.dataset:  # ImageNet-style sets, whatever the augmentation
         from .imagenet import batches_for as imagenet_batches
 
         return imagenet_batches(recipe, source, device)

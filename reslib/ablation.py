@@ -1,0 +1,225 @@
+"""What a change of the protocol costs: differences from reference runs with their uncertainty, and their forest plot.
+
+For the fidelity table (common deviations of reproductions) and for the comparison of pre-activation with the original.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from . import evidence, paper, stats
+from .figures.curves import GREY, TEST, TRAIN, seed_band
+from .figures.style import end_labels, iteration_axis, legend_above, new_figure, say, sign
+from .recipe import Recipe
+
+REFERENCE = "paper"
+MOVING = "moving instead of exact batch-norm statistics"
+WELCH, PAIRED = "Welch, over seeds", "paired t, over seeds"
+BINOMIAL = "binomial, one seed: test images only"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # the reference, then the changes
+COLUMNS = [
+    "deviation", "model", "n", "n reference", "diverged", "error", "reference error", "difference", "low", "high",
+    "interval", "finding",
+]  # fmt: skip
+
+
+def table(groups: dict[str, list[Recipe]], runs: pd.DataFrame, statistics: bool = True) -> pd.DataFrame:
+    """A row per deviation: its mean test error minus the reference's, in points, with the 95% interval.
+
+    groups: recipes by name; "paper" holds the reference, "paper (X)" that of a group named "... (X)". runs: records, of
+    every seed that is there. The interval is Welch's over seeds; with one seed on a side it is binomial and knows
+    nothing of the spread between seeds, so that it can call two runs alike but never different. statistics: add the
+    row of moving against exact batch-norm statistics, measured on the reference runs themselves.
+    """
+    rows = []
+    if statistics:
+        rows.append(_moving_against_exact(of_group(groups[REFERENCE], runs)))
+    for name, recipes in groups.items():
+        if name == REFERENCE or name.startswith(f"{REFERENCE} ("):
+            continue
+        reference = of_group(groups[_reference_of(name, groups)], runs)
+        rows.append(_row(name, recipes[0].model, of_group(recipes, runs), reference))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def of_group(recipes: list[Recipe], runs: pd.DataFrame) -> pd.DataFrame:
+    """The ended runs of these recipes, of any seed."""
+    digests = {r.replace(seed=int(s)).digest for r in recipes for s in runs["seed"].dropna().unique()}
+    return runs[runs["recipe_hash"].isin(digests) & runs["status"].isin(("finished", "diverged"))]
+
+
+def _reference_of(name: str, groups: dict) -> str:
+    within = re.search(r" \((.+)\)$", name)
+    own = f"{REFERENCE} ({within[1]})" if within else REFERENCE
+    return own if own in groups else REFERENCE
+
+
+def _row(name: str, model: str, group: pd.DataFrame, reference: pd.DataFrame) -> dict:
+    diverged = int((group["status"] == "diverged").sum())
+    group, reference = evidence.finished(group), evidence.finished(reference)
+    row = dict.fromkeys(COLUMNS, math.nan) | {
+        "deviation": name, "model": paper.label(model), "n": len(group), "n reference": len(reference),
+        "diverged": diverged, "interval": "", "finding": f"diverged in all {diverged} runs" if diverged else "no runs",
+    }  # fmt: skip
+    if len(reference):
+        row["reference error"] = 100 * reference["test_error"].mean()
+    if len(group):
+        row |= {"error": 100 * group["test_error"].mean(), "finding": "no reference runs"}
+    if len(group) and len(reference):
+        row |= difference(reference, group)
+    return row
+
+
+def difference(reference: pd.DataFrame, group: pd.DataFrame) -> dict:
+    """difference (group - reference, in points), low, high, interval and finding."""
+    one, two = (stats.summarize(rows["test_error"] * 100) for rows in (reference, group))
+    if min(one.n, two.n) > 1 and not (one.zero_variance or two.zero_variance):
+        d = stats.welch(reference["test_error"] * 100, group["test_error"] * 100)
+        return _finding(d.difference, d.low, d.high, WELCH)
+    return _binomial(one.mean, two.mean, *(evidence.images_behind(r, "test_error") for r in (reference, group)))
+
+
+def _moving_against_exact(reference: pd.DataFrame) -> dict:
+    """Both errors of the same networks. In the authors' release the statistics were exact ones of the training data."""
+    runs = evidence.finished(reference).dropna(subset=["exact_bn_test_error"])
+    row = dict.fromkeys(COLUMNS, math.nan) | {
+        "deviation": MOVING, "n": len(runs), "n reference": len(runs), "diverged": 0, "interval": "",
+        "model": paper.label(str(reference["model"].iloc[0])) if len(reference) else "", "finding": "no runs",
+    }  # fmt: skip
+    if runs.empty:
+        return row
+    moving, exact = 100 * runs["test_error"], 100 * runs["exact_bn_test_error"]
+    row |= {"error": moving.mean(), "reference error": exact.mean()}
+    s = stats.summarize(moving - exact)
+    if s.n > 1 and not s.zero_variance:
+        return row | _finding(s.mean, s.low, s.high, PAIRED)
+    images = evidence.images_behind(runs, "test_error")
+    return row | _binomial(exact.mean(), moving.mean(), images, images)
+
+
+def _binomial(first: float, second: float, first_images: int, second_images: int) -> dict:
+    """Of two errors in %: twice the standard error of their difference, as if of separate test images."""
+    half = 200 * math.hypot(
+        stats.binomial_error(first / 100, first_images), stats.binomial_error(second / 100, second_images)
+    )
+    return _finding(second - first, second - first - half, second - first + half, BINOMIAL)
+
+
+def _finding(value: float, low: float, high: float, interval: str) -> dict:
+    if low <= 0 <= high:
+        finding = "within the uncertainty"
+    elif interval == BINOMIAL:
+        finding = "one seed: not enough evidence"
+    else:
+        finding = "costs" if value > 0 else "helps"
+    return {"difference": value, "low": low, "high": high, "interval": interval, "finding": finding}
+
+
+def printed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table as text, for reading and for files."""
+    text = rows[["deviation", "model"]].copy()
+    text["n"] = [f"{a} / {b}" if a != b else str(a) for a, b in zip(rows["n"], rows["n reference"], strict=True)]
+    text["test error (%)"] = rows["error"].map(_number("{:.2f}"))
+    text["reference (%)"] = rows["reference error"].map(_number("{:.2f}"))
+    text["difference (points)"] = rows["difference"].map(_number("{:+.2f}"))
+    text["95% interval"] = [
+        f"{low:+.2f} to {high:+.2f}" if np.isfinite(low) else ""
+        for low, high in zip(rows["low"], rows["high"], strict=True)
+    ]
+    text["interval of"] = rows["interval"]
+    text["finding"] = [
+        finding + (f"; {bad} diverged" if bad and "diverged" not in finding else "")
+        for finding, bad in zip(rows["finding"], rows["diverged"], strict=True)
+    ]
+    return text
+
+
+def _number(form: str):
+    return lambda value: form.format(value) if np.isfinite(value) else ""
+
+
+def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
+    """Differences with their 95% intervals, a line per deviation, in order of `rows`; right of zero is worse."""
+    fig, axes = new_figure(8.6, 1.5 + 0.38 * max(2, len(rows)))
+    ax = axes[0][0]
+    places = np.arange(len(rows))[::-1]
+    ax.axvline(0, color="#444444", linewidth=1, zorder=1)
+    known = rows[["low", "high"]].abs().max().max()
+    for place, row in zip(places, rows.to_dict("records"), strict=True):
+        if np.isfinite(row["difference"]):
+            seeds = row["interval"] != BINOMIAL
+            ax.plot(
+                [row["low"], row["high"]], [place, place], color=COLOURS[0], linewidth=2 if seeds else 1,
+                linestyle="-" if seeds else (0, (3, 1.5)), zorder=2,
+            )  # fmt: skip
+            ax.plot(
+                [row["difference"]], [place], marker="o", markersize=6, color=COLOURS[0],
+                markerfacecolor=COLOURS[0] if seeds else "white", zorder=3,
+            )  # fmt: skip
+        else:
+            ax.text(0, place, f"  {row['finding']}", va="center", fontsize=8, color="#CC0000")
+        ax.annotate(
+            f"n = {row['n']}", (1, place), xycoords=("axes fraction", "data"), xytext=(5, 0),
+            textcoords="offset points", va="center", fontsize=7.5, color="#666666",
+        )  # fmt: skip
+    if rows.empty:
+        say(ax, "nothing to compare at this preset")
+    ax.set_yticks(places, [_wrapped(name) for name in rows["deviation"]])
+    ax.set_ylim(-0.6, len(rows) - 0.4)
+    ax.grid(axis="y", visible=False)
+    if np.isfinite(known) and known > 0:
+        ax.set_xlim(-1.08 * known, 1.08 * known)
+    ax.set_xlabel("test error minus the reference's (points)\n← better        worse →")
+    handles = [
+        Line2D([], [], color=COLOURS[0], marker="o", linewidth=2, label="95% interval over seeds"),
+        Line2D([], [], color=COLOURS[0], marker="o", markerfacecolor="white", linewidth=1, linestyle=(0, (3, 1.5)),
+               label="one seed: binomial interval, without the spread between seeds"),
+    ]  # fmt: skip
+    binomial = rows["interval"] == BINOMIAL
+    wanted = [handles[0]] * bool((~binomial & (rows["interval"] != "")).any()) + [handles[1]] * bool(binomial.any())
+    if wanted:
+        legend_above(fig, wanted)
+    sign(fig, runs)
+    return fig
+
+
+def _wrapped(name: str, width: int = 30) -> str:
+    import textwrap
+
+    return textwrap.fill(name, width)
+
+
+def learning_curves(groups: dict[str, list[Recipe]], runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
+    """Training (left) and test error (right) of each group's runs against the iteration, a band over seeds."""
+    fig, axes = new_figure(8.6, 3.6, 1, 2)
+    shown = pd.concat([evidence.finished(of_group(recipes, runs)) for recipes in groups.values()])
+    unit = last = 1
+    for ax, column, look, title in zip(
+        axes[0], ("train_error", "test_error"), (TRAIN, TEST), ("training", "test"), strict=True
+    ):
+        last = curves.loc[curves["run"].isin(shown["run"]), "iteration"].max() if len(shown) else 0
+        unit, ends = iteration_axis(ax, last), []
+        for ink, (name, recipes) in zip(COLOURS, groups.items(), strict=False):
+            mine = curves[curves["run"].isin(evidence.finished(of_group(recipes, runs))["run"])]
+            if (band := seed_band(mine, column)).empty:
+                continue
+            x = band.index / unit
+            ax.plot(x, band["mean"], color=ink, **(look | {"linestyle": "-", "linewidth": 1.8}))
+            if band["n"].max() > 1:
+                ax.fill_between(x, band["low"], band["high"], color=ink, alpha=0.18, linewidth=0)
+            ends.append((float(band["mean"].iloc[-1]), name, ink))
+        ax.set_ylabel(f"{title} error (%)")
+        if not ends:
+            say(ax, "no finished runs at this preset")
+        end_labels(ax, ends)
+    names = [Line2D([], [], color=ink, linewidth=1.8, label=n) for ink, n in zip(COLOURS, groups, strict=False)]
+    legend_above(fig, names or [Line2D([], [], color=GREY)])
+    several = len(shown) and shown.groupby("recipe_hash").size().sum() > len(groups)
+    sign(fig, shown, "bands: smallest to largest of the seeds" if several else "")
+    return fig

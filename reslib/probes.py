@@ -1,0 +1,295 @@
+"""What the layers do: responses of trained networks (Figure 7), and the norms of the signals at the start of training.
+
+A layer's response is its output after batch norm and before the nonlinearity or the addition, as in Figure 7. Layers
+are the 3x3 ones in order from the image: the stem and both convolutions of every block, not the shortcuts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from . import data, evidence
+from .engine import Step, loss_of, make_optimizer, set_learning_rate
+from .errors import UserError
+from .networks import load_network, make_model
+from .recipe import Recipe
+from .schedule import learning_rate
+from .studies import Preset, cifar_recipe
+
+INITIALISATIONS = ("he", "xavier", "gaussian")
+TRAINED = (("he", True), ("he", False))  # initialisation and batch norm of the nets that are followed along training
+# A layer whose gradient stays below FROZEN moves by less than 0.1 * 64,000 * 1e-5 = 0.064 in the whole training, with
+# weights of norm 5 to 11; above WILD a single step at 0.1 moves it by more than its own length.
+FROZEN, WILD = 1e-5, 100.0
+KINDS = ("activation", "gradient", "backward")
+COLUMNS = ["kind", "model", "family", "depth", "init", "batch_norm", "iteration", "layer", "norm", "synthetic"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and on how many images gradients are followed."""
+
+    steps: int
+    batch_size: int
+
+
+BUDGETS = {"smoke": Budget(2, 8), "quick": Budget(12, 32), "medium": Budget(100, 128), "paper": Budget(1000, 128)}
+
+
+def layers(model: nn.Module) -> list[tuple[nn.Conv2d, nn.Module]]:
+    """(3x3 convolution, the module whose output is its response) in order from the image.
+
+    With pre-activation no batch norm follows a convolution, whose own output is then the response.
+    """
+    if not hasattr(model, "stages"):
+        raise UserError(f"responses of a {type(model).__name__} are not defined: allowed are plain and residual nets")
+    pairs = [(model.conv1, model.bn1)]
+    for stage in model.stages:
+        for block in getattr(model, stage):
+            pairs += [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+    if model.preactivation:
+        pairs = [(conv, conv) for conv, _ in pairs]
+    return [(conv, response) for conv, response in pairs if conv.kernel_size == (3, 3)]
+
+
+@torch.no_grad()
+def layer_responses(model: nn.Module, batches: Iterable, name: str = "") -> pd.DataFrame:
+    """Standard deviation of each layer's response over all images, channels and positions, in eval mode.
+
+    batches: images (N, 3, H, W), or pairs of them with labels. Columns model (`name`), layer (from 1), std.
+    """
+    watched = [response for _, response in layers(model)]
+    moments = [Moments() for _ in watched]
+    was_training = model.training
+    model.eval()
+    hooks = [(module, _forward_hook(m.add)) for module, m in zip(watched, moments, strict=True)]
+    try:
+        with _hooked(hooks):
+            for batch in batches:
+                model(batch if isinstance(batch, Tensor) else batch[0])
+    finally:
+        model.train(was_training)
+    if not moments[0].count:
+        raise UserError("layer responses need at least one batch of images")
+    return pd.DataFrame({"model": name, "layer": range(1, len(moments) + 1), "std": [m.std for m in moments]})
+
+
+class Moments:
+    """Mean and variance of numbers that come in batches, in float64 (Chan et al. 1979)."""
+
+    def __init__(self):
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+
+    def add(self, x: Tensor) -> None:
+        x = _float64(x)
+        count, mean = x.numel(), x.mean().item()
+        squares = (x - mean).square().sum().item()
+        delta, total = mean - self.mean, self.count + count
+        self.squares += squares + delta**2 * self.count * count / total
+        self.mean += delta * count / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        return (self.squares / self.count) ** 0.5
+
+
+def responses_of_runs(runs: pd.DataFrame, data_root=None, device="cpu", known: pd.DataFrame | None = None):
+    """Layer responses of the finished runs over their test images: (frame, names of runs that could not be measured).
+
+    A run without weights here, as in a clone that holds the records only, is taken from `known`, an earlier
+    measurement. Columns run, model, family, depth, seed, synthetic, layer, std.
+    """
+    frames, missing, batches = [], [], {}
+    runs = evidence.finished(runs)
+    for row in runs.sort_values(["family", "depth", "seed"]).to_dict("records"):
+        if not (Path(row["path"]) / "weights.safetensors").exists():
+            stored = known[known["run"] == row["run"]] if known is not None and "run" in known else ()
+            frames += [stored] if len(stored) else []
+            missing += [] if len(stored) else [row["run"]]
+            continue
+        model, recipe = load_network(Path(row["path"]))
+        source = data.load(recipe.dataset, data_root)
+        # Runs that differ in the network alone see the same test images.
+        images = recipe.replace(model="resnet20", seed=0, options="", shortcut="A", warmup_lr=0.0, teacher="")
+        if images.digest not in batches:
+            batches[images.digest] = data.batches_for(images, source, torch.device(device))
+        model.to(device, memory_format=torch.channels_last)
+        frame = layer_responses(model, batches[images.digest].eval_batches("test"), row["model"])
+        for column in ("synthetic", "seed", "depth", "family", "run"):
+            frame.insert(0, column, row[column])
+        frames.append(frame)
+    columns = ["run", "model", "family", "depth", "seed", "synthetic", "layer", "std"]
+    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns), missing
+
+
+# --- Signals at the start of training --------------------------------------------------------------------------------
+
+
+def gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> pd.DataFrame:
+    """Norms of one forward and backward pass in training mode: columns kind, layer (from 1), norm.
+
+    kind "activation": root mean square of the layer's response; "gradient": L2 norm of the gradient of the mean loss
+    with respect to the layer's weights; "backward": L2 norm of the gradient with respect to the response, the signal
+    propagated backward. Zero stays zero, an overflow inf or NaN. The model is left as it was.
+    """
+    pairs = layers(model)
+    activation, backward = [float("nan")] * len(pairs), [0.0] * len(pairs)
+
+    def watch(index):
+        def look(response):
+            activation[index] = _norm(response) / response.numel() ** 0.5
+            # A hook of the tensor and not of the module: the ReLU that follows works in place.
+            response.register_hook(lambda gradient: backward.__setitem__(index, _norm(gradient)))
+
+        return _forward_hook(look)
+
+    was_training, buffers = model.training, [b.clone() for b in model.buffers()]
+    model.train()
+    try:
+        with _hooked([(response, watch(i)) for i, (_, response) in enumerate(pairs)]):
+            loss, _ = loss_of(model)(x, y, torch.zeros((), device=x.device))
+            gradients = torch.autograd.grad(loss, [conv.weight for conv, _ in pairs])
+    finally:
+        model.train(was_training)
+        with torch.no_grad():
+            for buffer, old in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(old)
+    norms = {"activation": activation, "gradient": [_norm(g) for g in gradients], "backward": backward}
+    rows = [(kind, layer, norm) for kind in KINDS for layer, norm in enumerate(norms[kind], start=1)]
+    return pd.DataFrame(rows, columns=["kind", "layer", "norm"])
+
+
+def norms_along_training(recipe: Recipe, source, device, at: Iterable[int], batches=None) -> pd.DataFrame:
+    """`gradient_norms` at the iterations `at` of training by `recipe`, in fp32; columns iteration, kind, layer, norm.
+
+    Measured on the first training batch, always the same. Training stops where the loss is no longer a number: what
+    follows is NaN.
+    """
+    batches = batches or data.batches_for(recipe, source, device)
+    model = make_model(recipe, len(source.classes), Path()).to(device, memory_format=torch.channels_last).train()
+    optimizer = make_optimizer(recipe, model, device)
+    step = Step(recipe, model, optimizer, device, "fp32")
+    x, y = batches.batch(0)
+    frames, rate, alive, done = [], recipe.lr, True, 0
+    for target in sorted(set(at)):
+        while alive and done < target:
+            lr = learning_rate(recipe, done, False, [])
+            set_learning_rate(optimizer, lr, rate)
+            rate = lr
+            loss, _ = step(*batches.batch(done), done)
+            alive = bool(torch.isfinite(loss))
+            done += 1
+        frame = gradient_norms(model, x, y) if alive else frames[-1].assign(norm=float("nan"))
+        frames.append(frame.assign(iteration=target))
+    return pd.concat(frames, ignore_index=True)
+
+
+def gradient_study(preset: Preset, dataset: str, data_root=None, device="cpu", on_net: Callable | None = None):
+    """All of the preset's depths, plain and residual, by each initialisation, with and without batch norm.
+
+    Every net is measured as it starts; those of `TRAINED` also along `BUDGETS[preset]` iterations of training.
+    on_net(recipe) is called before each net. Columns: COLUMNS.
+    """
+    budget, device, source = BUDGETS[preset.name], torch.device(device), data.load(dataset, data_root)
+    at_end = {0, 1, budget.steps // 4, budget.steps}
+    frames, batches = [], None
+    for depth in preset.gradient_depths:
+        for batch_norm in (True, False):
+            for init in INITIALISATIONS:
+                for family in ("plain", "resnet"):
+                    options = {"init": init} if batch_norm else {"batch_norm": "false", "init": init}
+                    recipe = cifar_recipe(
+                        f"{family}{depth}",
+                        preset,
+                        dataset,
+                        options=",".join(f"{k}={v}" for k, v in options.items()),
+                        batch_size=budget.batch_size,
+                        warmup_lr=0.0,
+                    )
+                    if on_net:
+                        on_net(recipe)
+                    batches = batches or data.batches_for(recipe, source, device)  # the same for every net
+                    at = at_end if (init, batch_norm) in TRAINED else {0}
+                    frame = norms_along_training(recipe, source, device, at, batches=batches)
+                    frames.append(
+                        frame.assign(
+                            model=recipe.model, family=family, depth=depth, init=init, batch_norm=batch_norm,
+                            synthetic=source.synthetic,
+                        )
+                    )  # fmt: skip
+    return pd.concat(frames, ignore_index=True)[COLUMNS]
+
+
+def signal_summary(measured: pd.DataFrame) -> pd.DataFrame:
+    """A row per net and iteration: what reaches the first layers, forward and backward, and whether each layer learns.
+
+    "activation, last / first" and "backward, first / last": medians of a quarter of the layers, 1 for a signal that
+    keeps its size on its way; "gradient": its smallest and largest norm over the layers, and a verdict by FROZEN, WILD.
+    """
+    rows = []
+    keys = ["batch_norm", "init", "family", "depth", "model", "iteration"]
+    for key, net in measured.groupby(keys, sort=True):
+        norms = {kind: part.sort_values("layer")["norm"] for kind, part in net.groupby("kind")}
+        first, last = ({k: _quarter(v, end) for k, v in norms.items()} for end in (0, 1))
+        gradient = norms["gradient"]
+        rows.append(
+            dict(zip(keys, key, strict=True))
+            | {
+                "activation, last / first": _ratio(last["activation"], first["activation"]),
+                "backward, first / last": _ratio(first["backward"], last["backward"]),
+                "smallest gradient": gradient.min(skipna=False),
+                "largest gradient": gradient.max(skipna=False),
+                "gradients": _verdict(gradient),
+            }
+        )
+    return pd.DataFrame(rows).sort_values(["batch_norm", "init", "family", "depth", "iteration"], ignore_index=True)
+
+
+def _quarter(norms: pd.Series, end: int) -> float:
+    size = max(1, len(norms) // 4)
+    return norms.iloc[-size:].median(skipna=False) if end else norms.iloc[:size].median(skipna=False)
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else float("nan")
+
+
+def _verdict(gradient: pd.Series) -> str:
+    if not np.isfinite(gradient).all():
+        return "not finite"
+    if gradient.max() > WILD:
+        return "explode"
+    return "vanish" if gradient.min() < FROZEN else "healthy"
+
+
+def _float64(x: Tensor) -> Tensor:
+    x = x.detach()
+    return (x.cpu() if x.device.type == "mps" else x).double()  # MPS has no float64
+
+
+def _norm(x: Tensor) -> float:
+    """L2 norm; squared in float64, where the squares of float32 neither vanish nor overflow."""
+    return torch.linalg.vector_norm(_float64(x)).item()
+
+
+def _forward_hook(look: Callable[[Tensor], None]):
+    return lambda module, inputs, output: look(output)
+
+
+@contextlib.contextmanager
+def _hooked(hooks: list):
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
