@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from . import evidence, paper, stats
-from .figures.curves import GREY, TEST, TRAIN, seed_band
+from .figures.curves import seed_band
 from .figures.style import end_labels, iteration_axis, legend_above, new_figure, say, sign
 from .recipe import Recipe
 
@@ -65,7 +66,7 @@ def _row(name: str, model: str, group: pd.DataFrame, reference: pd.DataFrame) ->
     group, reference = evidence.finished(group), evidence.finished(reference)
     row = dict.fromkeys(COLUMNS, math.nan) | {
         "deviation": name, "model": paper.label(model), "n": len(group), "n reference": len(reference),
-        "diverged": diverged, "interval": "", "finding": f"diverged in all {diverged} runs" if diverged else "no runs",
+        "diverged": diverged, "interval": "", "finding": _all_diverged(diverged) if diverged else "no runs",
     }  # fmt: skip
     if len(reference):
         row["reference error"] = 100 * reference["test_error"].mean()
@@ -109,6 +110,10 @@ def _binomial(first: float, second: float, first_images: int, second_images: int
         stats.binomial_error(first / 100, first_images), stats.binomial_error(second / 100, second_images)
     )
     return _finding(second - first, second - first - half, second - first + half, BINOMIAL)
+
+
+def _all_diverged(runs: int) -> str:
+    return f"diverged in all {runs} runs" if runs > 1 else "diverged"
 
 
 def _finding(value: float, low: float, high: float, interval: str) -> dict:
@@ -170,7 +175,7 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
         )  # fmt: skip
     if rows.empty:
         say(ax, "nothing to compare at this preset")
-    ax.set_yticks(places, [_wrapped(name) for name in rows["deviation"]])
+    ax.set_yticks(places, [textwrap.fill(name, 30, break_on_hyphens=False) for name in rows["deviation"]])
     ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.grid(axis="y", visible=False)
     if np.isfinite(known) and known > 0:
@@ -189,37 +194,29 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     return fig
 
 
-def _wrapped(name: str, width: int = 30) -> str:
-    import textwrap
-
-    return textwrap.fill(name, width)
-
-
 def learning_curves(groups: dict[str, list[Recipe]], runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
-    """Training (left) and test error (right) of each group's runs against the iteration, a band over seeds."""
+    """Training (left) and test error (right) of each group's finished runs against the iteration, a band over seeds."""
     fig, axes = new_figure(8.6, 3.6, 1, 2)
-    shown = pd.concat([evidence.finished(of_group(recipes, runs)) for recipes in groups.values()])
-    unit = last = 1
-    for ax, column, look, title in zip(
-        axes[0], ("train_error", "test_error"), (TRAIN, TEST), ("training", "test"), strict=True
-    ):
-        last = curves.loc[curves["run"].isin(shown["run"]), "iteration"].max() if len(shown) else 0
-        unit, ends = iteration_axis(ax, last), []
-        for ink, (name, recipes) in zip(COLOURS, groups.items(), strict=False):
-            mine = curves[curves["run"].isin(evidence.finished(of_group(recipes, runs))["run"])]
-            if (band := seed_band(mine, column)).empty:
+    runs = evidence.finished(runs)
+    members = {name: of_group(recipes, runs) for name, recipes in groups.items()}
+    shown = pd.concat(members.values())
+    curves = curves[curves["run"].isin(shown["run"])]
+    unit = [iteration_axis(ax, curves["iteration"].max() if len(curves) else 0) for ax in axes[0]][0]
+    for ax, kind in zip(axes[0], ("training", "test"), strict=True):
+        ends = []
+        for ink, (name, group) in zip(COLOURS, members.items(), strict=False):
+            column = f"{kind.removesuffix('ing')}_error"
+            band = seed_band(curves[curves["run"].isin(group["run"])], column)
+            if band.empty:
                 continue
             x = band.index / unit
-            ax.plot(x, band["mean"], color=ink, **(look | {"linestyle": "-", "linewidth": 1.8}))
-            if band["n"].max() > 1:
-                ax.fill_between(x, band["low"], band["high"], color=ink, alpha=0.18, linewidth=0)
+            ax.plot(x, band["mean"], color=ink, linewidth=1.8, label=name)
+            ax.fill_between(x, band["low"], band["high"], color=ink, alpha=0.18, linewidth=0)
             ends.append((float(band["mean"].iloc[-1]), name, ink))
-        ax.set_ylabel(f"{title} error (%)")
+        ax.set_ylabel(f"{kind} error (%)")
         if not ends:
             say(ax, "no finished runs at this preset")
         end_labels(ax, ends)
-    names = [Line2D([], [], color=ink, linewidth=1.8, label=n) for ink, n in zip(COLOURS, groups, strict=False)]
-    legend_above(fig, names or [Line2D([], [], color=GREY)])
-    several = len(shown) and shown.groupby("recipe_hash").size().sum() > len(groups)
+    several = any(len(group) > 1 for group in members.values())
     sign(fig, shown, "bands: smallest to largest of the seeds" if several else "")
     return fig

@@ -34,7 +34,7 @@ def make_optimizer(recipe: Recipe, model: nn.Module, device: torch.device) -> to
     """SGD on every trainable parameter, weight decay on all of them; the learning rate is a tensor on CUDA."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     lr = torch.tensor(recipe.lr, device=device) if device.type == "cuda" else recipe.lr
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         parameters,
         lr=lr,
         momentum=recipe.momentum,
@@ -42,6 +42,10 @@ def make_optimizer(recipe: Recipe, model: nn.Module, device: torch.device) -> to
         nesterov=recipe.nesterov,
         fused=device.type in ("cuda", "cpu"),
     )
+    if recipe.momentum:  # PyTorch makes them at the first step, and fails where a parameter takes part only later
+        for p in parameters:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.SGD, lr: float, previous: float) -> None:
@@ -55,9 +59,13 @@ def set_learning_rate(optimizer: torch.optim.SGD, lr: float, previous: float) ->
     else:
         group["lr"] = lr
     if previous != lr:
-        buffers = [s["momentum_buffer"] for s in optimizer.state.values() if s.get("momentum_buffer") is not None]
+        buffers = momenta(optimizer)
         if buffers:
             torch._foreach_mul_(buffers, previous / lr)
+
+
+def momenta(optimizer: torch.optim.SGD) -> list[torch.Tensor]:
+    return [state["momentum_buffer"] for state in optimizer.state.values()]
 
 
 class Step:
@@ -137,13 +145,8 @@ class CapturedStep(Step):
 
     def _capture(self, x, y, iteration):
         self.x, self.y = x.clone(memory_format=torch.channels_last), y.clone()
-        tensors = [*self.model.parameters(), *self.model.buffers()]
+        tensors = [*self.model.parameters(), *self.model.buffers(), *momenta(self.optimizer)]
         saved = [t.detach().clone() for t in tensors]
-        momenta = {
-            p: s["momentum_buffer"].clone()
-            for p, s in self.optimizer.state.items()
-            if s.get("momentum_buffer") is not None
-        }
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -157,10 +160,6 @@ class CapturedStep(Step):
         with torch.no_grad():  # the warm-up steps must leave no trace
             for tensor, old in zip(tensors, saved, strict=True):
                 tensor.copy_(old)
-            for parameter, state in self.optimizer.state.items():
-                if state.get("momentum_buffer") is not None:
-                    old = momenta.get(parameter)
-                    state["momentum_buffer"].copy_(old) if old is not None else state["momentum_buffer"].zero_()
 
     def _body(self):
         self.optimizer.zero_grad(set_to_none=True)

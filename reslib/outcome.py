@@ -109,10 +109,10 @@ def _suspicion(last: dict, classes: int) -> str:
 def _end(job: Job, results: dict) -> dict:
     job.sessions[-1] |= {"to_iteration": job.state.iteration, "ended": now()}
     summary = _summary(job) | results
-    if not job.group.rank:
-        job.run.write_metrics(job.rows)
-        job.run.finish(summary)
-    return summary
+    if job.group.rank:
+        return summary
+    job.run.write_metrics(job.rows)
+    return job.run.finish(summary)
 
 
 def _summary(job: Job) -> dict:

@@ -77,8 +77,8 @@ def environment(device: torch.device) -> dict:
         "device": device.type,
         "device_name": device_name(device),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torch": str(torch.__version__),  # a plain str: a checkpoint with torch's own class of it cannot be read back
+        "torchvision": str(torchvision.__version__),
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "python": platform.python_version(),
         "platform": f"{sys.platform}-{platform.machine()}",

@@ -6,6 +6,7 @@ The same files give the same page. Time: 4 s for 10,000 runs.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import posixpath
@@ -18,6 +19,7 @@ import pandas as pd
 from . import claims, evidence, frames, report_page
 from .errors import UserError
 from .files import write_text
+from .recipe import Recipe
 from .runs import load_curves, load_runs, results_root
 from .studies import CIFAR_STUDIES, PRESETS, plan
 
@@ -105,9 +107,10 @@ def study_runs(preset: str, runs: pd.DataFrame) -> pd.DataFrame:
         "imagenet": next((d for d in IMAGENET_SETS if d in there), "synthetic-imagenet"),
     }
     recipes = plan(PRESETS[preset], datasets, names=(*CIFAR_STUDIES, "figure4"))
-    seeds = [int(seed) for seed in runs["seed"].unique()]
-    names = {recipe.replace(seed=seed).run_name for recipe in recipes if recipe.seed == 0 for seed in seeds}
-    return runs[runs["run"].isin(names)]
+    names = [f.name for f in dataclasses.fields(Recipe) if f.name != "seed"]
+    wanted = {tuple(getattr(recipe, name) for name in names) for recipe in recipes}
+    columns = [runs["precision_asked" if name == "precision" else name] for name in names]
+    return runs[[values in wanted for values in zip(*columns, strict=True)]]
 
 
 def _measured(folder: Path, stem: str) -> pd.DataFrame | None:
@@ -163,7 +166,7 @@ def runs_csv(runs: pd.DataFrame, base: Path) -> str:
     if runs.empty:
         return "run,preset,status\n"
     frame = runs.drop(columns=[c for c in LEFT_OUT if c in runs])
-    for column in frame.columns[frame.dtypes == object]:
+    for column in [c for c in frame if frame[c].dtype.kind == "O"]:
         frame[column] = [json.dumps(v) if isinstance(v, (list, tuple, dict)) else v for v in frame[column]]
     frame["folder"] = [posixpath.join(*Path(os.path.relpath(p, base)).parts) for p in runs["path"]]
     first = ["run", "preset", "status", "model", "dataset", "seed", "test_error", "train_error"]

@@ -35,22 +35,24 @@ STYLE = """
 --good:#0b6b3a;--bad:#a32015;--warn:#8a1c12;--focus:#d55e00}
 @media (prefers-color-scheme:dark){:root{--bg:#14171a;--ink:#e8e8e8;--soft:#a9adb2;--line:#3a4046;--card:#1e2327;
 --link:#7cc0f4;--good:#6fd39b;--bad:#ff9a8d;--warn:#ff9a8d;--focus:#ffb000}}
-*{box-sizing:border-box}
+*{box-sizing:border-box}[hidden]{display:none!important}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
 header,main,footer{max-width:75rem;margin:auto;padding:0 1rem}
 h1{font-size:1.6rem;line-height:1.2;margin:1.2rem 0 .3rem}h2{margin:2.4rem 0 .4rem;border-bottom:1px solid var(--line)}
 h3{margin:1.6rem 0 .4rem}p{max-width:48rem}a{color:var(--link)}.soft,caption{color:var(--soft)}
 .skip{position:absolute;left:-99rem}.skip:focus{left:1rem;top:.5rem;background:var(--bg);padding:.5rem 1rem;z-index:2}
 :focus-visible{outline:3px solid var(--focus);outline-offset:2px}
-nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;list-style:none;padding:0}nav a{display:inline-block;padding:.3rem 0}
+nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;list-style:none;padding:0}
+nav a{display:inline-block;padding:.3rem 0}
 .loud{color:var(--warn);font-weight:700}
 .scroll{overflow-x:auto;margin:.6rem 0;border:1px solid var(--line);border-radius:6px}
 table{border-collapse:collapse;width:100%;font-size:.87rem}caption{text-align:left;padding:.5rem .6rem;min-width:16rem}
 th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;border-top:1px solid var(--line)}
 thead th{background:var(--card);white-space:nowrap}td.number{text-align:right;font-variant-numeric:tabular-nums}
-.board td:nth-child(4){min-width:18rem}.board .verdict{white-space:nowrap;font-weight:600}
+.board td:nth-child(4),.board td:nth-child(5){min-width:16rem}.board .verdict{white-space:nowrap;font-weight:600}
+tbody th{font-weight:600}
 .holds{color:var(--good)}.fails{color:var(--bad)}
-.runs td{white-space:nowrap}.runs td.note{white-space:normal;min-width:14rem}
+.runs td,.runs tbody th{white-space:nowrap;font-weight:400}.runs td.note{white-space:normal;min-width:14rem}
 figure{margin:1rem 0}figure img{max-width:100%;height:auto;background:#fff;border:1px solid var(--line);
 border-radius:6px;padding:.4rem}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr));gap:1rem;align-items:start}
@@ -58,9 +60,14 @@ border-radius:6px;padding:.4rem}
 .tools label{display:grid;font-size:.87rem;color:var(--soft)}
 input,select,button{font:inherit;color:inherit;background:var(--card);border:1px solid var(--line);border-radius:6px;
 padding:.35rem .6rem;min-height:2.4rem}
-button:disabled{opacity:.45}th button{border:0;background:none;padding:0;min-height:1.8rem;font-weight:600;cursor:pointer}
+button:disabled{opacity:.45}
+th button{border:0;background:none;padding:0;min-height:1.8rem;font-weight:600;cursor:pointer}
 th[aria-sort=ascending] button::after{content:" ▲"}th[aria-sort=descending] button::after{content:" ▼"}
 footer{padding:2rem 1rem 3rem;color:var(--soft);font-size:.87rem}
+@media (max-width:44rem){.board,.board tbody,.board tr,.board th,.board td,.board caption{display:block}
+.board thead{position:absolute;left:-99rem}.board th,.board td{border:0;padding:.1rem .6rem}
+.board tr{border-top:1px solid var(--line);padding:.5rem 0}.board td::before{content:attr(data-name) ": ";
+color:var(--soft);font-weight:400}}
 @media print{.tools,.skip,nav{display:none}.scroll{overflow:visible}}
 """
 
@@ -79,7 +86,8 @@ SCRIPT = """
       const line = document.createElement("tr");
       for (let i = 0; i < size; i++) {
         const cell = document.createElement(i ? "td" : "th");
-        if (!i) { cell.scope = "row"; cell.append(link(row[0], row[size] + "/")); } else cell.textContent = shownText(row, i);
+        if (i) cell.textContent = shownText(row, i);
+        else { cell.scope = "row"; cell.append(link(row[0], row[size] + "/")); }
         cell.className = columns[i][1] ? "number" : columns[i][0] === "note" ? "note" : "";
         line.append(cell);
       }
@@ -95,7 +103,8 @@ SCRIPT = """
     find("runs-next").disabled = last >= shown.length;
   }
   function update() {
-    const words = find("runs-filter").value.toLowerCase().split(/\\s+/).filter(Boolean), status = find("runs-status").value;
+    const words = find("runs-filter").value.toLowerCase().split(/\\s+/).filter(Boolean);
+    const status = find("runs-status").value;
     shown = rows.filter((row, n) => (!status || row[5] === status) && words.every(w => haystack[n].includes(w)));
     if (order) {
       const [i, sign] = order;
@@ -126,7 +135,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 
 
 def page(sections: list, rows: list[list], problems: list[str], csv: str, link: Callable[[Path], str]) -> str:
-    """The whole document. sections: reslib.report.Section; rows: as `reslib.report.run_rows`; link: a file's address."""
+    """The whole document. sections: reslib.report.Section; rows: from `report.run_rows`; link: a file's address."""
     menu = [f'<li><a href="#preset-{anchor(s.name)}">Preset {escape(s.name)}</a></li>' for s in sections]
     menu.append('<li><a href="#runs">All runs</a></li>')
     loud = [f'<p class="loud" role="alert">{escape(text)}</p>' for text in problems]
@@ -136,8 +145,8 @@ def page(sections: list, rows: list[list], problems: list[str], csv: str, link: 
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">',
         f'<style>{STYLE}</style></head><body><a class="skip" href="#main">Skip to the results</a>',
         "<header><h1>Deep Residual Learning, reproduced</h1>",
-        f"<p>He, Zhang, Ren and Sun (2015), from {len(rows):,} run{'s' * (len(rows) != 1)}. Every number below leads to "
-        f'its record; <a href="{escape(csv)}">{escape(csv)}</a> has a row per run for other tools.</p>',
+        f"<p>He, Zhang, Ren and Sun (2015), from {len(rows):,} run{'s' * (len(rows) != 1)}. Every number below leads "
+        f'to its record; <a href="{escape(csv)}">{escape(csv)}</a> has a row per run for other tools.</p>',
         f'<nav aria-label="Contents"><ul>{"".join(menu)}</ul></nav></header>',
         f'<main id="main" tabindex="-1">{"".join(loud)}',
         *(_section(s, link) for s in sections),
@@ -171,19 +180,21 @@ def _section(section, link) -> str:
 
 
 def _board(board: pd.DataFrame, preset: str) -> str:
+    names = ("claim", "source", "verdict", "evidence", "criterion")
     lines = []
-    for row in board.to_dict("records"):
+    for row in board[list(names)].to_dict("records"):
         kind = {"holds": "holds", "does not hold": "fails"}.get(row["verdict"], "soft")
-        lines.append(
-            f'<tr><th scope="row">{escape(row["claim"])}</th><td>{escape(row["source"])}</td>'
-            f'<td class="verdict {kind}">{MARKS.get(row["verdict"], "")} {escape(row["verdict"])}</td>'
-            f"<td>{escape(row['evidence'])}</td><td>{escape(row['criterion'])}</td></tr>"
-        )
-    heads = "".join(f'<th scope="col">{h}</th>' for h in ("claim", "source", "verdict", "evidence", "criterion"))
+        row["verdict"] = f"{MARKS.get(row['verdict'], '')} {row['verdict']}"
+        cells = [f'<th scope="row" role="rowheader">{escape(row["claim"])}</th>']
+        for name in names[1:]:  # the roles keep it a table where a phone stacks its cells
+            look = f' class="verdict {kind}"' if name == "verdict" else ""
+            cells.append(f'<td role="cell" data-name="{name}"{look}>{escape(row[name])}</td>')
+        lines.append(f'<tr role="row">{"".join(cells)}</tr>')
+    heads = "".join(f'<th scope="col" role="columnheader">{name}</th>' for name in names)
     caption = f"Scoreboard of preset {preset}, judged on its records by criteria fixed beforehand"
     return _scroll(
-        f'<table class="board"><caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table>",
+        f'<table class="board" role="table"><caption>{escape(caption)}</caption><thead role="rowgroup">'
+        f'<tr role="row">{heads}</tr></thead><tbody role="rowgroup">{"".join(lines)}</tbody></table>',
         caption,
     )
 

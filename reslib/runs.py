@@ -82,10 +82,12 @@ class Run:
         writer.writerows({key: _short(value) for key, value in row.items()} for row in rows)
         write_text(self.metrics_file, text.getvalue())
 
-    def finish(self, summary: dict) -> None:
+    def finish(self, summary: dict) -> dict:
         """Write the summary, which ends the run, and drop the checkpoint that nobody needs any more."""
-        write_json(self.summary_file, {**summary, "metrics_sha256": sha256(self.metrics_file)})
+        summary = {**summary, "metrics_sha256": sha256(self.metrics_file)}
+        write_json(self.summary_file, summary)
         self.checkpoint_file.unlink(missing_ok=True)
+        return summary
 
     @contextlib.contextmanager
     def lock(self, wait: bool = True, say=print):

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 
-NEEDED_GB = 6  # PyPI's torch for Linux brings the CUDA libraries
+NEEDED_GB = 7  # PyPI's torch for Linux brings the CUDA libraries
 SUPPORTED = ((3, 11), (3, 13))
 
 

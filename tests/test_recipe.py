@@ -202,8 +202,13 @@ def test_parse_field_never_fails_otherwise(name, text):
 
 
 def test_parse_field_says_what_is_wanted():
-    for name, text, wanted in (("lr", "fast", "a number"), ("seed", "1.5", "a whole number"),
-                               ("nesterov", "maybe", "true or false"), ("lr_drops", "a,b", "numbers joined")):  # fmt: skip
+    wrong = [
+        ("lr", "fast", "a number"),
+        ("seed", "1.5", "a whole number"),
+        ("nesterov", "maybe", "true or false"),
+        ("lr_drops", "a,b", "numbers joined by commas"),
+    ]
+    for name, text, wanted in wrong:
         with pytest.raises(UserError, match=f"{name} '{text}' is not {wanted}"):
             parse_field(name, text)
     with pytest.raises(UserError, match="did you mean 'momentum'"):

@@ -91,7 +91,17 @@ def test_names_from_records_are_text(report, page):
 def test_every_run_stands_there_with_its_evidence(page):
     rows = [e["text"] for e in page.all("tr")]
     paper = next(r for r in rows if "resnet56-cifar10-s0" in r)
-    for part in ("paper", "6.97", "64000", "269722", "fp32", "A <fast> CPU", "2.14.1", "c0ffeec0ffee*", "00ff00ff00ff00ff"):
+    for part in (
+        "paper",
+        "6.97",
+        "64000",
+        "269722",
+        "fp32",
+        "A <fast> CPU",
+        "2.14.1",
+        "c0ffeec0ffee*",
+        "00ff00ff00ff00ff",
+    ):
         assert part in paper, part
     states = [next(s for s in ("finished", "diverged", "interrupted") if f"{s}" in r) for r in rows if "-s0-" in r]
     assert sorted(states) == ["diverged", "finished", "finished", "finished", "interrupted"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import torch
@@ -14,7 +15,7 @@ from ..models import build_model
 from ..numerics import autocast, resolve_precision
 from ..recipe import Recipe, parse_options
 from ..schedule import learning_rate
-from ..train import Window
+from ..window import Window
 from .clock import Clock, synchronize
 from .peer import UsualLoop
 
@@ -47,7 +48,7 @@ class Reslib:
         if device.type == "cpu" and not fixed:
             chosen = tune.choice()
             if way == "compiled":
-                chosen = tune.dataclasses.replace(chosen, compile=True, compile_seconds=0.0)
+                chosen = dataclasses.replace(chosen, compile=True, compile_seconds=0.0)
             self.threads = chosen.threads
         with self._threads():
             if chosen and not eager:
@@ -119,7 +120,9 @@ class Reslib:
 
     def evaluation(self, images: int = 1000) -> float:
         """Seconds per image of the test pass, in large batches."""
-        batches = [b for b, _ in zip(self.batches.eval_batches("test", 500), range(max(1, images // 500)), strict=False)]
+        batches = [
+            b for b, _ in zip(self.batches.eval_batches("test", 500), range(max(1, images // 500)), strict=False)
+        ]
         with self._threads():
             error_and_loss(self.model, batches[:1], self.device, self.precision)
             synchronize(self.device)
@@ -135,24 +138,31 @@ class Reslib:
 
 
 class Threads:
-    """This many threads within the block, the previous number after it."""
+    """Within the block this many threads, and memory kept as `tune.accelerate` keeps it; as before after it.
+
+    The contenders share a process: without this the usual loop would get reslib's settings.
+    """
 
     def __init__(self, count: int):
         self.count = count
 
     def __enter__(self):
         self.before = torch.get_num_threads()
+        tune.keep_memory(True)
         if self.count != self.before:
             torch.set_num_threads(self.count)
 
     def __exit__(self, *error):
+        tune.keep_memory(False)
         if self.count != self.before:
             torch.set_num_threads(self.before)
 
 
 def recipe_for(model: str, batch: int, source, options: str = "") -> Recipe:
     """The paper's CIFAR recipe of a model at a batch size, on the images of `source`."""
-    return Recipe(model=model, dataset=source.name, batch_size=batch, crop_size=source.train.images.shape[1], options=options)
+    return Recipe(
+        model=model, dataset=source.name, batch_size=batch, crop_size=source.train.images.shape[1], options=options
+    )
 
 
 def contender(name: str, recipe: Recipe, source, device, root=None, workers=None, say=print):

@@ -1,0 +1,163 @@
+"""Every figure and table that the records alone can give again: notebooks, `reslib verify` and the report draw here.
+
+Each function takes the folder of a preset (results/<preset>) and writes below `out` (default: the same folder); it
+returns the files written, none when there are no records for it. Only runs of the study's own plan are drawn, of every
+seed on disk. dataset: which data; default is the real one if finished runs of it exist.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from . import claims, figures, tables
+from .errors import UserError, choose
+from .frames import frames, load_measurement
+from .studies import CIFAR_STUDIES, STUDIES, plan, preset_of
+
+DATASETS = {  # kind: real ones first
+    "cifar": ("cifar10", "synthetic"),
+    "imagenet": ("imagenet", "imagenette", "synthetic-imagenet"),
+}
+CLAIMS_CAPTION = "Claims of the paper, judged on the records of this preset. "
+
+
+def figure1(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """figures/figure1 and figures/depth."""
+    runs, curves, _ = study_frames("figure1", folder, dataset)
+    if runs.empty:
+        return []
+    return _figure(figures.figure1(runs, curves), out or folder, "figure1") + _figure(
+        figures.depth_view(runs), out or folder, "depth"
+    )
+
+
+def figure4(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """figures/figure4."""
+    runs, curves, _ = study_frames("figure4", folder, dataset)
+    return [] if runs.empty else _figure(figures.figure4(runs, curves), out or folder, "figure4")
+
+
+def figure6(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """figures/figure6."""
+    runs, curves, _ = study_frames("figure6", folder, dataset)
+    return [] if runs.empty else _figure(figures.figure6(runs, curves), out or folder, "figure6")
+
+
+def figure7(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """figures/figure7, from measurements/figure7.csv and the records of the networks measured."""
+    responses = measurement(folder, "figure7")
+    if responses is None:
+        return []
+    runs, _, _ = study_frames("figure7", folder, dataset)
+    return _figure(figures.figure7(responses, runs), out or folder, "figure7")
+
+
+def gradients(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """figures/gradients, from measurements/gradients.csv alone: the networks measured are no runs of a study."""
+    norms = measurement(folder, "gradients")
+    return [] if norms is None else _figure(figures.gradients_figure(norms), out or folder, "gradients")
+
+
+def cifar10(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """tables/cifar10."""
+    runs, _, _ = study_frames("cifar10_table", folder, dataset)
+    if runs.empty:
+        return []
+    return _table(tables.cifar10_table(runs), out or folder, "cifar10", tables.caption(runs))
+
+
+def scoreboard(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """tables/claims: the claims about CIFAR-10."""
+    runs, _, dataset = study_frames("cifar10_table", folder, dataset)
+    if runs.empty:
+        return []
+    board = claims_table(folder, dataset)
+    return _table(board, out or folder, "claims", CLAIMS_CAPTION + tables.caption(runs))
+
+
+def claims_table(folder: Path, dataset: str) -> pd.DataFrame:
+    """The claims about CIFAR-10, judged on all CIFAR records of this preset and what the probes measured."""
+    recipes = plan(preset_of(Path(folder).name), {"cifar": dataset}, names=CIFAR_STUDIES)
+    runs, curves = frames(Path(folder) / "runs", recipes)
+    board = claims.scoreboard(runs, curves, measurement(folder, "figure7"), measurement(folder, "gradients"))
+    return board[~board.claim.isin([c.text for c in claims.IMAGENET_CLAIMS])].reset_index(drop=True)
+
+
+ARTEFACTS = {  # name: the function that writes it
+    "figure1": figure1,
+    "figure4": figure4,
+    "figure6": figure6,
+    "figure7": figure7,
+    "gradients": gradients,
+    "cifar10": cifar10,
+    "claims": scoreboard,
+}
+NOTEBOOKS = {  # stem of a file in figures/ or tables/: the notebook that makes it, where the names differ
+    "depth": "figure1",
+    "cifar10": "cifar10_table",
+    "claims": "cifar10_table",
+    "basic_block": "architecture",
+}
+
+
+def write(name: str, folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """Draw one artefact again from the records of results/<preset>; the files written."""
+    choose("artefact", name, ARTEFACTS)
+    return ARTEFACTS[name](Path(folder), out and Path(out), dataset)
+
+
+def write_all(folder: Path, out: Path | None = None) -> list[Path]:
+    """Draw every artefact again; the files written."""
+    return [path for name in ARTEFACTS for path in write(name, folder, out)]
+
+
+def study_frames(name: str, folder: Path, dataset: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """(runs, curves, data set) of the ended records of a study at results/<preset>, of every seed on disk.
+
+    Without `dataset`: the first of its kind with finished runs, real ones first, else the first with ended runs.
+    """
+    study, kind = STUDIES[name]
+    preset, runs_dir = preset_of(Path(folder).name), Path(folder) / "runs"
+    own = (own_models(runs_dir),) if name == "cifar10_table" else ()
+    found = []
+    for candidate in (dataset,) if dataset else DATASETS[kind]:
+        if not dataset and not any(runs_dir.glob(f"*-{candidate}-s*/summary.json")):
+            continue
+        runs, curves = frames(runs_dir, study(preset, candidate, 0, *own))
+        found.append((runs, curves, candidate))
+        if len(runs) and (runs["status"] == "finished").any():
+            return found[-1]
+    ended = [f for f in found if len(f[0])]
+    return (ended or found or [(pd.DataFrame(), pd.DataFrame(), DATASETS[kind][0])])[0]
+
+
+def own_models(runs_dir: Path) -> list[str]:
+    """Networks of one's own (package.module:Factory) with a record here: they have rows in the CIFAR-10 table."""
+    found = set()
+    for path in Path(runs_dir).glob("*.*-s*/recipe.json"):  # a colon is a dot in a directory's name
+        try:
+            model = json.loads(path.read_bytes())["model"]
+        except (OSError, ValueError, KeyError, TypeError):  # damaged: reading the records says so
+            continue
+        if ":" in model:
+            found.add(model)
+    return sorted(found)
+
+
+def measurement(folder: Path, stem: str) -> pd.DataFrame | None:
+    """measurements/<stem>.csv, or None."""
+    try:
+        return load_measurement(Path(folder), stem)
+    except UserError:
+        return None
+
+
+def _figure(figure, out: Path, stem: str) -> list[Path]:
+    return figures.save_figure(figure, Path(out) / "figures" / stem)
+
+
+def _table(table: pd.DataFrame, out: Path, stem: str, caption: str) -> list[Path]:
+    return tables.save_table(table, Path(out) / "tables" / stem, caption)

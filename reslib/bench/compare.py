@@ -1,0 +1,88 @@
+"""Contenders side by side in one process: alternating rounds, medians, spread."""
+
+from __future__ import annotations
+
+import statistics
+
+from ..models import build_model
+from ..recipe import parse_options
+from .contenders import contender, recipe_for
+from .memory import peak_memory
+from .roofline import Roofline, floors
+
+LONG_RUN = 64_000  # iterations of the paper's recipe
+EVALUATIONS = 128  # of such a run, every 500 iterations
+
+
+def compare(names, model, batch, source, device, rounds, seconds, root=None, workers=None, memory=True, say=print):
+    """One record: every contender's images/s over `rounds` turns of about `seconds` each, on one model and batch size."""
+    recipe = recipe_for(model, batch, source)
+    made = []
+    try:
+        for name in names:
+            say(f"  {name}: setting up")
+            made.append(contender(name, recipe, source, device, root, workers, say))
+            say(f"  {name}: {made[-1].what}; ready after {made[-1].setup_seconds:.1f} s")
+        roofline = Roofline(device)
+        steps = {c.name: _steps_for(c, seconds) for c in made}
+        rates = {c.name: [] for c in made}
+        for turn in range(rounds):
+            for c in made if turn % 2 == 0 else reversed(made):  # what drifts, drifts for all
+                c.run(_warm(c))
+                rates[c.name].append(steps[c.name] * batch / c.run(steps[c.name]))
+                c.settle()
+            roofline.measure()
+        machine = roofline.summary()
+        net = build_model(model, len(source.classes), **parse_options(recipe.options))
+        rows = []
+        for c in made:
+            reference = rates[names[0]]
+            row = _row(c, rates[c.name], reference, batch, recipe)
+            limits = floors(net, recipe.crop_size, batch, c.precision, machine)
+            row |= limits
+            row["multiply_adds_per_second"] = limits["multiply_adds_per_step"] / row["seconds_per_step"]
+            row["share_of_matrix_rate"] = limits["arithmetic_floor_seconds"] / row["seconds_per_step"]
+            c.settle()
+            rows.append(row)
+    finally:
+        for c in made:
+            c.close()
+    made.clear()
+    if memory:
+        for row in rows:
+            row["peak_memory_mib"] = peak_memory(row["contender"], recipe, root, device, workers)
+    return {"model": model, "batch_size": batch, "rounds": rounds, "machine": machine, "contenders": rows}
+
+
+def _warm(c) -> int:
+    """Untimed steps at the start of a turn: what the workers prepared while others were measured is used up."""
+    return 1 + (4 * getattr(c, "workers", 0) if c.device.type == "cuda" else 0)
+
+
+def _steps_for(c, seconds: float) -> int:
+    once = c.run(2) / 2
+    return max(2, round(seconds / max(once, 1e-6)))
+
+
+def _row(c, rates: list[float], reference: list[float], batch: int, recipe) -> dict:
+    """A contender's numbers; ratios are taken turn by turn, so that a slow minute counts on both sides."""
+    rate = statistics.median(rates)
+    ratios = [mine / other for mine, other in zip(rates, reference, strict=True)]
+    per_image = c.evaluation()
+    whole = c.setup_seconds + LONG_RUN * batch / rate + EVALUATIONS * 10_000 * per_image
+    return {
+        "contender": c.name,
+        "what": c.what,
+        "precision": c.precision,
+        "images_per_second": rate,
+        "images_per_second_turns": rates,
+        "ratio": statistics.median(ratios),
+        "ratio_low": min(ratios),
+        "ratio_high": max(ratios),
+        "seconds_per_step": batch / rate,
+        "setup_seconds": c.setup_seconds,
+        "parts": c.parts(3),
+        "parts_are_of_the_eager_step": getattr(c, "captured", False),
+        "evaluation_images_per_second": 1 / per_image,
+        "seconds_to_the_end_of_64k": whole,
+    }

@@ -1,0 +1,64 @@
+"""Peak memory of a contender, in a process of its own: what one contender freed cannot hide what the next one needs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+
+import torch
+
+MIB = 2**20
+
+
+def peak_memory(name: str, recipe, root, device, workers=None, steps: int = 3) -> dict[str, float] | None:
+    """MiB at most held while training: of the GPU's memory, or of the process with its libraries (and its workers).
+
+    None where it cannot be measured (no such count on this system, or out of memory).
+    """
+    if device.type == "cuda":
+        return _on_gpu(name, recipe, root, device, workers, steps)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        try:
+            return pool.apply(_on_processor, (name, recipe, root, str(device), workers, steps, torch.get_num_threads()))
+        except (RuntimeError, MemoryError):
+            return None
+
+
+def _on_gpu(name, recipe, root, device, workers, steps):
+    from .. import data
+    from .contenders import contender
+
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        made = contender(name, recipe, data.load(recipe.dataset, root), device, root, workers, say=_silent)
+        made.run(steps)
+    except torch.OutOfMemoryError:
+        return None
+    made.close()
+    return {"device": (torch.cuda.max_memory_allocated(device) - before) / MIB}
+
+
+def _on_processor(name, recipe, root, device, workers, steps, threads):
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    torch.set_num_threads(threads)
+    from .. import data
+    from .contenders import contender
+
+    made = contender(name, recipe, data.load(recipe.dataset, root), torch.device(device), root, workers, say=_silent)
+    made.run(steps)
+    made.close()
+    unit = 1024 if os.uname().sysname == "Linux" else 1  # kilobytes there, bytes on macOS
+    peaks = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB}
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / MIB
+    if getattr(made, "workers", 0):
+        peaks["largest_worker"] = largest
+    return peaks
+
+
+def _silent(text: str) -> None:
+    """Nothing is said twice: the parent has said it."""

@@ -1,0 +1,134 @@
+"""A benchmark's record as JSON and as a Markdown page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..files import write_json, write_text
+
+PARTS = ("data", "forward", "backward", "optimiser", "metrics")
+
+
+def write(folder: Path, record: dict) -> Path:
+    """Write <device>-<date>.json and .md, whole or not at all; a later one of the same day gets a number."""
+    device = re.sub(r"[^a-z0-9]+", "-", record["environment"]["device_name"].lower()).strip("-")
+    stem = f"{device}-{record['date'][:10]}"
+    taken = free_name(folder, stem)
+    path = folder / f"{taken}.json"
+    write_json(path, record)
+    write_text(path.with_suffix(".md"), markdown(record))
+    return path
+
+
+def free_name(folder: Path, stem: str) -> str:
+    """The stem, or stem-2, stem-3 ... whichever is free."""
+    number = 1
+    while (folder / f"{name_of(stem, number)}.json").exists():
+        number += 1
+    return name_of(stem, number)
+
+
+def name_of(stem: str, number: int) -> str:
+    return stem if number == 1 else f"{stem}-{number}"
+
+
+def markdown(record: dict) -> str:
+    env = record["environment"]
+    lines = [
+        f"# Speed on {env['device_name']}",
+        "",
+        f"{record['date']}, torch {env['torch']}, {env['threads']} threads, commit {env['commit'][:10]}"
+        + (" with local changes" if env["dirty"] else "")
+        + f", data: {record['dataset']}. Load average at the start: {record['load']}."
+        + (f" Settings for this processor: {record['tuned']}." if record.get("tuned") else ""),
+    ]
+    for part in record["comparisons"]:
+        lines += ["", *_comparison(part)]
+    if record["scaling"]:
+        lines += ["", *_scaling(record["scaling"])]
+    for part in record["loading"]:
+        rates = part["images_per_second"]
+        lines += [
+            "",
+            f"## Loading: {part['model']} on {part['dataset']}, {part['crop_size']} pixels, batch {part['batch_size']}",
+            "",
+            "| loader alone | network alone | both |",
+            "| ---: | ---: | ---: |",
+            "| " + " | ".join(f"{rates[k]:.0f}" for k in ("loader_alone", "model_alone", "both")) + " |",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _comparison(part: dict) -> list[str]:
+    machine = part["machine"]
+    lines = [
+        f"## {part['model']}, batch {part['batch_size']}",
+        "",
+        f"Median of {part['rounds']} alternating turns; range in brackets.",
+        "",
+        "| loop | images/s | times usual | data | forward | backward | optimiser | metrics | set-up | 64k run | memory |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in part["contenders"]:
+        turns = row["images_per_second_turns"]
+        parts = [f"{1000 * row['parts'].get(name, 0):.1f} ms" for name in PARTS]
+        memory = row.get("peak_memory_mib") or {}
+        cells = [
+            row["contender"],
+            f"{row['images_per_second']:.0f} ({min(turns):.0f} to {max(turns):.0f})",
+            f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})",
+            *parts,
+            f"{row['setup_seconds']:.1f} s",
+            _duration(row["seconds_to_the_end_of_64k"]),
+            ", ".join(f"{v:.0f} MiB {k.replace('_', ' ')}" for k, v in memory.items()) or "not measured",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        *(f"- {row['contender']}: {row['what']}" for row in part["contenders"]),
+        "",
+        f"Roofline: a {machine['matrix_size']}² matrix product reaches {_giga(machine['fp32_multiply_adds_per_second'])} "
+        f"(fp32) and {_giga(machine['bf16_multiply_adds_per_second'])} (bf16) G multiply-adds/s, a copy moves "
+        f"{_giga(machine['copy_bytes_per_second'])} GB/s.",
+        "",
+        "| loop | G multiply-adds/s | of the matrix rate | arithmetic alone | traffic alone (nothing fused) | step |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in part["contenders"]:
+        cells = [
+            f"{row['contender']} ({row['precision']})",
+            _giga(row["multiply_adds_per_second"]),
+            f"{100 * row['share_of_matrix_rate']:.0f}%",
+            *(
+                f"{1000 * row[k]:.1f} ms"
+                for k in ("arithmetic_floor_seconds", "traffic_floor_seconds", "seconds_per_step")
+            ),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _scaling(records: list[dict]) -> list[str]:
+    lines = [
+        "## How cost grows",
+        "",
+        "| axis | value | model | images/s | memory |",
+        "| --- | ---: | --- | ---: | ---: |",
+    ]
+    for r in records:
+        memory = max((r.get("peak_memory_mib") or {}).values(), default=None)
+        rate = r.get("failed") or f"{r['images_per_second']:.0f}"
+        shown = "" if memory is None else f"{memory:.0f} MiB"
+        lines.append(f"| {r['axis']} | {r['value']} | {r['model']} | {rate} | {shown} |")
+    return lines
+
+
+def _giga(value: float) -> str:
+    return f"{value / 1e9:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"

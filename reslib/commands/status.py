@@ -1,0 +1,180 @@
+"""`reslib status`: which runs of a preset's plan are done, running, interrupted, missing; what is left, in hours."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from .. import schedule_plan
+from ..cli import ArgumentError, add_common
+from ..models import is_imagenet
+from ..recipe import Recipe
+from ..runs import Run, results_root
+from ..studies import cifar_recipe, imagenet_recipe, plan, preset_of
+from .reproduce import datasets_of
+
+STATES = ("done", "running", "interrupted", "missing", "diverged", "damaged")
+
+
+def add_arguments(parser) -> None:
+    add_common(parser)
+    parser.add_argument("--seeds", type=int, default=0, help="seeds per network (default: the preset's)")
+    parser.add_argument("--gpus", type=int, default=0, metavar="N", help="also the time on N devices side by side")
+    parser.add_argument(
+        "--speed", default="", metavar="MODEL=IMAGES/S,...", help="speeds to reckon with, before measured ones"
+    )
+
+
+def main(arguments) -> int:
+    preset = preset_of(arguments.preset)
+    for name in ("seeds", "gpus"):
+        if getattr(arguments, name) < 0:
+            raise ArgumentError(f"{name} {getattr(arguments, name)} is out of range: allowed is 0 and up")
+    given = speeds_given(arguments.speed)
+    results = results_root(arguments.results)
+    recipes = plan(preset, datasets_of(preset.name, arguments.data_root), arguments.seeds)
+    print(f"preset {preset.name}: {preset.purpose}; {results / preset.name}")
+    print("\n".join(report(recipes, preset, results, given, arguments.gpus)))
+    return 0
+
+
+def report(recipes: list[Recipe], preset, results, given: dict[str, float] | None = None, gpus: int = 0) -> list[str]:
+    """The lines of the report on a plan's recipes."""
+    given = given or {}
+    runs_dir = results / preset.name / "runs"
+    there = {p.name for p in runs_dir.iterdir() if p.is_dir()} if runs_dir.is_dir() else set()
+    runs = [Run(runs_dir, recipe) for recipe in recipes]
+    missing = schedule_plan.State("missing")
+    states = [schedule_plan.state_of(run) if run.path.name in there else missing for run in runs]
+    found = schedule_plan.measurements(results, preset.name)
+    device = schedule_plan.main_device(found)
+    for run, state in zip(runs, states, strict=True):
+        found += schedule_plan.unfinished(run, state, preset.name)
+    found = [m for m in found if m.device in ("", device)]
+
+    groups: dict[tuple, list] = {}
+    for recipe, state in zip(recipes, states, strict=True):
+        groups.setdefault((recipe.model, _settings(recipe, preset), recipe.dataset), []).append((recipe, state))
+    rows = [("network", "data", "iterations", "M mult-adds", "images/s", "speed", "h/run", "h left", "runs")]
+    left, sources = [], Counter()
+    for (model, settings, dataset), members in groups.items():
+        recipe = members[0][0]
+        speed = schedule_plan.speed_of(recipe, preset.name, found, given)
+        sources[speed.source.split()[0]] += 1
+        hours = [schedule_plan.hours_left(r, state, speed) for r, state in members]
+        left += hours
+        whole = schedule_plan.hours_left(recipe, missing, speed)
+        rows.append(
+            (
+                f"{model} [{settings}]" if settings else model,
+                dataset,
+                f"{recipe.iterations:,}",
+                f"{schedule_plan.cost(recipe) / 1e6:,.0f}",
+                _number(speed.images_per_second),
+                speed.source,
+                _number(whole),
+                _number(sum(hours)),
+                describe([(r.seed, state) for r, state in members]),
+            )
+        )
+    counts = Counter(state.status for state in states)
+    total = ", ".join(f"{counts[s]} {s}" for s in STATES if counts[s])
+    lines = [*aligned(rows, right=(2, 3, 4, 6, 7)), "", f"{len(recipes)} runs: {total}"]
+    others = len(there - {run.path.name for run in runs})
+    if others:
+        lines.append(f"{others} further run folders are not in this plan")
+    return lines + _time(left, states, sources, device, gpus)
+
+
+def _time(left, states, sources, device, gpus) -> list[str]:
+    todo = [hours for hours in left if not hours == 0]
+    unknown = sum(map(math.isnan, todo))
+    if not todo:
+        return ["nothing is left to train"]
+    if unknown:
+        return [f"left: unknown for {unknown} runs: nothing is measured here yet; give --speed resnet20=IMAGES/S"]
+    lines = [f"left: {_number(sum(todo))} hours on one device"]
+    if gpus:
+        longest = f"the longest run takes {_number(max(todo))}"
+        lines.append(
+            f"on {gpus} devices: {_number(schedule_plan.makespan(todo, gpus))} hours (longest first; {longest})"
+        )
+    if sources["measured"] or sources["scaled"]:
+        lines.append(f"speeds measured on {device or 'the device of the unfinished runs'}, evaluations included")
+    if sources["scaled"]:
+        lines.append(
+            f"an estimate: {sources['scaled']} of {sum(sources.values())} networks are not measured; theirs is the "
+            "speed of the measured network nearest in multiply-adds, scaled by them"
+        )
+    return lines
+
+
+def speeds_given(text: str) -> dict[str, float]:
+    """ "resnet20=2500,plain56=900" as a dictionary."""
+    from ..errors import UserError
+    from ..models import build_model
+
+    speeds = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        model, _, value = part.partition("=")
+        try:
+            speeds[model] = float(value)
+        except ValueError:
+            speeds[model] = math.nan
+        if not 0 < speeds[model] < math.inf:
+            raise ArgumentError(f"speed {part!r} is not of the form model=images/s, such as resnet20=2500")
+        try:
+            build_model(model)
+        except UserError as error:
+            raise ArgumentError(f"speed {part!r}: {error}") from error
+    return speeds
+
+
+def describe(members: list[tuple[int, schedule_plan.State]]) -> str:
+    """The seeds in each state: "done 0-2; interrupted 3 at 1,200; missing 4"."""
+    parts = []
+    for status in STATES:
+        seeds = [(seed, state.iteration) for seed, state in members if state.status == status]
+        if not seeds:
+            continue
+        if status in ("running", "interrupted"):
+            text = ", ".join(f"{seed} at {iteration:,}" for seed, iteration in seeds)
+        else:
+            text = ranges([seed for seed, _ in seeds])
+        parts.append(f"{status} {text}")
+    return "; ".join(parts)
+
+
+def ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] as "0-2, 5"."""
+    spans: list[list[int]] = []
+    for n in sorted(numbers):
+        if spans and n == spans[-1][1] + 1:
+            spans[-1][1] = n
+        else:
+            spans.append([n, n])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def aligned(rows: list[tuple], right: tuple[int, ...] = ()) -> list[str]:
+    """Rows of text as lines of aligned columns, two blanks apart; the columns numbered in `right` are flush right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _settings(recipe: Recipe, preset) -> str:
+    """Where a recipe differs from the preset's usual one of its network."""
+    usual = (imagenet_recipe if is_imagenet(recipe.model) else cifar_recipe)(recipe.model, preset, recipe.dataset)
+    mine, theirs = recipe.to_dict(), usual.to_dict()
+    changed = {k: v for k, v in mine.items() if v != theirs[k] and k != "seed"}
+    return ", ".join(v if k == "options" else f"{k}={str(v).lower()}" for k, v in changed.items())
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "?"
+    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.3g}"

@@ -1,0 +1,153 @@
+"""What `reslib verify` checks of each run directory: files, names, hashes, rows, and the summary against the rows."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import stats
+from .errors import UserError
+from .files import sha256
+from .recipe import Recipe
+from .runs import ENDED, METRICS, is_locked, read_json
+
+NEEDED = (  # keys of a summary without which a number cannot be led back to its origin
+    "status", "recipe_hash", "test_error", "iterations", "commit", "device_name", "torch", "data_fingerprint",
+    "precision", "metrics_sha256",
+)  # fmt: skip
+
+
+@dataclass
+class Findings:
+    """Lines for the reader: problems fail the verification, warnings and notes do not."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    records: int = 0
+    files: int = 0
+
+
+def check_records(folder: Path, findings: Findings) -> None:
+    """Every run directory of results/<preset>, and the runs against each other."""
+    summaries = []
+    runs = folder / "runs"
+    for path in sorted(runs.iterdir()) if runs.is_dir() else ():
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        findings.records += 1
+        try:
+            recipe, summary = check_record(path, findings)
+        except UserError as error:
+            findings.problems.append(str(error))
+            continue
+        if summary.get("status") == "finished":
+            summaries.append((recipe, summary))
+    check_together(folder.name, summaries, findings)
+
+
+def check_record(path: Path, findings: Findings) -> tuple[Recipe, dict]:
+    """One run directory; its recipe and summary ({} when it has not ended). Raises UserError for unreadable files."""
+    where = f"{path.parent.parent.name}/runs/{path.name}"
+
+    def problem(text):
+        findings.problems.append(f"{where}: {text}")
+
+    if not (path / "recipe.json").exists():
+        raise UserError(f"{where}: recipe.json is missing")
+    recipe = Recipe.from_dict(read_json(path / "recipe.json"))
+    if path.name != recipe.run_name:
+        problem(f"recipe.json is that of {recipe.run_name}")
+    files = {name: (path / name).exists() for name in ("metrics.csv", "summary.json", "checkpoint.pt", "lock")}
+    if not files["summary.json"]:
+        if is_locked(path) or files["checkpoint.pt"] or (files["lock"] and not files["metrics.csv"]):
+            findings.warnings.append(f"{where}: not finished")
+        else:
+            problem("summary.json is missing, and no checkpoint is there to continue from")
+        return recipe, {}
+    summary = read_json(path / "summary.json")
+    if missing := [key for key in NEEDED if key not in summary]:
+        problem(f"summary.json has no {', '.join(missing)}")
+    if summary.get("recipe_hash") != recipe.digest:
+        problem(f"summary.json names recipe {summary.get('recipe_hash')}, recipe.json has {recipe.digest}")
+    if summary.get("iterations") != recipe.iterations:
+        problem(f"summary.json has {summary.get('iterations')} iterations, recipe.json {recipe.iterations}")
+    if summary.get("status") not in ENDED:
+        problem(f"status {summary.get('status')!r} is unknown: allowed are {', '.join(ENDED)}")
+    weights = path / "weights.safetensors"
+    if weights.exists() and summary.get("weights_sha256") and sha256(weights) != summary["weights_sha256"]:
+        problem("weights.safetensors is not the file that summary.json names (sha256 differs)")
+    if not files["metrics.csv"]:
+        problem("metrics.csv is missing")
+        return recipe, summary
+    if sha256(path / "metrics.csv") != summary.get("metrics_sha256"):
+        problem("metrics.csv is not the file that summary.json names (sha256 differs)")
+    for text in metrics_faults(path / "metrics.csv", recipe, summary):
+        problem(text)
+    if str(summary.get("message", "")).startswith("dead"):
+        findings.warnings.append(f"{where}: {summary['message']}")
+    return recipe, summary
+
+
+def metrics_faults(file: Path, recipe: Recipe, summary: dict) -> list[str]:
+    """What is wrong with the rows of metrics.csv, alone and against the summary."""
+    try:
+        with open(file, encoding="utf-8", newline="") as lines:
+            reader = csv.DictReader(lines)
+            header = tuple(reader.fieldnames or ())
+            rows = [{k: float(v) if v else None for k, v in row.items()} for row in reader]
+    except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+        return [f"metrics.csv cannot be read: {error}"]
+    if header != METRICS:
+        return [f"metrics.csv has columns {', '.join(header)}: expected are {', '.join(METRICS)}"]
+    if not rows:
+        return ["metrics.csv has no rows"] if summary.get("status") == "finished" else []
+    faults = []
+    steps = [row["iteration"] for row in rows]
+    if any(step is None for step in steps):
+        return ["metrics.csv has a row without an iteration"]
+    if len(set(steps)) < len(steps):
+        faults.append("metrics.csv has an iteration twice")
+    elif steps != sorted(steps):
+        faults.append("the iterations of metrics.csv do not increase")
+    for row in rows:
+        for column in ("train_error", "test_error", "val_error"):
+            value = row[column]
+            if value is not None and not 0 <= value <= 1:
+                faults.append(f"{column} {value} at iteration {row['iteration']:g} is not a fraction from 0 to 1")
+    finished = summary.get("status") == "finished"
+    if finished and steps[-1] != recipe.iterations:
+        faults.append(f"metrics.csv ends at iteration {steps[-1]:g} of {recipe.iterations}")
+    last = {column: rows[-1][column] for column in ("test_error", "train_error", "train_loss")}
+    if finished and all(row["test_error"] is not None for row in rows):
+        last["best_test_error"] = min(row["test_error"] for row in rows)
+    for column, value in last.items():
+        if column in summary and not _same(value, summary[column]):
+            faults.append(f"{column} {summary[column]} of summary.json is not the {value} of metrics.csv")
+    return faults
+
+
+def _same(written: float | None, full: float | None) -> bool:
+    """metrics.csv holds six significant digits of what summary.json holds in full."""
+    if written is None or full is None:
+        return written is full
+    return math.isclose(written, float(full), rel_tol=1e-5, abs_tol=1e-12)
+
+
+def check_together(preset: str, finished: list[tuple[Recipe, dict]], findings: Findings) -> None:
+    """One data set has one fingerprint; seeds differ in their errors."""
+    prints: dict[str, set] = {}
+    seeds: dict[str, list] = {}
+    for recipe, summary in finished:
+        prints.setdefault(recipe.dataset, set()).add(str(summary.get("data_fingerprint")))
+        seeds.setdefault(recipe.replace(seed=0).digest, []).append((recipe, summary.get("test_error")))
+    for dataset, values in sorted(prints.items()):
+        if len(values) > 1:
+            findings.problems.append(f"{preset}: runs on {dataset} saw different data: {', '.join(sorted(values))}")
+    for members in seeds.values():
+        errors = [error for _, error in members if error is not None]
+        if len(errors) > 1 and stats.summarize(errors).zero_variance:
+            model = members[0][0].model
+            findings.warnings.append(f"{preset}: all {len(errors)} seeds of {model} have test error {errors[0]:g}")

@@ -1,0 +1,140 @@
+"""The fidelity table against scipy's own tests and hand-computed intervals."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_frames import fake_curves
+from scipy.stats import ttest_ind, ttest_rel
+
+from reslib import ablation, studies
+from reslib.recipe import Recipe
+
+
+def record(recipe, error, exact=None, status="finished", images=10_000):
+    row = recipe.to_dict() | {
+        "run": recipe.run_name, "recipe_hash": recipe.digest, "status": status, "family": "resnet", "depth": 20,
+        "test_error": error, "exact_bn_test_error": error - 0.002 if exact is None else exact, "test_images": images,
+        "preset": "medium", "synthetic": False, "precision_asked": "auto", "data_fingerprint": "00ff",
+        "device_name": "CPU", "train_error": error,
+    }  # fmt: skip
+    return row
+
+
+def groups_of(seeds=2, **changes):
+    def runs(**fields):
+        return [Recipe(seed=s, **fields) for s in range(seeds)]
+
+    return {"paper": runs(), "Nesterov momentum": runs(nesterov=True)}
+
+
+def frame(groups, errors, **fields):
+    rows = [
+        record(r, e, **fields) for name, recipes in groups.items() for r, e in zip(recipes, errors[name], strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+ERRORS = {"paper": [0.087, 0.089, 0.0885], "Nesterov momentum": [0.0905, 0.0923, 0.0931]}
+
+
+def test_welch_interval_is_scipys():
+    groups = groups_of(3)
+    row = ablation.table(groups, frame(groups, ERRORS)).set_index("deviation").loc["Nesterov momentum"]
+    first, second = (100 * np.array(ERRORS[n]) for n in groups)
+    expected = ttest_ind(second, first, equal_var=False).confidence_interval()
+    assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
+    assert row["difference"] == pytest.approx(second.mean() - first.mean())
+    assert row["n"] == row["n reference"] == 3 and row["interval"] == ablation.WELCH
+    assert row["finding"] == ("costs" if expected.low > 0 else "within the uncertainty") == "costs"
+
+
+def test_exact_statistics_are_compared_on_the_same_networks():
+    groups = groups_of(3)
+    runs = frame(groups, ERRORS)
+    exact = np.array([0.086, 0.0885, 0.0879])
+    runs.loc[~runs["nesterov"], "exact_bn_test_error"] = exact
+    row = ablation.table(groups, runs).iloc[0]
+    expected = ttest_rel(100 * np.array(ERRORS["paper"]), 100 * exact).confidence_interval()
+    assert row["deviation"] == ablation.MOVING and row["interval"] == ablation.PAIRED
+    assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
+    assert row["reference error"] == pytest.approx(100 * exact.mean())
+    assert ablation.MOVING not in set(ablation.table(groups, runs, statistics=False)["deviation"])
+
+
+def test_one_seed_never_decides():
+    groups = groups_of(1)
+    runs = frame(groups, {"paper": [0.5], "Nesterov momentum": [0.6]}, images=1000)
+    row = ablation.table(groups, runs).set_index("deviation").loc["Nesterov momentum"]
+    half = 200 * math.sqrt(0.25 / 1000 + 0.24 / 1000)
+    assert (row["low"], row["high"]) == pytest.approx((10 - half, 10 + half))
+    assert row["interval"] == ablation.BINOMIAL and row["finding"] == "one seed: not enough evidence"
+    close = ablation.table(groups, frame(groups, {"paper": [0.5], "Nesterov momentum": [0.51]}, images=1000)).iloc[1]
+    assert close["finding"] == "within the uncertainty"
+
+
+def test_seeds_beyond_those_asked_for_count():
+    asked = groups_of(1)
+    row = ablation.table(asked, frame(groups_of(3), ERRORS)).iloc[1]
+    assert row["n"] == 3
+
+
+def test_diverged_and_missing_runs_are_named_and_never_counted():
+    groups = groups_of(3)
+    runs = frame(groups, ERRORS)
+    runs.loc[runs["nesterov"], ["status", "test_error"]] = ["diverged", np.nan]
+    row = ablation.table(groups, runs).iloc[1]
+    assert math.isnan(row["difference"]) and row["finding"] == "diverged in all 3 runs" and row["n"] == 0
+    runs.loc[runs.index[-1], ["status", "test_error"]] = ["finished", 0.09]
+    text = ablation.printed(ablation.table(groups, runs)).iloc[1]
+    assert "2 diverged" in text["finding"] and text["n"] == "1 / 3"
+    nothing = ablation.table(groups, runs.iloc[:0])
+    assert set(nothing["finding"]) == {"no runs"} and nothing["difference"].isna().all()
+    assert ablation.printed(nothing)["test error (%)"].eq("").all()
+
+
+def test_a_group_with_its_own_reference():
+    groups = groups_of(2)
+    groups["no warm-up (ResNet-110)"] = [Recipe(model="resnet110", seed=s) for s in range(2)]
+    groups["paper (ResNet-110)"] = [Recipe(model="resnet110", seed=s, warmup_lr=0.01) for s in range(2)]
+    errors = {k: v[:2] for k, v in ERRORS.items()}
+    errors |= {"no warm-up (ResNet-110)": [0.07, 0.071], "paper (ResNet-110)": [0.065, 0.066]}
+    rows = ablation.table(groups, frame(groups, errors)).set_index("deviation")
+    assert rows.loc["no warm-up (ResNet-110)", "difference"] == pytest.approx(0.5)
+    assert rows.loc["no warm-up (ResNet-110)", "model"] == "ResNet-110" and "paper (ResNet-110)" not in rows.index
+
+
+def test_the_studies_own_groups_are_read():
+    preset = studies.PRESETS["medium"]
+    groups = studies.fidelity(preset, "cifar10", 2)
+    errors = {name: [0.08 + 0.001 * i for i, _ in enumerate(recipes)] for name, recipes in groups.items()}
+    rows = ablation.table(groups, frame(groups, errors))
+    assert len(rows) == len(studies.DEVIATIONS) + 2  # and the statistics, and no warm-up
+    assert (rows["n"] == 2).all() and (rows["n reference"] == 2).all()
+    np.testing.assert_allclose(rows["difference"].iloc[1:], 0, atol=1e-9)
+
+
+def test_forest_draws_each_interval_and_says_what_it_cannot():
+    groups = groups_of(3) | {"black padding": [Recipe(padding="black", seed=0)]}
+    runs = frame(groups, ERRORS | {"black padding": [0.0]})
+    runs.loc[runs["padding"] == "black", ["status", "test_error"]] = ["diverged", np.nan]
+    rows = ablation.table(groups, runs)
+    ax = ablation.forest(rows, runs).axes[0]
+    intervals = [line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2][1:]  # the first is zero
+    np.testing.assert_allclose(intervals, rows[["low", "high"]].dropna())
+    assert any(t.get_text().strip() == "diverged" for t in ax.texts)
+    assert [t.get_text().replace("\n", " ") for t in ax.get_yticklabels()] == rows["deviation"].tolist()
+    assert ablation.forest(rows.iloc[:0], runs).axes
+
+
+def test_learning_curves_draw_a_line_per_group():
+    groups = groups_of(3)
+    runs = frame(groups, ERRORS)
+    curves = fake_curves(runs)
+    fig = ablation.learning_curves(groups, runs, curves)
+    for ax, column in zip(fig.axes, ("train_error", "test_error"), strict=True):
+        assert [line.get_label() for line in ax.lines] == list(groups)
+        own = curves[curves["run"].isin(runs.loc[runs["nesterov"], "run"])]
+        np.testing.assert_allclose(ax.lines[1].get_ydata(), 100 * own.groupby("iteration")[column].mean())
+    assert "no finished runs" in ablation.learning_curves(groups, runs.iloc[:0], curves).axes[0].texts[0].get_text()

@@ -1,0 +1,335 @@
+"""CIFAR-10 as people have it, whole and damaged: torchvision layout, Parquet, class folders."""
+
+import hashlib
+import io
+import os
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from reslib import data
+from reslib.data import cifar
+from reslib.data.cifar import CLASSES, FOLDER, TEST_FILES, TRAIN_FILES, find, load, restricted_unpickle
+from reslib.data.sets import ImageSet, fingerprint, shared_images
+from reslib.errors import UserError
+
+random = np.random.default_rng(0)
+
+
+def made_up(count, seed):
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 256, (count, 32, 32, 3), np.uint8), np.arange(count) % 10
+
+
+TRAIN, TEST = made_up(60, 1), made_up(20, 2)
+
+
+def batch(images, labels):
+    rows = images.transpose(0, 3, 1, 2).reshape(len(images), 3072)  # red, green, blue planes
+    return {b"batch_label": b"x", b"data": rows, b"labels": [int(v) for v in labels]}
+
+
+@pytest.fixture
+def put(tmp_path, monkeypatch):
+    """put(name, contents) writes a batch file whose MD5 counts as the published one."""
+    (tmp_path / FOLDER).mkdir()
+
+    def put(name, contents):
+        raw = contents if isinstance(contents, bytes) else pickle.dumps(contents, protocol=3)
+        (tmp_path / FOLDER / name).write_bytes(raw)
+        files = TEST_FILES if name in TEST_FILES else TRAIN_FILES
+        monkeypatch.setitem(files, name, hashlib.md5(raw).hexdigest())
+
+    for i, name in enumerate(TRAIN_FILES):
+        put(name, batch(TRAIN[0][12 * i : 12 * i + 12], TRAIN[1][12 * i : 12 * i + 12]))
+    put("test_batch", batch(*TEST))
+    return put
+
+
+def png(image, kind="PNG"):
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, kind)
+    return out.getvalue()
+
+
+def write_parquet(folder, split, images, labels, shards=1, cells=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(shards):
+        part = (
+            slice(i, None, shards) if shards == 1 else slice(i * len(images) // shards, (i + 1) * len(images) // shards)
+        )
+        rows = cells or [{"bytes": png(image), "path": None} for image in images[part]]
+        table = pa.table({"img": rows, "label": list(labels[part])[: len(rows)]})
+        pq.write_table(table, folder / f"{split}-{i:05}-of-{shards:05}.parquet")
+
+
+def write_folders(root, split, images, labels):
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = root / split / CLASSES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i:03}.png").write_bytes(png(image))
+
+
+def same(found: ImageSet, images, labels):
+    assert found.images.dtype == torch.uint8 and found.labels.dtype == torch.int64
+    assert np.array_equal(found.images, images) and np.array_equal(found.labels, labels)
+
+
+def fault(root) -> str:
+    with pytest.raises(UserError) as caught:
+        load(*find(root), say=lambda text: None)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_torchvision_layout(put, tmp_path, capsys):
+    assert find(tmp_path) == ("torchvision", tmp_path / FOLDER) == find(tmp_path / FOLDER)
+    train, test = load(*find(tmp_path))
+    same(train, *TRAIN)
+    same(test, *TEST)
+    assert "60 training and 20 test images; CIFAR-10 has (50000, 10000)" in capsys.readouterr().out
+
+
+def test_torchvision_reads_the_same(put, tmp_path, monkeypatch):
+    import torchvision
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_load_meta", lambda self: None)
+    for part, found in zip((True, False), load(*find(tmp_path)), strict=True):
+        theirs = torchvision.datasets.CIFAR10(tmp_path, train=part)
+        same(found, theirs.data, theirs.targets)
+
+
+def test_the_real_set(data_root):
+    if not find(data_root):
+        pytest.skip(f"no CIFAR-10 under {data_root}")
+    told = []
+    train, test = load(*find(data_root), say=told.append)
+    assert (len(train), len(test), told) == (50_000, 10_000, [])  # complete, and no test image is in training
+    assert train.labels.bincount().tolist() == [5000] * 10 and test.labels.bincount().tolist() == [1000] * 10
+    means = train.images.double().mean((0, 1, 2)) / 255
+    assert torch.allclose(means, torch.tensor([0.4914, 0.4822, 0.4465]).double(), atol=1e-4)
+    assert train.labels[:5].tolist() == [6, 9, 9, 4, 1]
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch"])
+def test_damaged_files_are_named(put, tmp_path, name):
+    path = tmp_path / FOLDER / name
+    whole = path.read_bytes()
+    for damaged in (
+        whole[:1000],
+        whole[:-1],
+        bytes([whole[0] ^ 1]) + whole[1:],
+        whole[:2000] + b"\0" + whole[2001:],
+        b"",
+    ):
+        path.write_bytes(damaged)
+        assert name in fault(tmp_path) and "is damaged: its MD5 is" in fault(tmp_path)
+    path.unlink()
+    assert f"{name} cannot be read: No such file" in fault(tmp_path)
+    path.mkdir()
+    assert f"{name} cannot be read" in fault(tmp_path)
+
+
+def test_damage_is_found_without_the_md5_too(put, tmp_path):
+    whole = pickle.dumps(batch(*TEST), protocol=3)
+    for damaged in (whole[:1000], whole[:-1], b"", b"\x80", b"no pickle", whole.replace(b"labels", b"labelz")):
+        put("test_batch", damaged)
+        assert "test_batch is not a CIFAR-10 batch" in fault(tmp_path)
+    for position in random.integers(0, len(whole), 40):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << int(random.integers(8))
+        put("test_batch", bytes(flipped))
+        try:
+            load(*find(tmp_path), say=lambda text: None)
+        except UserError as error:
+            assert FOLDER in str(error)
+
+
+def rows(**changes):
+    return batch(*TEST) | {k.encode(): v for k, v in changes.items()}
+
+
+@pytest.mark.parametrize(
+    ("contents", "part"),
+    [
+        (rows(data=np.zeros((20, 3071), np.uint8)), "data has shape (20, 3071), expected (N, 3072)"),
+        (rows(data=np.zeros(3072, np.uint8)), "data has shape (3072,)"),
+        (rows(data=np.zeros((20, 3072), np.float32)), "images are float32, allowed is uint8"),
+        (rows(data=[[0] * 3072] * 20), "data has shape"),
+        (rows(labels=[3] * 19), "shape (19,) for 20 images"),
+        (rows(labels=[3] * 19 + [10]), "label 10 is out of range, allowed is 0 to 9"),
+        (rows(labels=[-1] * 20), "label -1 is out of range"),
+        (rows(labels=[0.5] * 20), "labels are not a list of whole numbers"),
+        (rows(labels="abc"), "labels are not a list"),
+        (rows(data=np.zeros((0, 3072), np.uint8), labels=[]), "no images"),
+        ([1, 2], "is not a CIFAR-10 batch"),
+        ({b"labels": [1]}, "data and labels are not in it"),
+    ],
+)
+def test_wrong_contents_are_named(put, tmp_path, contents, part):
+    put("test_batch", contents)
+    assert part in fault(tmp_path) and "test_batch" in fault(tmp_path)
+
+
+class Malicious:
+    def __init__(self, call, *arguments):
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self):
+        return self.call, self.arguments
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_nothing_in_a_pickle_is_executed(put, tmp_path, protocol):
+    victim = tmp_path / "victim"
+    for attack in (
+        Malicious(os.system, f"touch {victim}"),
+        Malicious(eval, f"open({str(victim)!r}, 'w')"),
+        Malicious(np.save, str(victim), 1),
+        Malicious(getattr, os, "system"),
+        Malicious(os.mkdir, str(victim)),
+    ):
+        raw = pickle.dumps({"data": attack, "labels": [1]}, protocol=protocol)
+        with pytest.raises(UserError, match="here is not a CIFAR-10 batch: .*names"):
+            restricted_unpickle(raw, "here")
+        put("test_batch", raw)
+        assert "test_batch is not a CIFAR-10 batch" in fault(tmp_path)
+    assert not victim.exists()
+    for raw in (b"cnumpy\nload\n(S'x'\ntR.", b"cnumpy\nndarray.tofile\n.", b"cos\nsystem\n(S'true'\ntR."):
+        with pytest.raises(UserError):
+            restricted_unpickle(raw, "here")
+
+
+def test_swapped_sets_are_refused(put, tmp_path):
+    put("test_batch", batch(*made_up(100, 3)))
+    assert "60 training and 100 test images: train and test look swapped" in fault(tmp_path)
+
+
+def test_leaks_are_refused_or_told(put, tmp_path):
+    put("test_batch", batch(np.concatenate([TEST[0][:19], TRAIN[0][:1]]), TEST[1]))
+    assert "1 of 20 test images are also training images" in fault(tmp_path)
+    train = ImageSet(*map(torch.from_numpy, TRAIN))
+    assert shared_images(train, train) == 60 and shared_images(train, ImageSet(*map(torch.from_numpy, TEST))) == 0
+    twice = ImageSet(train.images[[0, 0, 1]], train.labels[[0, 0, 1]])
+    assert shared_images(train, twice) == 3  # each copy counts
+
+
+def test_one_leak_in_many_is_a_note(tmp_path, monkeypatch):
+    images, labels = made_up(400, 4)
+    test = (np.concatenate([images[200:399], images[:1]]), labels[200:])
+    sets = tuple(ImageSet(*map(torch.from_numpy, part)) for part in ((images[:200], labels[:200]), test))
+    monkeypatch.setattr(cifar, "_load_folders", lambda path: sets)
+    told = []
+    load("folders", tmp_path, told.append)
+    assert len(told) == 2 and "note: " in told[1] and "1 of 200 test images are also training images" in told[1]
+
+
+@pytest.mark.parametrize("place", ["", "data", "cifar10", "cifar10/plain_text"])
+def test_parquet(tmp_path, place):
+    write_parquet(tmp_path / place, "train", *TRAIN, shards=3)
+    write_parquet(tmp_path / place, "test", *TEST)
+    assert find(tmp_path) == ("parquet", tmp_path / place)
+    for _ in range(2):  # decoded, then from the cache
+        train, test = load(*find(tmp_path))
+        same(train, *TRAIN)
+        same(test, *TEST)
+
+
+def test_parquet_faults(tmp_path):
+    write_parquet(tmp_path, "train", *TRAIN, shards=3)
+    assert "no test*.parquet" in fault(tmp_path)
+    write_parquet(tmp_path, "test", *TEST)
+    for changes, part in (
+        ({"cells": [{"bytes": png(TEST[0][0])}, {"bytes": png(TEST[0][0])[:60]}]}, "row 1: not a readable image"),
+        ({"cells": [{"bytes": None}, {"bytes": b"x"}]}, "row 0: None is not an encoded image"),
+        ({"cells": [3, 4]}, "row 0: 3 is not an encoded image"),
+        ({"cells": [{"bytes": png(TEST[0][0])}, {"bytes": png(TEST[0][0][:30])}]}, "images of several sizes"),
+        ({"cells": [{"bytes": png(TEST[0][0][:30])}]}, "images are (30, 32) pixels, CIFAR-10 has (32, 32)"),
+        ({"labels": TEST[1] + 3}, "label 10 is out of range"),
+        ({"labels": TEST[1] * 0.5}, "labels are float64"),
+        ({"labels": [None] * 20}, "labels are object"),
+        ({"images": TEST[0][:0]}, "no images"),
+    ):
+        write_parquet(tmp_path, "test", **{"images": TEST[0], "labels": TEST[1], **changes})
+        assert part in fault(tmp_path) and str(tmp_path) in fault(tmp_path), part
+    path = tmp_path / "test-00000-of-00001.parquet"
+    for damaged in (b"", b"PAR1 nonsense", path.read_bytes()[:200]):
+        path.write_bytes(damaged)
+        assert f"{path} is not a readable Parquet file" in fault(tmp_path)
+    pq.write_table(pa.table({"img": [1], "fine_label": [1]}), path)
+    assert f"{path} is not a readable Parquet file with img and label" in fault(tmp_path)
+    (tmp_path / "train-00001-of-00003.parquet").unlink()
+    assert "is one of 3 files, but 2 are there" in fault(tmp_path)
+
+
+def test_class_folders(tmp_path):
+    write_folders(tmp_path, "train", *TRAIN)
+    assert find(tmp_path) == ("folders", tmp_path) and "test is missing" in fault(tmp_path)
+    write_folders(tmp_path, "test", *TEST)
+    train, test = load(*find(tmp_path))
+    order = np.argsort(TRAIN[1], kind="stable")
+    same(train, TRAIN[0][order], TRAIN[1][order])
+    assert len(test) == 20
+    (tmp_path / "test" / "cat" / "003.png").write_bytes(b"\x89PNG")
+    assert "cat/003.png: not a readable image" in fault(tmp_path)
+    (tmp_path / "test" / "bear").mkdir()
+    assert "class folders are ['airplane', 'automobile', 'bear'" in fault(tmp_path)
+    (tmp_path / "test" / "bear").rmdir()
+    for path in (tmp_path / "test" / "dog").iterdir():
+        path.unlink()
+    assert "dog: no .png or .jpg files in this class" in fault(tmp_path)
+
+
+def test_decoded_images_are_cached_until_a_file_changes(tmp_path, monkeypatch):
+    write_folders(tmp_path, "train", *TRAIN)
+    write_folders(tmp_path, "test", *TEST)
+    calls, decode = [], cifar._decode
+    monkeypatch.setattr(cifar, "_decode", lambda *a: calls.append(a[1]) or decode(*a))
+
+    def decoded():
+        calls.clear()
+        sets = load(*find(tmp_path), say=lambda text: None)
+        return len(calls), fingerprint(*sets)
+
+    first = decoded()
+    assert first[0] == 80 and decoded() == (0, first[1])
+    (cache,) = (tmp_path / ".reslib-cache").iterdir()  # no temporary files
+    with np.load(cache, allow_pickle=False) as stored:
+        assert sorted(stored.files) == ["test_images", "test_labels", "train_images", "train_labels"]
+    victim = tmp_path / "train" / "cat" / "003.png"
+    victim.write_bytes(png(TRAIN[0][3] ^ 255))  # another image of the same name
+    second = decoded()
+    assert second[0] == 80 and second[1] != first[1] and decoded() == (0, second[1])
+    (cache,) = (tmp_path / ".reslib-cache").iterdir()  # the old one is gone
+    raw = cache.read_bytes()
+    for damaged in (raw[:5000], b"", raw[:9000] + bytes([raw[9000] ^ 1]) + raw[9001:], pickle.dumps([1])):
+        cache.write_bytes(damaged)
+        assert decoded() == (80, second[1])
+    cache.unlink()
+    cache.parent.rmdir()
+    cache.parent.write_text("in the way")  # cannot be a folder
+    assert decoded() == decoded() == (80, second[1])
+
+
+def test_load_by_name(put, tmp_path, capsys):
+    source = data.load("cifar10", tmp_path)
+    assert source.origin == "torchvision" and not source.synthetic and source.classes == CLASSES
+    assert source.fingerprint == fingerprint(source.train, source.test) and len(source.fingerprint) == 16
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="no CIFAR-10 under"):
+        data.load("cifar10", empty)
+    with pytest.raises(UserError, match="data root '/nowhere' is not a folder"):
+        data.load("cifar10", "/nowhere")
+    with pytest.raises(UserError, match="dataset 'cifar100' is unknown.*did you mean 'cifar10'"):
+        data.load("cifar100", tmp_path)
+    told = []
+    assert data.choose_dataset("cifar", tmp_path, say=told.append) == "cifar10" and not told
+    assert data.choose_dataset("cifar", empty, say=told.append) == "synthetic"
+    assert "SYNTHETIC DATA" in told[0] and str(empty) in told[0]

@@ -1,0 +1,74 @@
+"""One source of dependencies, and a preflight that says what is missing."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
+
+
+def test_environment_yml_is_a_thin_layer_over_pyproject():
+    assert CONDA["channels"] == ["conda-forge", "nodefaults"]
+    python = next(d for d in CONDA["dependencies"] if isinstance(d, str) and d.startswith("python "))
+    assert python.removeprefix("python ").replace(" ", "") == PROJECT["requires-python"].replace(" ", "")
+    pip = next(d["pip"] for d in CONDA["dependencies"] if isinstance(d, dict))
+    extras = re.fullmatch(r"-e \.\[(.+)\]", pip[0])[1].split(",")
+    assert len(pip) == 1 and set(extras) <= set(PROJECT["optional-dependencies"])
+    assert set(CONDA["dependencies"][:-1]) == {python, "pip"}, "packages belong in pyproject.toml"
+
+
+def test_every_dependency_has_a_bound():
+    listed = PROJECT["dependencies"] + [d for extra in PROJECT["optional-dependencies"].values() for d in extra]
+    assert not [d for d in listed if not re.search(r"[<>=]=?\s*\d", d)]
+
+
+def test_mission_packages_are_declared():
+    listed = PROJECT["dependencies"] + [d for extra in PROJECT["optional-dependencies"].values() for d in extra]
+    names = {re.match(r"[\w.-]+", d)[0].lower() for d in listed}
+    assert {"torch", "torchvision", "jupyterlab", "papermill", "seaborn", "pandas", "nbval"} <= names
+
+
+def test_makefile_installs_the_extras_that_the_readme_names():
+    makefile, readme = (ROOT / "Makefile").read_text(), (ROOT / "README.md").read_text()
+    assert '".[notebooks,test]"' in makefile and '".[notebooks,test]"' in readme
+    for command in ("make reproduce", "make test"):
+        assert command in readme and re.search(rf"^{command.split()[1]}:", makefile, re.M)
+
+
+def preflight():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import preflight
+
+        return preflight
+    finally:
+        sys.path.pop(0)
+
+
+@pytest.mark.parametrize("version, refused", [((3, 10), True), ((3, 11), False), ((3, 13), False), ((3, 14), True)])
+def test_preflight_names_an_unsupported_python(tmp_path, version, refused):
+    lines = preflight().problems(str(tmp_path / "venv"), version, free=10**12)
+    assert bool([x for x in lines if "not supported" in x and "3.11 to 3.13" in x]) == refused
+
+
+def test_preflight_names_a_full_disk(tmp_path):
+    lines = preflight().problems(str(tmp_path / "venv"), (3, 11), free=10**9)
+    assert len(lines) == 1 and "1.0 GB free" in lines[0] and str(tmp_path) in lines[0]
+
+
+def test_preflight_speaks_to_old_interpreters_too():
+    source = (ROOT / "scripts" / "preflight.py").read_text()
+    assert 'f"' not in source and "f'" not in source, "an f-string is a syntax error where the message is needed most"
+
+
+def test_import_touches_no_gpu_and_prints_nothing():
+    code = "import reslib, sys; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == done.stderr == ""

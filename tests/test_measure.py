@@ -1,0 +1,123 @@
+"""Evaluation and exact batch-norm statistics against direct computation."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from own_models import Small
+from training import QUIET, silent, tiny
+
+from reslib import data
+from reslib.measure import error_and_loss, exact_bn_error, exact_statistics
+from reslib.networks import load_network
+from reslib.runs import Run
+from reslib.train import train
+
+CPU = torch.device("cpu")
+
+
+def batches_of(recipe):
+    return data.batches_for(recipe, data.load(recipe.dataset), CPU)
+
+
+@pytest.mark.parametrize("test_size", [64, 501, 1000])
+def test_every_image_counts_once(test_size):
+    batches, seen = batches_of(tiny(test_size=test_size)), []
+    model = Small()
+
+    def watched():
+        for x, y in batches.eval_batches("test"):
+            seen.append(x)
+            yield x, y
+
+    error, loss = error_and_loss(model, watched(), CPU)
+    images = torch.cat(seen)
+    assert len(images) == test_size == len(torch.unique(images.flatten(1), dim=0))
+    model.eval()
+    with torch.no_grad():
+        logits = model(batches.whole(batches.sets["test"].images))
+    labels = batches.sets["test"].labels
+    assert error == pytest.approx((logits.argmax(1) != labels).double().mean().item())
+    assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_shares_of_several_processes_make_the_whole(world):
+    batches, model = batches_of(tiny(test_size=1000)), Small()
+    whole = error_and_loss(model, batches.eval_batches("test"), CPU)
+    totals = []
+    for rank in range(world):
+        error_and_loss(model, batches.eval_batches("test", 100, rank, world), CPU, reduce=totals.append)
+    wrong, loss, count = torch.stack(totals).sum(0).tolist()
+    assert count == 1000
+    assert (wrong / count, loss / count) == pytest.approx(whole)
+
+
+def test_evaluation_leaves_the_model_as_it_was():
+    batches = batches_of(tiny())
+    for mode in (True, False):
+        model = Small(dropout=0.5).train(mode)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        error_and_loss(model, batches.eval_batches("test"), CPU)
+        exact_bn_error(model, batches, CPU, "fp32", 40)
+        assert model.training is mode and model.norm.momentum == 0.1
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_exact_statistics_are_the_averages_over_the_training_images():
+    batches = batches_of(tiny(train_size=60))
+    model = Small(dropout=0.5)
+    with torch.no_grad():
+        maps = model.conv(batches.whole(batches.sets["train"].images))  # (60, 8, H, W)
+    parts = maps.split(20)
+    variance = torch.stack([p.transpose(0, 1).flatten(1).var(1, unbiased=True) for p in parts]).mean(0)
+    with exact_statistics(model, batches.eval_batches("train", 20), CPU):
+        torch.testing.assert_close(model.norm.running_mean, maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.norm.running_var, variance, rtol=1e-4, atol=1e-5)
+        assert not model.dropout.training
+    assert model.norm.running_mean.abs().sum() == 0
+
+
+def test_exact_statistics_of_a_deep_net_normalise_every_layer():
+    from reslib.models import build_model
+
+    batches, model = batches_of(tiny(train_size=50)), build_model("resnet8")
+    outputs = []
+    model.layer3[0].bn2.register_forward_hook(lambda m, i, o: outputs.append(o))
+    with exact_statistics(model, batches.eval_batches("train", 50), CPU):
+        model.eval()
+        outputs.clear()
+        model(batches.whole(batches.sets["train"].images))
+    assert outputs[0].mean((0, 2, 3)).abs().max() < 1e-3
+    assert (outputs[0].std((0, 2, 3)) - 1).abs().max() < 1e-2
+
+
+def test_a_net_without_batch_norm_has_no_exact_error():
+    assert exact_bn_error(torch.nn.Flatten(), None, CPU, "fp32", 10) is None
+
+
+def test_images_for_the_statistics_are_spread_over_a_sorted_set():
+    asked = []
+
+    class Sorted:
+        def __len__(self):
+            return 100
+
+        def eval_batches(self, part, batch_size=500, rank=0, world=1):
+            index = torch.arange(100)[rank::world]
+            for chunk in index.split(batch_size):
+                if part == "train":
+                    asked.extend(chunk.tolist())
+                yield torch.randn(len(chunk), 3, 32, 32), chunk % 10
+
+    exact_bn_error(Small(), Sorted(), CPU, "fp32", 25)
+    assert len(asked) == 25 and max(asked) > 90
+
+
+def test_the_summary_holds_the_errors_of_the_stored_weights(tmp_path):
+    recipe = tiny(test_size=200, iterations=30)
+    summary = train(recipe, tmp_path, execution=QUIET, say=silent)
+    model, _ = load_network(Run(tmp_path, recipe).path)
+    batches = batches_of(recipe)
+    assert error_and_loss(model, batches.eval_batches("test"), CPU)[0] == pytest.approx(summary["test_error"])
+    exact = exact_bn_error(model, batches, CPU, "fp32", 30)
+    assert exact == pytest.approx(summary["exact_bn_test_error"])

@@ -1,0 +1,234 @@
+"""Probes against slow references without hooks: the same forward pass written out, and finite differences."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from reslib import claims, data, probes
+from reslib.errors import UserError
+from reslib.models import build_model
+from reslib.networks import make_model
+from reslib.runs import load_runs
+from reslib.studies import PRESETS, cifar_recipe
+from reslib.train import Execution, train
+
+SMOKE = PRESETS["smoke"]
+
+
+def small(family="plain", depth=14, **options):
+    torch.manual_seed(0)
+    model = build_model(f"{family}{depth}", width=4, **options)
+    with torch.no_grad():  # batch norm that does something, in eval mode too
+        for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            for value, low in ((norm.weight, 0.5), (norm.running_var, 0.5), (norm.bias, -1), (norm.running_mean, -1)):
+                value.uniform_(low, low + 1.5)
+    return model
+
+
+def images(count=6, size=16):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, size, size, generator=generator), torch.arange(count) % 10
+
+
+def written_out(model, x):
+    """The forward pass without hooks and without in-place operations: (logits, responses)."""
+    responses = [model.bn1(model.conv1(x))]
+    x = F.relu(responses[0])
+    for stage in (model.layer1, model.layer2, model.layer3):
+        for block in stage:
+            responses.append(block.bn1(block.conv1(x)))
+            responses.append(block.bn2(block.conv2(F.relu(responses[-1]))))
+            x = F.relu(responses[-1] + block.identity(x) if model.residual else responses[-1])
+    return model.fc(x.mean((2, 3))), responses
+
+
+@pytest.mark.parametrize("family", ["plain", "resnet"])
+def test_layer_responses_against_a_pass_written_out(family):
+    model, (x, _) = small(family), images(7)
+    measured = probes.layer_responses(model, [x[:3], (x[3:5], None), x[5:]], "some net")
+    model.eval()
+    with torch.no_grad():
+        expected = [np.std(r.double().numpy()) for r in written_out(model, x)[1]]
+    assert measured["layer"].tolist() == list(range(1, 14)) and set(measured["model"]) == {"some net"}
+    np.testing.assert_allclose(measured["std"], expected, rtol=1e-5)
+
+
+def test_layer_responses_leave_the_model_alone():
+    model, (x, _) = small("resnet"), images()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert model.training
+    probes.layer_responses(model, [x])
+    assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_layer_responses_refuse_what_has_none():
+    with pytest.raises(UserError, match="allowed are plain and residual"):
+        probes.layer_responses(torch.nn.Linear(3, 3), [torch.zeros(1, 3)])
+    with pytest.raises(UserError, match="at least one batch"):
+        probes.layer_responses(small(), [])
+
+
+def test_moments_keep_a_small_spread_on_a_large_mean():
+    """The textbook mean of squares minus square of means loses it all."""
+    values = 1e8 + np.random.default_rng(0).normal(size=1000)
+    moments = probes.Moments()
+    for part in np.split(values, [1, 10, 700]):
+        moments.add(torch.from_numpy(part))
+    assert moments.std == pytest.approx(values.std(), rel=1e-6) and moments.count == 1000
+
+
+@pytest.mark.parametrize("family", ["plain", "resnet"])
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_gradient_norms_against_a_pass_written_out(family, batch_norm):
+    model, (x, y) = small(family, batch_norm=batch_norm), images()
+    measured = probes.gradient_norms(model, x, y).set_index(["kind", "layer"])["norm"]
+    model.train()
+    logits, responses = written_out(model, x)
+    for r in responses:
+        r.retain_grad()
+    F.cross_entropy(logits, y).backward()
+    convs = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len(convs) == len(responses) == 13
+    for layer, (conv, r) in enumerate(zip(convs, responses, strict=True), start=1):
+        assert measured["activation", layer] == pytest.approx(r.detach().square().mean().sqrt().item(), rel=1e-4)
+        assert measured["gradient", layer] == pytest.approx(conv.weight.grad.norm().item(), rel=1e-3)
+        assert measured["backward", layer] == pytest.approx(r.grad.norm().item(), rel=1e-3)
+
+
+def test_gradient_norm_is_a_slope():
+    """Along its own direction the loss rises by the norm of the gradient (central difference, float64)."""
+    model, (x, y) = small("plain", 8, batch_norm=False).double(), images()
+    x = x.double()
+    norm = probes.gradient_norms(model, x, y).query("kind == 'gradient' and layer == 4")["norm"].item()
+    weight = model.layer2[0].conv1.weight
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), y), weight)
+    losses = []
+    with torch.no_grad():
+        for side in (1, -1):
+            weight += side * 1e-5 * gradient / gradient.norm()
+            losses.append(F.cross_entropy(model(x), y).item())
+            weight -= side * 1e-5 * gradient / gradient.norm()
+    assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(norm, rel=1e-5)
+
+
+def test_gradient_norms_leave_the_model_alone():
+    model, (x, y) = small("resnet").eval(), images()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    probes.gradient_norms(model, x, y)
+    assert not model.training and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_zero_and_overflow_stay_visible():
+    model, (x, y) = small("plain", 8, batch_norm=False), images()
+    with torch.no_grad():
+        model.layer2[0].conv1.weight.zero_()
+    norms = probes.gradient_norms(model, x, y).set_index(["kind", "layer"])["norm"]
+    assert norms["activation", 4] == 0 and norms["gradient", 1] == 0 and norms["activation", 3] > 0
+    with torch.no_grad():
+        model.layer2[0].conv1.weight.fill_(1e30)
+        model.layer2[0].conv2.weight.fill_(1e30)
+    norms = probes.gradient_norms(model, x, y).set_index(["kind", "layer"])["norm"]
+    assert not np.isfinite(norms["activation", 5])
+    assert probes._norm(torch.full((4,), 1e-30)) == pytest.approx(2e-30)  # its square is no float32
+    assert probes._norm(torch.full((4,), 1e30)) == pytest.approx(2e30)
+
+
+def test_pre_activation_responses_are_those_of_the_convolutions():
+    model, (x, _) = small("resnet", 8, preactivation=True), images()
+    seen = probes.layer_responses(model, [x])
+    with torch.no_grad():
+        assert seen["std"][0] == pytest.approx(model.conv1(x).double().std(correction=0).item(), rel=1e-5)
+    assert len(seen) == 7
+
+
+def test_norms_along_training_are_those_of_the_network_trained_so_far():
+    """The same steps, taken by hand with plain SGD."""
+    recipe = cifar_recipe("plain8", SMOKE, "synthetic", options="init=xavier")
+    source, device = data.load("synthetic"), torch.device("cpu")
+    measured = probes.norms_along_training(recipe, source, device, [0, 2])
+    batches = data.batches_for(recipe, source, device)
+    model = make_model(recipe, 10, None).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    x, y = batches.batch(0)
+    for iteration in (0, 2):
+        part = measured[measured["iteration"] == iteration].drop(columns="iteration").reset_index(drop=True)
+        expected = probes.gradient_norms(model, x, y)
+        pd.testing.assert_frame_equal(part[expected.columns], expected, rtol=2e-3)
+        for i in range(2):
+            optimizer.zero_grad()
+            F.cross_entropy(model(batches.batch(i)[0]), batches.batch(i)[1]).backward()
+            optimizer.step()
+
+
+def test_a_net_that_diverges_says_so():
+    recipe = cifar_recipe("plain8", SMOKE, "synthetic", options="batch_norm=false", lr=100.0)
+    measured = probes.norms_along_training(recipe, data.load("synthetic"), torch.device("cpu"), [0, 4, 6])
+    assert np.isfinite(measured[measured["iteration"] == 0]["norm"]).all()
+    assert measured[measured["iteration"] == 6]["norm"].isna().all()
+
+
+@pytest.fixture(scope="module")
+def study():
+    preset = dataclasses.replace(SMOKE, gradient_depths=(8,))
+    return probes.gradient_study(preset, "synthetic")
+
+
+def test_gradient_study_covers_every_combination(study):
+    assert list(study.columns) == probes.COLUMNS
+    start = study[(study["iteration"] == 0) & (study["kind"] == "gradient") & (study["layer"] == 1)]
+    assert len(start) == 2 * 3 * 2 and start["synthetic"].all()
+    followed = study[study["iteration"] > 0]
+    assert set(zip(followed["init"], followed["batch_norm"], strict=True)) == set(probes.TRAINED)
+    # A network without batch norm and a naive Gaussian loses the signal on its way; He's initialisation keeps it.
+    summary = probes.signal_summary(study).query("iteration == 0 and family == 'plain' and not batch_norm")
+    kept = summary.set_index("init")["activation, last / first"]
+    assert kept["gaussian"] < 1e-2 and 0.1 < kept["he"] < 10
+
+
+def test_the_claim_reads_the_study(study):
+    runs = load_runs("/nonexistent")
+    board = claims.scoreboard(runs, None, None, study)
+    row = board[board["claim"].str.contains("Gradients of plain nets")].iloc[0]
+    assert row["verdict"] in (claims.HOLDS, claims.FAILS) and "plain-8 he at 2" in row["evidence"]
+
+
+def test_verdicts():
+    def verdict(*norms):
+        return probes._verdict(pd.Series(norms, dtype=float))
+
+    assert verdict(0.1, 3) == "healthy" and verdict(0.1, 0) == "vanish" and verdict(1e-9, 1) == "vanish"
+    assert verdict(0.1, 1e4) == "explode" and verdict(0.1, np.inf) == verdict(np.nan, 1) == "not finite"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for model in ("plain8", "resnet8"):
+        train(cifar_recipe(model, SMOKE, "synthetic"), folder, execution=Execution(device="cpu"), say=lambda t: None)
+    return folder
+
+
+def test_responses_of_runs_and_of_a_clone_without_weights(trained, tmp_path):
+    runs = load_runs(trained)
+    frame, missing = probes.responses_of_runs(runs)
+    assert not missing and frame.groupby("run")["layer"].max().tolist() == [7, 7]
+    assert frame["model"].unique().tolist() == ["plain8", "resnet8"] and frame["synthetic"].all()
+    (weights,) = trained.glob("plain8*/weights.safetensors")
+    weights.rename(tmp_path / "weights")
+    try:
+        without, missing = probes.responses_of_runs(runs)
+        assert missing == [weights.parent.name] and set(without["model"]) == {"resnet8"}
+        stored, missing = probes.responses_of_runs(runs, known=frame)
+        assert not missing
+        pd.testing.assert_frame_equal(stored, frame)
+    finally:
+        (tmp_path / "weights").rename(weights)
+    nothing, missing = probes.responses_of_runs(runs.iloc[:0])
+    assert nothing.empty and not missing
