@@ -21,8 +21,8 @@ def _entry(family: str, depth: int, imagenet: bool):
 
     entry.__name__ = f"{'imagenet' if imagenet else 'cifar'}_{name}"
     entry.__doc__ = (
-        f"{name} of He et al. (2015) for {'ImageNet (Table 1)' if imagenet else 'CIFAR-10 (section 4.2)'}: float images "
-        f"(N, 3, {'224, 224' if imagenet else '32, 32'}) -> logits (N, num_classes)."
+        f"{name} of He et al. (2015) for {'ImageNet (Table 1)' if imagenet else 'CIFAR-10 (section 4.2)'}: float "
+        f"images (N, 3, {'224, 224' if imagenet else '32, 32'}) -> logits (N, num_classes)."
     )
     return entry
 

@@ -196,7 +196,7 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
 
 def learning_curves(groups: dict[str, list[Recipe]], runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     """Training (left) and test error (right) of each group's finished runs against the iteration, a band over seeds."""
-    fig, axes = new_figure(8.6, 3.6, 1, 2)
+    fig, axes = new_figure(8.6, 3.6, 1, 2, sharey=True)
     runs = evidence.finished(runs)
     members = {name: of_group(recipes, runs) for name, recipes in groups.items()}
     shown = pd.concat(members.values())

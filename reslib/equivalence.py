@@ -17,13 +17,14 @@ from .cli import ArgumentError, add_common, add_execution, execution_of
 from .engine import Step, make_optimizer, make_step, set_learning_rate
 from .errors import UserError
 from .files import write_json, write_text
+from .networks import make_model
 from .numerics import resolve_device, resolve_precision
 from .recipe import Recipe
 from .runs import results_root
 from .schedule import learning_rate
 from .stats import summarize, welch
 from .studies import cifar_recipe, preset_of
-from .train import make_model, train
+from .train import train
 
 
 def add_arguments(parser) -> None:
@@ -32,9 +33,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--model", default="resnet20", help="a name of `reslib list`")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each kind (at least 2 for an interval)")
     parser.add_argument("--dataset", default=None, help="cifar10 or synthetic (default: what is found)")
-    parser.add_argument(
-        "--fast", default="auto", choices=("auto", "bf16"), help="precision of the fast path; auto: what this machine takes"
-    )
+    parser.add_argument("--fast", default="auto", choices=("auto", "bf16"), help="precision of the fast path")
 
 
 def main(arguments) -> int:

@@ -1,9 +1,9 @@
 """A run's network for others: `python -m reslib.export RUN_FOLDER OUT_FOLDER` writes config.json and model.safetensors.
 
-That is the layout that timm and the Hugging Face hub read. Parameter names are torchvision's, so an ImageNet network
-with shortcuts of option B loads into torchvision's and timm's resnets as it is. In timm:
+That is the layout that timm and the Hugging Face hub read. Parameter names are torchvision's: an ImageNet network with
+shortcuts of option B (and the stride on the 3x3 layer of a bottleneck) is torchvision's and timm's own. In timm:
 
-    model = timm.create_model("resnet34", checkpoint_path="OUT_FOLDER/model.safetensors")
+    model = timm.create_model("resnet34", num_classes=N, checkpoint_path="OUT_FOLDER/model.safetensors")
 
 In reslib, whatever the network: `reslib.export.load("OUT_FOLDER")`.
 """
@@ -14,26 +14,27 @@ import argparse
 import sys
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import nn
 
 from . import data
-from .data.memory import normalisation, split
 from .errors import UserError
-from .files import sha256, write_json, write_text
+from .files import sha256, whole_file, write_json, write_text
 from .models import build_model, family_and_depth, is_imagenet
+from .networks import load_network
 from .recipe import Recipe, parse_options
 from .runs import read_json, read_weights, write_weights
-from .train import load_network
 
 LIBRARY = "reslib"
 LICENSE = "MIT"
 
 
 def export(run: str | Path, out: str | Path, data_root: str | Path | None = None) -> Path:
-    """Write config.json, model.safetensors and README.md of a finished run into the folder `out`.
+    """Write config.json, model.safetensors, normalisation.safetensors and README.md of a finished run into `out`.
 
-    The mean that training subtracted is measured on its training images, which must be at hand (`data_root`).
+    normalisation.safetensors holds `mean` (3, H, W) or (3, 1, 1) and `std` (3, 1, 1) of values in 0..1, exactly as in
+    training; they are measured again on its training images, which must be at hand (`data_root`).
     Raises UserError when the run has no weights here or the data are not those it was trained on.
     """
     run, out = Path(run), Path(out)
@@ -42,54 +43,69 @@ def export(run: str | Path, out: str | Path, data_root: str | Path | None = None
     source = data.load(recipe.dataset, data_root)
     if summary.get("data_fingerprint") != source.fingerprint:
         raise UserError(f"{run}: trained on data {summary.get('data_fingerprint')}, here is {source.fingerprint}")
+    mean, std = normalisation(recipe, source)
     out.mkdir(parents=True, exist_ok=True)
     write_weights(out / "model.safetensors", model)
-    config = config_of(recipe, summary, source) | {"weights_sha256": sha256(out / "model.safetensors")}
-    write_json(out / "config.json", config)
+    with whole_file(out / "normalisation.safetensors", "wb") as file:
+        file.write(safetensors.torch.save({"mean": mean, "std": std}))
+    config = _config(model, recipe, summary, source.classes, mean.mean((1, 2)).tolist(), std.flatten().tolist())
+    write_json(out / "config.json", config | {"weights_sha256": sha256(out / "model.safetensors")})
     write_text(out / "README.md", _card(config))
     return out
 
 
-def config_of(recipe: Recipe, summary: dict, source: data.DataSource) -> dict:
+def normalisation(recipe: Recipe, source: data.DataSource) -> tuple[torch.Tensor, torch.Tensor]:
+    """mean (3, H, W) or (3, 1, 1) and std (3, 1, 1) of a recipe: the input is (image in 0..1 - mean) / std."""
+    batches = data.batches_for(recipe, source, torch.device("cpu"))
+    if isinstance(batches, data.MemoryBatches):  # mean (H, W, 3) in grey levels and a factor (3,)
+        return (batches.mean / 255).permute(2, 0, 1).contiguous(), (1 / (255 * batches.scale)).view(3, 1, 1)
+    std = batches.std if recipe.preprocessing == "channel-std" else torch.ones(3)
+    return batches.mean.view(3, 1, 1), std.view(3, 1, 1)
+
+
+def _config(model: nn.Module, recipe: Recipe, summary: dict, classes: list[str], mean: list, std: list) -> dict:
     """config.json: the keys that timm reads, then what reslib needs to build the network, then the evidence."""
-    train = split(source, recipe)[0]
-    mean, scale = _statistics(train.images, recipe)
-    features = _features(recipe.model)
-    size = recipe.crop_size
-    pretrained = {
-        "input_size": [3, size, size],
-        "fixed_input_size": False,
-        "interpolation": "bilinear",
-        "crop_pct": 1.0 if size == source.train.images.shape[1] else 0.875,
-        "mean": mean,  # of values in 0..1, as torchvision's ToTensor gives them
-        "std": scale,
-        "num_classes": summary["classes"],
-        "pool_size": [size // 32, size // 32] if is_imagenet(recipe.model) else [size // 4, size // 4],
-        "first_conv": "conv1",
-        "classifier": "fc",
-        "label_names": source.classes,
-    }
+    size, known = recipe.crop_size, family_and_depth(recipe.model)[1] > 0
+    elsewhere = is_torchvision(model, recipe)
+    evidence = ("test_error", "precision", "device_name", "torch", "commit", "dirty", "started", "finished",
+                "data_fingerprint", "data_origin", "synthetic", "metrics_sha256")  # fmt: skip
     return {
-        "architecture": recipe.model,
-        "num_classes": summary["classes"],
-        "num_features": features,
+        "architecture": recipe.model if elsewhere else f"reslib:{recipe.model}",
+        "num_classes": len(classes),
+        "num_features": model.fc.in_features if known else None,
         "global_pool": "avg",
-        "pretrained_cfg": pretrained,
+        "label_names": classes,
+        "pretrained_cfg": {
+            "input_size": [3, size, size],
+            "fixed_input_size": False,
+            "interpolation": "bilinear",
+            "crop_pct": 224 / 256 if is_imagenet(recipe.model) else 1.0,
+            "mean": mean,  # per channel; exactly in normalisation.safetensors
+            "std": std,
+            "num_classes": len(classes),
+            "first_conv": "conv1" if known else None,
+            "classifier": "fc" if known else None,
+        },
         "library_name": LIBRARY,
         "reslib": {
             "model": recipe.model,
-            "shortcut": recipe.shortcut if family_and_depth(recipe.model)[1] else None,
+            "shortcut": recipe.shortcut if known else None,
             "options": recipe.options,
-            "preprocessing": recipe.preprocessing,
             "recipe": recipe.to_dict(),
             "recipe_hash": recipe.digest,
         },
-        "evidence": {
-            key: summary.get(key)
-            for key in ("test_error", "seconds", "precision", "device_name", "torch", "commit", "dirty", "started",
-                        "finished", "data_fingerprint", "data_origin", "synthetic", "metrics_sha256")
-        },
-    }  # fmt: skip
+        "evidence": {key: summary.get(key) for key in evidence},
+    }
+
+
+def is_torchvision(model: nn.Module, recipe: Recipe) -> bool:
+    """Whether torchvision's and timm's network of this name computes the same from the same weights.
+
+    Not so with option A, for plain nets, or with a bottleneck's stride on its 1x1 layer, as the paper has it.
+    """
+    if not is_imagenet(recipe.model) or not model.residual or recipe.shortcut != "B":
+        return False
+    return recipe.options in ("", "stride_on=3x3") and (model.layer1[0].conv3 is None or recipe.options != "")
 
 
 def load(folder: str | Path) -> nn.Module:
@@ -118,29 +134,6 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise UserError(f"{path} does not fit this network: {'; '.join(lines[1:4])[:400]}") from error
 
 
-def _statistics(images: torch.Tensor, recipe: Recipe) -> tuple[list[float], list[float]]:
-    """Per channel, the mean and the divisor of values in 0..1; the paper's pixel mean is averaged over the pixels."""
-    size = 2000 if images.shape[1] <= 64 else 200
-    if recipe.augmentation == "scale-crop-flip-color" or images.ndim != 4:
-        sample = images[:size]
-        return (sample.double().mean((0, 1, 2)) / 255).tolist(), [1.0, 1.0, 1.0]
-    mean, scale = normalisation(images, recipe.preprocessing)
-    return (mean.mean((0, 1)).double() / 255).tolist(), (1 / (scale.double() * 255)).tolist()
-
-
-def _features(name: str) -> int | None:
-    family, depth = family_and_depth(name)
-    if not depth:
-        return None
-    return build_on_meta(name).fc.in_features
-
-
-def build_on_meta(name: str) -> nn.Module:
-    """The network without memory for its weights."""
-    with torch.device("meta"):
-        return build_model(name)
-
-
 def _card(config: dict) -> str:
     own, facts = config["reslib"], config["evidence"]
     loud = "**SYNTHETIC DATA: not a network for natural images.**\n\n" if facts["synthetic"] else ""
@@ -150,7 +143,8 @@ def _card(config: dict) -> str:
         f"Deep Residual Learning (He et al., 2015), trained by reslib: recipe {own['recipe_hash']}, seed "
         f"{own['recipe']['seed']}, test error {100 * facts['test_error']:.2f} % at the last iteration, commit "
         f"{facts['commit']}, {facts['device_name']}, torch {facts['torch']}, data {facts['data_fingerprint']}.\n\n"
-        f"Images are {own['preprocessing']} normalised. `reslib.export.load(folder)` builds the network.\n"
+        "`reslib.export.load(folder)` builds the network. Its input is (image in 0..1 - mean) / std, with both from "
+        "normalisation.safetensors.\n"
     )
 
 

@@ -124,7 +124,7 @@ class Scores:
                     row["data_fingerprint"], self.limit, None, "its weights are not here",
                 )  # fmt: skip
                 nets.setdefault(net.weights, net)
-        return list(nets.values())
+        return sorted(nets.values(), key=lambda net: (net.depth, net.name))
 
     def _given(self, file: Path, mark: str) -> Network:
         model, shortcut, why = given_weights.NAME.match(file.name)[1], "", ""

@@ -33,8 +33,8 @@ TITLES = {
     "table4": "ImageNet validation, single models, fully convolutional at five scales",
     "table5": "Ensembles, fully convolutional at five scales (the paper's on the test set, here on validation images)",
 }
-# "six models of different depth ... (only with two 152-layer ones ...)" (section 4.1). Which the others were is not said:
-# read as the five of Table 4 and a second ResNet-152. (model, shortcut, seed)
+# "six models of different depth ... (only with two 152-layer ones ...)" (section 4.1), the others are not named: read as
+# the five of Table 4 and a second ResNet-152. (model, shortcut, seed)
 PAPER_SIX = (
     ("resnet34", "B", 0), ("resnet34", "C", 0), ("resnet50", "B", 0), ("resnet101", "B", 0), ("resnet152", "B", 0),
     ("resnet152", "B", 1),
@@ -84,7 +84,8 @@ def caption(name: str, table: pd.DataFrame, runs: pd.DataFrame) -> str:
     if own.empty:
         return text + "Nothing measured here: the paper's numbers alone."
     images = sorted({int(n.replace(",", "")) for n in own["images"]})
-    text += f"Measured on {' or '.join(f'{n:,}' for n in images)} validation images of {', '.join(sorted(set(own['data set'])))}"
+    sets = ", ".join(sorted(set(own["data set"])))
+    text += f"Measured on {' or '.join(f'{n:,}' for n in images)} validation images of {sets}"
     trained = own["source"].eq("trained here").any()
     return text + "." + (f" {evidence.evidence_line(imagenet_runs(runs))}" if trained else "")
 

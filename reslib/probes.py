@@ -7,6 +7,7 @@ are the 3x3 ones in order from the image: the stem and both convolutions of ever
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from . import data, evidence
 from .engine import Step, make_optimizer, set_learning_rate
 from .errors import UserError
+from .measure import exact_statistics
 from .networks import load_network, make_model
 from .recipe import Recipe
 from .schedule import learning_rate
@@ -30,6 +32,7 @@ TRAINED = (("he", True), ("he", False))  # initialisation and batch norm of the 
 # A layer whose gradient stays below FROZEN moves by less than 0.1 * 64,000 * 1e-5 = 0.064 in the whole training, with
 # weights of norm 5 to 11; above WILD a single step at 0.1 moves it by more than its own length.
 FROZEN, WILD = 1e-5, 100.0
+STATISTICS_IMAGES = 1000
 KINDS = ("activation", "gradient", "backward")
 COLUMNS = ["kind", "model", "family", "depth", "init", "batch_norm", "iteration", "layer", "norm", "synthetic"]
 
@@ -106,6 +109,8 @@ class Moments:
 def responses_of_runs(runs: pd.DataFrame, data_root=None, device="cpu", known: pd.DataFrame | None = None):
     """Layer responses of the finished runs over their test images: (frame, names of runs that could not be measured).
 
+    Batch norm holds exact statistics, of STATISTICS_IMAGES training images, as in the authors' release: the moving
+    averages of a short run lag behind its weights, and in a deep plain net the lag of every layer multiplies.
     A run without weights here, as in a clone that holds the records only, is taken from `known`, an earlier
     measurement. Columns run, model, family, depth, seed, synthetic, layer, std.
     """
@@ -124,7 +129,12 @@ def responses_of_runs(runs: pd.DataFrame, data_root=None, device="cpu", known: p
         if images.digest not in batches:
             batches[images.digest] = data.batches_for(images, source, torch.device(device))
         model.to(device, memory_format=torch.channels_last)
-        frame = layer_responses(model, batches[images.digest].eval_batches("test"), row["model"])
+        seen = batches[images.digest]
+        wanted = min(STATISTICS_IMAGES, len(seen))
+        spread = len(seen) // wanted  # over the set, which may be sorted by class
+        training = itertools.islice(seen.eval_batches("train", wanted // 2, world=spread), 2)
+        with exact_statistics(model, training, torch.device(device)):
+            frame = layer_responses(model, seen.eval_batches("test"), row["model"])
         for column in ("synthetic", "seed", "depth", "family", "run"):
             frame.insert(0, column, row[column])
         frames.append(frame)

@@ -17,7 +17,8 @@ from .models import build_model, family_and_depth, is_imagenet
 from .recipe import Recipe, parse_options
 from .runs import Run, is_locked, read_json
 
-LARGEST_COUNTED = 56  # layers; a deeper CIFAR net is this much and its further equal blocks
+LARGEST_COUNTED = 14  # layers; a deeper CIFAR net has this much and its further equal blocks
+SMALL = 32  # pixels at which an ImageNet net is counted whose images are a multiple of it: convolutions grow by area
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ def cost(recipe: Recipe) -> int:
 def network_cost(model: str, shortcut: str | None, options: str, size: int, classes: int) -> tuple[int, int]:
     """(multiply-adds, parameters) of a network for images of `size` pixels, counted by complexity.py.
 
-    One image is passed through on the CPU: the first use of the meta device costs seconds of imports. Both numbers of
-    a CIFAR net of 6n+2 layers grow by the same amount with every n, so that deep ones follow from two shallow ones.
+    One small image is passed through on the CPU: the first use of the meta device costs seconds of imports. Both
+    numbers of a CIFAR net of 6n+2 layers grow by the same amount with every n, so deep ones follow from shallow ones.
     """
     family, depth = family_and_depth(model)
     if depth > LARGEST_COUNTED and depth % 6 == 2 and not is_imagenet(model):
@@ -89,7 +90,9 @@ def network_cost(model: str, shortcut: str | None, options: str, size: int, clas
         n = (depth - 2) // 6
         return tuple(a + (n - 1) * (b - a) for a, b in zip(first, second, strict=True))
     network = build_model(model, classes, shortcut, **parse_options(options))
-    return complexity._count(network, size, fc=True, channels=3), complexity.parameters(network)
+    counted = SMALL if is_imagenet(model) and size % SMALL == 0 else size
+    whole, convolutions = (complexity._count(network, counted, fc=fc, channels=3) for fc in (True, False))
+    return convolutions * (size // counted) ** 2 + whole - convolutions, complexity.parameters(network)
 
 
 def measurements(results: Path, preset: str) -> list[Measurement]:
@@ -103,8 +106,8 @@ def measurements(results: Path, preset: str) -> list[Measurement]:
             s = json.loads(path.read_bytes())
             model, speed = path.parent.name.split("-")[0], float(s["images_per_second"])
             if speed > 0:
-                images = speed * float(s["seconds"])
-                found.append(Measurement(model, int(s["multiply_adds"]), speed, folder, s["device_name"], images))
+                adds, images = int(s["multiply_adds"]), speed * float(s["seconds"])
+                found.append(Measurement(model, adds, speed, folder, s["device_name"], images))
         except (OSError, ValueError, KeyError, TypeError):  # damaged: `reslib verify` says so
             continue
     return found
@@ -139,8 +142,8 @@ def speed_of(recipe: Recipe, preset: str, found: list[Measurement], given: dict[
         where = "" if same[0].preset == preset else f" at {same[0].preset}"
         return Speed(_median([m.images_per_second for m in same]), f"measured{where}")
     known = [(adds_of_given(name, recipe), value, name) for name, value in given.items()]
-    known += [(m.multiply_adds, m.images_per_second, m.model) for m in found]
-    if not known:
+    known += [(m.multiply_adds, m.images_per_second, m.model) for m in found if m.multiply_adds]
+    if not known or not adds:
         return Speed(math.nan, "not measured")
     nearest = min(known, key=lambda k: (abs(math.log(k[0] / adds)), k[2]))
     speeds = [speed for other, speed, name in known if (other, name) == (nearest[0], nearest[2])]

@@ -17,7 +17,9 @@ from reslib.runs import Run
 from reslib.schedule import learning_rate, plateaus
 from reslib.train import Execution, Interrupted, memory_advice, train
 
-GOLDEN = []
+# fp32 on a processor; other kernels or numbers of threads move the last ones by up to 0.5 %.
+GOLDEN = [2.24263, 2.36324, 2.32555, 2.43784, 2.0977, 2.30382, 2.35577, 2.17387, 2.0089, 1.8952]
+GOLDEN += [1.86616, 2.35785, 1.75584, 1.99831, 2.18393, 2.01709, 2.20251, 1.9379, 1.80959, 2.01898]
 
 
 def metrics(tmp_path, recipe):
@@ -28,7 +30,8 @@ def test_golden_losses_of_twenty_steps(tmp_path):
     recipe = tiny(model="resnet8", iterations=20, batch_size=16, train_size=64, eval_every=1, test_size=16)
     train(recipe, tmp_path, execution=QUIET, say=silent)
     losses = metrics(tmp_path, recipe).train_loss.tolist()
-    assert losses == pytest.approx(GOLDEN, rel=2e-3), losses
+    assert losses[:5] == pytest.approx(GOLDEN[:5], rel=2e-3)
+    assert losses == pytest.approx(GOLDEN, rel=1.5e-2)
 
 
 def slow_loop(recipe, keep_velocity=True, accumulation=1):
@@ -103,9 +106,9 @@ def trace(recipe, first_below):
     ]
 
 
-@pytest.mark.parametrize("piece", [None, 1, 3, 5, 7])
+@pytest.mark.parametrize("piece", [None, 3, 7])
 def test_the_whole_learning_rate_trace_of_a_warm_up(tmp_path, monkeypatch, piece):
-    recipe = tiny(iterations=40, eval_every=1, test_size=16, warmup_lr=0.005, warmup_window=4, warmup_error=0.7)
+    recipe = tiny(iterations=40, eval_every=1, test_size=16, warmup_lr=0.005, warmup_window=4, warmup_error=0.75)
     if piece:
         summary, sessions = train_in_pieces(monkeypatch, recipe, tmp_path, piece)
         assert sessions == math.ceil(40 / piece)
@@ -113,8 +116,9 @@ def test_the_whole_learning_rate_trace_of_a_warm_up(tmp_path, monkeypatch, piece
         summary = train(recipe, tmp_path, execution=QUIET, say=silent)
     frame = metrics(tmp_path, recipe)
     windows = frame.train_error.to_numpy().reshape(-1, 4).mean(1)  # every window of 4 iterations
-    ended = 4 * (1 + next(i for i, error in enumerate(windows) if error < 0.7))
+    ended = 4 * (1 + next(i for i, error in enumerate(windows) if error < 0.75))
     assert 4 < ended < 20, f"choose other numbers: the warm-up ended at {ended}"
+    assert max(windows[ended // 4 :]) > 0.75, "choose other numbers: the error never rises again"
     assert frame.lr.tolist() == pytest.approx(trace(recipe, ended))
     assert summary["warmup_ended_at"] == ended
     assert frame.iteration.tolist() == list(range(1, 41))
@@ -168,7 +172,7 @@ PIECES = [
 def test_resumed_at_any_iteration_the_bits_are_the_same(tmp_path, monkeypatch, recipe):
     train(recipe, tmp_path / "whole", execution=QUIET, say=silent)
     whole = rows_of(tmp_path / "whole", recipe), weights_of(tmp_path / "whole", recipe)
-    for stop in range(recipe.iterations):
+    for stop in range(recipe.iterations) if recipe is PIECES[0] else (1, 4, 11):
         folder = tmp_path / str(stop)
         with monkeypatch.context() as patch, pytest.raises(Interrupted, match=f"checkpoint at iteration {stop} of 12"):
             stop_after(patch, stop)

@@ -15,7 +15,7 @@ EVALUATIONS = 128  # of such a run, every 500 iterations
 
 
 def compare(names, model, batch, source, device, rounds, seconds, root=None, workers=None, memory=True, say=print):
-    """One record: every contender's images/s over `rounds` turns of about `seconds` each, on one model and batch size."""
+    """Every contender's images/s on one model and batch size, over `rounds` turns of about `seconds`: one record."""
     recipe = recipe_for(model, batch, source)
     made = []
     try:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from pathlib import Path
 
 import torch
 
 from .. import data, tune
-from ..data.memory import mixed_seed
 from ..engine import Step, make_optimizer, make_step, set_learning_rate
 from ..measure import error_and_loss
-from ..models import build_model
+from ..networks import make_model
 from ..numerics import autocast, resolve_precision
 from ..recipe import Recipe, parse_options
 from ..schedule import learning_rate
@@ -36,9 +36,7 @@ class Reslib:
         self.name, self.recipe, self.device, self.batch = way, recipe, device, recipe.batch_size
         fixed = way in ("fp32", "bf16")
         self.precision = way if fixed else resolve_precision("auto", device)
-        torch.manual_seed(mixed_seed("initial weights", recipe.seed))
-        shortcut = recipe.shortcut if recipe.model.startswith(("plain", "resnet")) else None
-        model = build_model(recipe.model, len(source.classes), shortcut, **parse_options(recipe.options))
+        model = make_model(recipe, len(source.classes), Path())
         self.model = model.to(device, memory_format=torch.channels_last).train()
         self.batches = data.batches_for(recipe, source, device)
         optimizer = make_optimizer(recipe, self.model, device)

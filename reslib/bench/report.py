@@ -67,7 +67,7 @@ def _comparison(part: dict) -> list[str]:
         "",
         f"Median of {part['rounds']} alternating turns; range in brackets.",
         "",
-        "| loop | images/s | times usual | data | forward | backward | optimiser | metrics | set-up | 64k run | memory |",
+        "| loop | images/s | ratio | data | forward | backward | optimiser | metrics | set-up | 64k run | memory |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in part["contenders"]:
@@ -88,8 +88,9 @@ def _comparison(part: dict) -> list[str]:
         "",
         *(f"- {row['contender']}: {row['what']}" for row in part["contenders"]),
         "",
-        f"Roofline: a {machine['matrix_size']}² matrix product reaches {_giga(machine['fp32_multiply_adds_per_second'])} "
-        f"(fp32) and {_giga(machine['bf16_multiply_adds_per_second'])} (bf16) G multiply-adds/s, a copy moves "
+        f"Roofline: a {machine['matrix_size']}² matrix product reaches "
+        f"{_giga(machine['fp32_multiply_adds_per_second'])} (fp32) and "
+        f"{_giga(machine['bf16_multiply_adds_per_second'])} (bf16) G multiply-adds/s, a copy moves "
         f"{_giga(machine['copy_bytes_per_second'])} GB/s.",
         "",
         "| loop | G multiply-adds/s | of the matrix rate | arithmetic alone | traffic alone (nothing fused) | step |",

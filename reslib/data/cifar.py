@@ -162,7 +162,8 @@ def _parquet(paths: list[Path], what: str) -> tuple[np.ndarray, np.ndarray]:
             cells = table.column("img").to_pylist()
             labels.extend(table.column("label").to_pylist())
         except (OSError, KeyError, pa.ArrowException) as error:
-            raise UserError(f"{path} is not a readable Parquet file with img and label: {error}") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{path} is not a readable Parquet file with img and label: {reason}") from error
         for row, cell in enumerate(cells):
             data = cell.get("bytes") if isinstance(cell, dict) else cell
             images.append(_decode(data, f"{path} row {row}"))

@@ -1,0 +1,118 @@
+"""Figures and tables drawn again from records: which records, which data, the same bytes as the notebooks' own calls."""
+
+import pandas as pd
+import pytest
+from fake_records import write_run
+
+from reslib import artefacts, figures, results_index, tables
+from reslib.errors import UserError
+from reslib.frames import frames, save_measurement
+from reslib.studies import PRESETS, cifar_recipe, figure1, figure4
+
+QUICK = PRESETS["quick"]
+
+
+def trained(folder, dataset="cifar10", study=figure1, seeds=1):
+    recipes = study(QUICK, dataset, seeds)
+    for i, recipe in enumerate(recipes):
+        write_run(folder / "runs", recipe, error=0.2 + i / 100)
+    return recipes
+
+
+def test_files_and_bytes_are_those_of_the_notebooks_calls(tmp_path):
+    folder = tmp_path / "quick"
+    recipes = trained(folder, seeds=2)
+    written = artefacts.write("figure1", folder, tmp_path / "out")
+    assert [str(p.relative_to(tmp_path / "out")) for p in written] == [
+        "figures/figure1.png", "figures/figure1.pdf", "figures/depth.png", "figures/depth.pdf",
+    ]  # fmt: skip
+    runs, curves = frames(folder / "runs", recipes)
+    for path in figures.save_figure(figures.figure1(runs, curves), tmp_path / "notebook" / "figure1"):
+        assert path.read_bytes() == (tmp_path / "out" / "figures" / path.name).read_bytes()
+
+
+def test_only_the_study_s_own_runs_of_any_seed(tmp_path):
+    folder = tmp_path / "quick"
+    trained(folder)
+    write_run(folder / "runs", cifar_recipe("plain20", QUICK, "cifar10", seed=17))
+    write_run(folder / "runs", cifar_recipe("plain20", QUICK, "cifar10", seed=1, lr=0.05))
+    write_run(folder / "runs", cifar_recipe("plain20", QUICK, "cifar10", seed=18), stop_at=20)
+    write_run(folder / "runs", cifar_recipe("resnet32", QUICK, "cifar10"))
+    runs, curves, dataset = artefacts.study_frames("figure1", folder)
+    assert dataset == "cifar10"
+    assert sorted(zip(runs["model"], runs["seed"], strict=True)) == [
+        ("plain20", 0), ("plain20", 17), ("plain56", 0), ("resnet20", 0), ("resnet56", 0),
+    ]  # fmt: skip
+    assert set(curves["run"]) == set(runs["run"])
+
+
+def test_real_data_goes_before_synthetic(tmp_path):
+    folder = tmp_path / "quick"
+    trained(folder, "synthetic")
+    assert artefacts.study_frames("figure1", folder)[2] == "synthetic"
+    write_run(folder / "runs", figure1(QUICK, "cifar10", 1)[0], status="diverged")
+    assert artefacts.study_frames("figure1", folder)[2] == "synthetic"  # nothing has finished on the real one
+    trained(folder, "cifar10")
+    assert artefacts.study_frames("figure1", folder)[2] == "cifar10"
+    assert set(artefacts.study_frames("figure1", folder, "synthetic")[0]["dataset"]) == {"synthetic"}
+    trained(folder, "imagenette", figure4)
+    assert artefacts.study_frames("figure4", folder)[2] == "imagenette"
+
+
+def test_nothing_is_drawn_without_records(tmp_path):
+    assert artefacts.write_all(tmp_path / "quick", tmp_path / "out") == []
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="allowed are figure1, figure4"):
+        artefacts.write("figure2", tmp_path / "quick")
+
+
+def test_tables_and_networks_of_one_s_own(tmp_path):
+    folder = tmp_path / "quick"
+    trained(folder)
+    write_run(folder / "runs", cifar_recipe("my.nets:Wide", QUICK, "cifar10"), error=0.125)
+    (folder / "runs" / "broken.run-s0").mkdir()
+    (folder / "runs" / "broken.run-s0" / "recipe.json").write_text("{")
+    assert artefacts.own_models(folder / "runs") == ["my.nets:Wide"]
+    (folder / "runs" / "broken.run-s0" / "recipe.json").unlink()
+    names = {p.name for p in artefacts.write_all(folder)}
+    assert {"cifar10.csv", "cifar10.md", "cifar10.tex", "claims.csv", "figure6.pdf"} <= names
+    table = pd.read_csv(folder / "tables" / "cifar10.csv", dtype=str).set_index("model")
+    assert table.loc["my.nets:Wide", tables.LAST] == "12.50"
+    assert table.loc["my.nets:Wide", "source"] == "added"
+    board = pd.read_csv(folder / "tables" / "claims.csv")
+    assert len(board) and not board["source"].str.startswith("Figure 4").any()
+
+
+def test_probes_are_drawn_from_their_measurements(tmp_path):
+    folder = tmp_path / "quick"
+    responses = pd.DataFrame({"model": "plain20", "layer": [1, 2, 3], "std": [1 / 3, 0.5, 0.25]})
+    assert artefacts.write("figure7", folder) == []
+    save_measurement(responses, folder, "figure7")
+    norms = pd.DataFrame(
+        {"kind": "gradient", "model": "plain8", "family": "plain", "depth": 8, "init": "he", "batch_norm": True,
+         "iteration": 0, "layer": [1, 2], "norm": [0.5, 0.25]}
+    )  # fmt: skip
+    save_measurement(norms, folder, "gradients")
+    assert [p.name for p in artefacts.write_all(folder)] == [
+        "figure7.png", "figure7.pdf", "gradients.png", "gradients.pdf",
+    ]  # fmt: skip
+
+
+def test_index_and_table_of_the_readme(tmp_path):
+    results = tmp_path / "results"
+    folder = results / "medium"
+    recipe = cifar_recipe("resnet20", PRESETS["medium"], "cifar10")
+    for seed in (0, 1):
+        write_run(folder / "runs", recipe.replace(seed=seed), error=0.1 + seed / 1000)
+    write_run(folder / "runs", recipe.replace(seed=2), stop_at=320)
+    write_run(results / "smoke" / "runs", cifar_recipe("resnet20", PRESETS["smoke"], "synthetic"))
+    artefacts.write_all(folder)
+    (tmp_path / "README.md").write_text(f"before\n{results_index.START}\nold\n{results_index.END}\nafter\n")
+    assert [p.name for p in results_index.write_index(results)] == ["README.md", "README.md"]
+    index, readme = (results / "README.md").read_text(), (tmp_path / "README.md").read_text()
+    assert "3 (2 finished, 1 unfinished)" in index and "00ff00ff00ff00ff" in index and "Some GPU" in index
+    assert "`reslib reproduce figure1 --preset medium`" in index and "## smoke" in index
+    assert "`reslib reproduce cifar10_table --preset medium`" in index
+    assert readme.startswith("before\n") and readme.endswith("\nafter\n") and "old" not in readme
+    assert "| ResNet-20 | 269,722 | 8.75 | 10.05 ± 0.07 | 2 |" in readme
+    assert "SYNTHETIC" not in readme  # smoke runs are no results

@@ -1,0 +1,265 @@
+"""The benchmark's logic at tiny sizes; no test here depends on how fast anything is."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from reslib import data, tune
+from reslib.bench import compare, contenders, loading, peer, report, roofline, scaling
+from reslib.cli import main
+from reslib.data.sets import DataSource, image_set
+from reslib.models import build_model
+
+CPU = torch.device("cpu")
+MACHINE = {"fp32_multiply_adds_per_second": 1e9, "bf16_multiply_adds_per_second": 2e9, "copy_bytes_per_second": 1e9}
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1,compile=false")
+
+
+@pytest.fixture(scope="module")
+def source():
+    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+    part = image_set(images, np.arange(64) % 10, "synthetic", 10)
+    return DataSource("synthetic", part, part, list("abcdefghij"), "0" * 16, "test", synthetic=True)
+
+
+def test_usual_loop_sees_normalised_images_and_counts_every_one(source):
+    loop = peer.UsualLoop("resnet8", 8, source, CPU, workers=0)
+    loop.run(3)
+    assert loop.images == 4 * 8  # one step to warm up
+    assert 0 <= loop.correct <= loop.images and loop.loss > 0
+    x, y = next(loop.batches)
+    expected = source.train.images.float().mean((0, 1, 2)) / 255
+    expected = (expected - torch.tensor(peer.MEAN)) / torch.tensor(peer.STD)
+    padded = (1 - 30**2 / 32**2) * 2  # black pad pulls the mean down, by no more than this
+    assert x.shape == (8, 3, 32, 32) and ((x.mean((0, 2, 3)) - expected).abs() < padded + 0.2).all()
+    loop.close()
+
+
+def test_usual_loop_trains_the_same_network_as_reslib(source):
+    loop = peer.UsualLoop("resnet8", 8, source, CPU, workers=0)
+    ours = contenders.Reslib("fp32", contenders.recipe_for("resnet8", 8, source), source, CPU)
+    shapes = [[tuple(p.shape) for p in c.model.parameters()] for c in (loop, ours)]
+    assert shapes[0] == shapes[1]
+    assert next(loop.model.parameters()).is_contiguous() and not loop.model.layer2[0].conv1.weight.is_contiguous(
+        memory_format=torch.channels_last
+    )
+    loop.close()
+
+
+def test_torchvision_is_the_baseline_where_its_files_are(data_root):
+    real = data.load("cifar10", data_root)
+    dataset, origin = peer.dataset(real, data_root)
+    assert origin == "torchvision CIFAR10" and len(dataset) == 50_000
+    assert dataset[7][0].shape == (3, 32, 32) and dataset[7][1] == int(real.train.labels[7])
+
+
+def test_reslib_contender_takes_the_steps_it_says(source):
+    recipe = contenders.recipe_for("resnet8", 8, source)
+    made = contenders.Reslib("fp32", recipe, source, CPU)
+    before = [p.detach().clone() for p in made.model.parameters()]
+    assert made.iteration == 1 and made.run(2) > 0 and made.iteration == 3
+    assert any((p != q).any() for p, q in zip(before, made.model.parameters(), strict=True))
+    assert int(made.model.bn1.num_batches_tracked) == 3
+    parts = made.parts(1)
+    assert set(parts) == {"data", "forward", "backward", "optimiser", "metrics"} and made.iteration == 4
+    assert int(made.model.bn1.num_batches_tracked) == 4  # a step in parts is a whole step
+
+
+def test_floors_by_hand(source):
+    net = build_model("resnet8", 10)
+    # 16 filters: stem and two layers at 32x32; 32 at 16x16 and 64 at 8x8, two layers each
+    outputs = 3 * 16 * 32 * 32 + 2 * 32 * 16 * 16 + 2 * 64 * 8 * 8
+    assert roofline.convolution_outputs(net, 32) == outputs and net.training
+    stem = 3 * 9 * 16 * 1024
+    work = stem + 2 * 16 * 9 * 16 * 1024 + (16 + 32) * 9 * 32 * 256 + (32 + 64) * 9 * 64 * 64 + 64 * 10
+    floors = roofline.floors(net, 32, 4, "bf16", MACHINE)
+    assert floors["multiply_adds_per_step"] == 3 * 4 * work
+    assert floors["arithmetic_floor_seconds"] == pytest.approx(12 * work / 2e9)
+    assert floors["traffic_floor_seconds"] == pytest.approx(17 * outputs * 2 * 4 / 1e9)
+
+
+def test_roofline_rates_are_of_the_stated_work():
+    line = roofline.Roofline(CPU, size=32)
+    line._best = lambda work, repeats=3: work() is None or 0.5  # half a second each, whatever it took
+    line.measure()
+    summary = line.summary()
+    assert summary["fp32_multiply_adds_per_second"] == 32**3 / 0.5
+    assert summary["copy_bytes_per_second"] == 2 * 4 * 32 * 32 / 0.5
+    assert torch.equal(line.source, line.target)
+
+
+class Fake:
+    """A contender whose speed is known: `rate` images/s, of a machine that slows down by half in every turn."""
+
+    precision, setup_seconds, what, device = "fp32", 5.0, "fake", CPU
+
+    def __init__(self, name, rate, batch, turns):
+        self.name, self.rate, self.batch, self.turns, self.steps = name, rate, batch, turns, []
+
+    def run(self, steps):
+        self.turns.append(self.name)
+        self.steps.append(steps)
+        return steps * self.batch / self.rate * 2 ** (len(self.turns) // 4)
+
+    def parts(self, steps):
+        return {"data": 1.0, "forward": 2.0}
+
+    def evaluation(self):
+        return 0.001
+
+    def settle(self):
+        pass
+
+    def close(self):
+        self.turns.append("closed")
+
+
+def test_ratios_are_taken_turn_by_turn(monkeypatch, source):
+    turns = []
+    made = {"usual": Fake("usual", 100, 10, turns), "fast": Fake("fast", 300, 10, turns)}
+    monkeypatch.setattr(compare, "contender", lambda name, *rest: made[name])
+    monkeypatch.setattr(compare, "Roofline", lambda device: roofline.Roofline(device, size=16))
+    record = compare.compare(
+        ["usual", "fast"], "resnet8", 10, source, CPU, rounds=4, seconds=1.0, memory=False, say=lambda text: None
+    )
+    assert turns[-2:] == ["closed", "closed"]
+    timed = [name for name in turns[2:] if name != "closed"]
+    assert timed == ["usual"] * 2 + ["fast"] * 4 + ["usual"] * 4 + ["fast"] * 4 + ["usual"] * 2
+    usual, fast = record["contenders"]
+    assert usual["ratio"] == 1 and 1 < fast["ratio"] < 6 and fast["ratio_low"] <= fast["ratio"] <= fast["ratio_high"]
+    assert fast["share_of_matrix_rate"] == pytest.approx(
+        fast["multiply_adds_per_second"] / record["machine"]["fp32_multiply_adds_per_second"]
+    )
+    whole = 5.0 + 64_000 * 10 / usual["images_per_second"] + 128 * 10_000 * 0.001
+    assert usual["seconds_to_the_end_of_64k"] == pytest.approx(whole)
+
+
+def test_command_writes_json_and_markdown(tmp_path, capsys):
+    argv = "bench --models resnet8 --batch-sizes 8 --devices cpu --dataset synthetic --rounds 1 --seconds 0.01"
+    argv += f" --workers 0 --no-memory --contenders fp32,fast --results {tmp_path}"
+    assert main(argv.split()) == 0
+    (path,) = (tmp_path / "bench").glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["environment"]["torch"] == torch.__version__ and record["dataset"] == "synthetic"
+    assert [c["contender"] for c in record["comparisons"][0]["contenders"]] == ["fp32", "fast"]
+    page = path.with_suffix(".md").read_text()
+    assert page == report.markdown(record) and "## resnet8, batch 8" in page and page in capsys.readouterr().out
+    again = report.write(tmp_path / "bench", record)
+    assert again != path and path.exists()  # a second one of the day replaces nothing
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--models resnet21", "resnet21"),
+        ("--contenders usual,slow", "slow"),
+        ("--batch-sizes 12,x", "12,x"),
+        ("--rounds 0", "rounds 0"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_measured(argument, said, capsys):
+    assert main(["bench", "--devices", "cpu", *argument.split()]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_scaling_goes_on_after_what_does_not_fit(source):
+    records = scaling.scaling(
+        source, CPU, 1, 0.01, memory=False, depths=[8], batches=[4], widths=[4, 70000], say=lambda text: None
+    )
+    assert [r["axis"] for r in records] == ["depth", "batch", "width", "width"]
+    assert all(r["images_per_second"] > 0 for r in records[:3])
+    assert "failed" in records[3] and "images_per_second" not in records[3]
+
+
+def test_loading_measures_all_three():
+    record = loading.loading(
+        "resnet18", "synthetic-imagenet", CPU, 1, 1, preset="smoke", say=lambda text: None, batch_size=4
+    )
+    assert set(record["images_per_second"]) == {"loader_alone", "model_alone", "both"}
+    assert all(rate > 0 for rate in record["images_per_second"].values())
+
+
+# --- Settings by measurement -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Measuring without the time it takes: calls are counted, and bf16 wins."""
+    monkeypatch.delenv("RESLIB_TUNE")
+    calls = []
+    result = tune.Choice("bf16", 1, seconds={"fp32, 1 thread": 2.0, "bf16, 1 thread": 1.0})
+    monkeypatch.setattr(tune, "measure", lambda: calls.append(1) or result)
+    return calls
+
+
+def test_measured_once_then_cached(measured):
+    assert tune.choice().origin == "measured" and tune.choice().origin == "cached" and len(measured) == 1
+    assert tune.choice().precision == "bf16" and "bf16, 1 thread 1000 ms" in str(tune.choice())
+
+
+def test_another_machine_measures_for_itself(measured, monkeypatch):
+    tune.choice()
+    monkeypatch.setattr(tune, "machine_key", lambda: "another processor")
+    tune.choice()
+    assert len(measured) == 2 and len(json.loads(tune.cache_file().read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"KEY": {"precision": "fp8", "threads": 1, "compile": null}}', '{"KEY": 3}']
+)
+def test_damaged_cache_is_measured_again(measured, text):
+    tune.cache_file().parent.mkdir(parents=True)
+    tune.cache_file().write_text(text.replace("KEY", tune.machine_key().replace('"', "")))
+    assert tune.choice().origin == "measured"
+
+
+def test_cache_that_cannot_be_written_is_fine(measured, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path / "file" / "below"))
+    assert tune.choice().precision == "bf16" and tune.choice().precision == "bf16" and len(measured) == 2
+
+
+def test_environment_overrides(measured, monkeypatch):
+    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32")
+    assert (tune.choice().precision, tune.choice().threads, tune.choice().origin) == ("fp32", 1, "given")
+    monkeypatch.setenv("RESLIB_TUNE", "measure")
+    before = len(measured)
+    tune.choice()
+    assert len(measured) == before + 1
+    for wrong in ("precision=fp8", "threads=0", "speed=high", "compile=7"):
+        monkeypatch.setenv("RESLIB_TUNE", wrong)
+        with pytest.raises(tune.UserError, match=wrong.partition("=")[2]):
+            tune.choice()
+
+
+def test_measuring_leaves_threads_and_random_state_alone(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    chosen = tune.measure(rounds=1)
+    assert chosen.precision in tune.PRECISIONS and set(chosen.seconds) == {"fp32, 1 thread", "bf16, 1 thread"}
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
+
+
+def test_without_a_compiler_eager_is_used_and_said(monkeypatch, source):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    tune.cannot_compile.cache_clear()
+    said = []
+    loss = tune.CompiledLoss(lambda x, y, progress: (x.sum(), x), said.append)
+    assert loss(torch.ones(2), None, None)[0] == 2 and loss.call is loss.eager
+    assert "no-such-compiler" in said[0]
+    tune.cannot_compile.cache_clear()
+
+
+def test_compilation_that_fails_falls_back_once(monkeypatch):
+    monkeypatch.setattr(tune, "cannot_compile", lambda: "")
+    monkeypatch.setattr(torch, "compile", lambda *a, **o: lambda *x: (_ for _ in ()).throw(RuntimeError("broken")))
+    said = []
+    loss = tune.CompiledLoss(lambda x, y, progress: (x.sum(), x), said.append)
+    assert [loss(torch.ones(2), None, None)[0] for _ in range(2)] == [2, 2] and said == ["not compiled: broken"]

@@ -1,0 +1,173 @@
+"""The command line: exit codes, one-line messages, every field of the recipe."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from reslib.cli import COMMANDS, duration, main
+from reslib.commands import train as command
+from reslib.recipe import Recipe, field_types
+
+OTHER = {  # another value of every field
+    "dataset": ("synthetic-imagenet", "synthetic-imagenet"), "seed": ("7", 7), "iterations": ("100", 100),
+    "batch_size": ("64", 64), "lr": ("0.2", 0.2), "momentum": ("0.8", 0.8), "nesterov": ("true", True),
+    "weight_decay": ("0.001", 0.001), "schedule": ("plateau", "plateau"), "lr_drops": ("0.25,0.5", (0.25, 0.5)),
+    "lr_gamma": ("0.2", 0.2), "plateau_patience": ("3", 3), "warmup_lr": ("0.01", 0.01),
+    "warmup_error": ("0.7", 0.7), "warmup_window": ("50", 50), "train_size": ("1000", 1000), "val_size": ("500", 500),
+    "test_size": ("100", 100), "preprocessing": ("channel-std", "channel-std"), "padding": ("black", "black"),
+    "crops": ("batch", "batch"), "augmentation": ("none", "none"), "crop_size": ("64", 64),
+    "scale_range": ("200,300", (200, 300)), "shortcut": ("B", "B"), "options": ("width=8", "width=8"),
+    "teacher": ("some-run", "some-run"), "precision": ("fp32", "fp32"), "accumulation": ("2", 2),
+    "eval_every": ("50", 50),
+}  # fmt: skip
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The recipes that would have been trained; nothing is."""
+    seen = []
+
+    def instead(recipe, runs_dir, data_root, preset, execution, **more):
+        seen.append((recipe, execution, runs_dir))
+        return {"status": "finished", "test_error": 0.5, "message": ""}
+
+    monkeypatch.setattr(command, "train", instead)
+    return seen
+
+
+def one_line(capsys) -> str:
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and err.startswith("reslib: "), err
+    return err.strip()
+
+
+def test_every_field_can_be_set(asked):
+    assert set(OTHER) == set(field_types()) - {"model"}
+    for name, (text, value) in OTHER.items():
+        assert getattr(Recipe(), name) != value
+        assert (
+            main(["train", "resnet20", "--preset=paper", "--dataset=synthetic", f"--{name.replace('_', '-')}={text}"])
+            == 0
+        )
+        assert getattr(asked[-1][0], name) == value
+        unset = [f.name for f in dataclasses.fields(Recipe) if f.name not in (name, "dataset")]
+        if name != "dataset":
+            assert all(getattr(asked[-1][0], other) == getattr(Recipe(), other) for other in unset)
+
+
+def test_options_of_execution(asked, tmp_path):
+    arguments = ["train", "resnet20", "--preset=smoke", f"--results={tmp_path}", "--deterministic", "--time-limit=2m"]
+    arguments += ["--checkpoint-every=5s", "--activation-checkpointing", "--tensorboard", "--no-wait", "--device=cpu"]
+    assert main(arguments) == 0
+    recipe, execution, runs_dir = asked[0]
+    assert dataclasses.astuple(execution) == ("cpu", True, 120.0, 5.0, True, False, True)
+    assert recipe.dataset == "synthetic" and runs_dir == tmp_path / "smoke" / "runs"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["train", "resnet21"], ["resnet21", "6n+2", "resnet20"]),
+        (["train", "restnet20"], ["restnet20", "resnet20"]),
+        (["train", "resnet20", "--preset=huge"], ["preset 'huge'", "smoke"]),
+        (["train", "resnet20", "--lr=fast"], ["lr 'fast' is not a number"]),
+        (["train", "resnet20", "--lr=-1"], ["lr -1.0 is out of range"]),
+        (["train", "resnet20", "--lr", "-1"], ["lr -1.0 is out of range"]),
+        (["train", "resnet20", "--nesterov=maybe"], ["nesterov 'maybe'", "true or false"]),
+        (["train", "resnet20", "--shortcut=D"], ["shortcut 'D'", "A, B, C"]),
+        (["train", "resnet20", "--options=depth=3"], ["option of resnet20 'depth'"]),
+        (["train", "resnet20", "--options=width=wide"], ["options 'width=wide'", "resnet20"]),
+        (["train", "resnet20", "--batch-size=10", "--accumulation=3"], ["accumulation 3", "batch_size 10"]),
+        (["train", "resnet20", "--device=tpu"], ["device 'tpu'", "cuda"]),
+        (["train", "resnet20", "--time-limit=soon"], ["'soon' is not a duration"]),
+        (["train", "resnet20", "--learning-rate=1"], ["--learning-rate=1"]),
+        (["train"], ["model"]),
+        (["trian"], ["trian", "train"]),
+        ([], ["command"]),
+        (["reproduce", "--preset=huge"], ["preset 'huge'"]),
+        (["reproduce", "--executor=magic"], ["executor 'magic'", "inline"]),
+        (["reproduce", "--seeds=-1"], ["seeds -1"]),
+        (["reproduce", "--workers=-1"], ["workers -1"]),
+    ],
+)
+def test_mistakes_give_one_line_and_code_two(asked, capsys, arguments, words):
+    extra = ["--dataset=synthetic"] if arguments[:1] == ["train"] and len(arguments) > 1 else []
+    assert main(arguments + extra) == 2
+    line = one_line(capsys)
+    assert all(word in line for word in words), line
+    assert not asked
+
+
+def test_failures_give_one_line_and_code_one(tmp_path, capsys):
+    base = ["train", "own_models:Small", "--preset=smoke", "--device=cpu", f"--results={tmp_path}"]
+    assert main([*base, "--train-size=1000000"]) == 1
+    assert "train_size 1000000" in one_line(capsys)
+    assert main([*base, "--teacher=nobody"]) == 1
+    assert "nobody" in one_line(capsys)
+    (tmp_path / "file").write_text("")
+    assert main([*base, f"--results={tmp_path / 'file'}"]) == 1
+    assert "cannot write to" in one_line(capsys)
+
+
+def test_traceback_on_request(tmp_path):
+    base = [
+        "train",
+        "own_models:Small",
+        "--preset=smoke",
+        "--device=cpu",
+        f"--results={tmp_path}",
+        "--train-size=1000000",
+    ]
+    for arguments in (["--traceback", *base], [*base, "--traceback"]):
+        with pytest.raises(ValueError, match="train_size"):
+            main(arguments)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("first\nsecond"), KeyError("x"), KeyboardInterrupt(), OSError(28, "full")]
+)
+def test_errors_that_nobody_foresaw(monkeypatch, capsys, error):
+    def broken(*arguments, **more):
+        raise error
+
+    monkeypatch.setattr(command, "train", broken)
+    assert main(["train", "resnet8", "--preset=smoke", "--device=cpu"]) == 1
+    line = one_line(capsys)
+    if isinstance(error, RuntimeError):
+        assert "RuntimeError: first second (test_cli.py:" in line
+    if isinstance(error, KeyboardInterrupt):
+        assert "interrupted; the same command continues" in line
+
+
+def test_trained_diverged_and_dead(tmp_path, capsys):
+    base = ["--preset=smoke", "--device=cpu", f"--results={tmp_path}", "--precision=fp32"]
+    assert main(["train", "own_models:Small", *base]) == 0
+    assert "test error" in capsys.readouterr().out.splitlines()[-1]
+    assert main(["train", "own_models:NaNAfter", *base]) == 1
+    assert "diverged: the loss of iteration 5 is not finite" in capsys.readouterr().out.splitlines()[-1]
+    assert main(["train", "own_models:NaNAfter", *base]) == 1  # not trained again, not forgotten
+
+
+def test_runs_only(tmp_path, capsys):
+    arguments = ["reproduce", "figure1", "--preset=smoke", "--runs-only", "--models=plain20", f"--results={tmp_path}"]
+    assert main([*arguments, "--device=cpu"]) == 0
+    assert "1 of 1 runs to train" in capsys.readouterr().out
+    assert main([*arguments, "--device=cpu"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main([*arguments[:-2], "--models=plain21", "--device=cpu"]) in (1, 2)
+    assert "plain21" in one_line(capsys)
+
+
+@pytest.mark.parametrize("text, seconds", [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), (" 3 s ", 3)])
+def test_durations(text, seconds):
+    assert duration(text) == seconds
+
+
+def test_help_is_quick_and_needs_no_torch():
+    code = "import sys, reslib.cli\ntry: reslib.cli.main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
+    code += "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)

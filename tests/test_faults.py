@@ -1,0 +1,253 @@
+"""What goes wrong on real machines: full disks, damaged files, signals, clocks."""
+
+import os
+import pickle
+import re
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+import torch
+from training import QUIET, processes, rows_of, silent, stop_after, tiny, weights_of
+
+from reslib.errors import UserError
+from reslib.numerics import resolve_device
+from reslib.runs import Run, read_json
+from reslib.stopping import StopSignal
+from reslib.train import Execution, Interrupted, train
+
+
+def interrupted(recipe, folder, monkeypatch, steps=5):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_after(patch, steps)
+        train(recipe, folder, execution=QUIET, say=silent)
+    return Run(folder, recipe)
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """A function that mounts a small file system here; skipped where that is not allowed."""
+    points = []
+
+    def mount(options):
+        point = tmp_path / "mounted"
+        point.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", point], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+        points.append(point)
+        return point
+
+    if os.name != "posix" or os.geteuid():
+        pytest.skip("mounting needs root")
+    yield mount
+    for point in points:
+        subprocess.run(["umount", "-l", point], check=False)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(mounted, monkeypatch):
+    folder, recipe = mounted("size=220k"), tiny()
+    run = interrupted(recipe, folder, monkeypatch)
+    before = run.checkpoint_file.read_bytes()
+    with open(folder / "ballast", "wb") as file, pytest.raises(OSError):
+        while True:
+            file.write(b"x" * 4096)
+            file.flush()
+    with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
+        train(recipe, folder, execution=QUIET, say=silent)
+    assert run.checkpoint_file.read_bytes() == before
+    assert not list(run.path.glob(".*.tmp"))
+    (folder / "ballast").unlink()
+    assert train(recipe, folder, execution=QUIET, say=silent)["status"] == "finished"
+
+
+def test_read_only_results(mounted):
+    folder, done, new = mounted("size=1m"), tiny(), tiny(seed=1)
+    summary = train(done, folder, execution=QUIET, say=silent)
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    assert train(done, folder, execution=QUIET) == summary  # reading an ended run needs no lock
+    with pytest.raises(UserError, match="cannot write to .*: Read-only file system"):
+        train(new, folder, execution=QUIET)
+
+
+def test_a_file_where_a_folder_is_expected(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UserError, match="cannot write to"):
+        train(tiny(), tmp_path / "runs", execution=QUIET)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU is here")
+def test_a_gpu_that_is_not_here(tmp_path):
+    with pytest.raises(UserError, match="device 'cuda' is not here: 0 CUDA devices are visible"):
+        train(tiny(), tmp_path, execution=Execution(device="cuda"))
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:x", "cuda:-1", "cuda:99", "cpu:0", "auto:1", "", "cuda:²"])
+def test_devices_that_do_not_exist(name):
+    with pytest.raises(UserError, match=re.escape(repr(name))):
+        resolve_device(name)
+
+
+def test_a_clock_that_goes_backwards(tmp_path, monkeypatch):
+    ticks = iter(range(10**9, 0, -1000))
+    monkeypatch.setattr(time, "time", lambda: float(next(ticks)))
+    summary = train(tiny(), tmp_path, execution=QUIET, say=silent)
+    assert summary["seconds"] > 0 and summary["images_per_second"] > 0
+
+
+DAMAGE = {
+    "empty": lambda b: b"",
+    "half": lambda b: b[: len(b) // 2],
+    "text": lambda b: b"not a checkpoint",
+    "one byte": lambda b: b[:-30] + b"\xff" + b[-29:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch, damage):
+    run = interrupted(tiny(), tmp_path, monkeypatch)
+    run.checkpoint_file.write_bytes(damage(run.checkpoint_file.read_bytes()))
+    with pytest.raises(UserError, match="checkpoint.pt is not a usable checkpoint: remove it to start over") as caught:
+        train(run.recipe, tmp_path, execution=QUIET, say=silent)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+    run.checkpoint_file.unlink()
+    assert train(run.recipe, tmp_path, execution=QUIET, say=silent)["status"] == "finished"
+
+
+@pytest.mark.parametrize("key", ["model", "momenta", "state", "rows", "window", "sessions", "recipe"])
+def test_a_checkpoint_without_a_part_is_named(tmp_path, monkeypatch, key):
+    run = interrupted(tiny(), tmp_path, monkeypatch)
+    saved = torch.load(run.checkpoint_file, weights_only=True)
+    del saved[key]
+    torch.save(saved, run.checkpoint_file)
+    with pytest.raises(UserError, match=f"not a usable checkpoint.*{key}"):
+        train(run.recipe, tmp_path, execution=QUIET, say=silent)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_code_in_a_checkpoint_is_not_executed(tmp_path, monkeypatch, bare):
+    run = interrupted(tiny(), tmp_path, monkeypatch)
+    proof = str(tmp_path / "executed")
+    if bare:
+        run.checkpoint_file.write_bytes(pickle.dumps(Malicious(proof)))
+    else:
+        torch.save({"recipe": run.recipe.digest, "model": Malicious(proof)}, run.checkpoint_file)
+    with pytest.raises(UserError, match="not a usable checkpoint"):
+        train(run.recipe, tmp_path, execution=QUIET, say=silent)
+    assert not os.path.exists(proof)
+    if not bare:  # the trap works
+        torch.load(run.checkpoint_file, weights_only=False)
+        assert os.path.exists(proof)
+
+
+def test_a_checkpoint_of_another_recipe(tmp_path, monkeypatch):
+    first, second = (interrupted(tiny(seed=seed), tmp_path, monkeypatch) for seed in (0, 1))
+    os.replace(first.checkpoint_file, second.checkpoint_file)
+    with pytest.raises(UserError, match=f"belongs to recipe {first.recipe.digest}, not {second.recipe.digest}"):
+        train(second.recipe, tmp_path, execution=QUIET, say=silent)
+
+
+def test_metrics_lost_after_the_last_checkpoint_are_written_again(tmp_path, monkeypatch):
+    recipe = tiny()
+    train(recipe, tmp_path / "whole", execution=QUIET, say=silent)
+    with monkeypatch.context() as patch:
+        patch.setattr("reslib.train.finish", lambda job: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(recipe, tmp_path, execution=QUIET, say=silent)
+    Run(tmp_path, recipe).metrics_file.unlink()
+    train(recipe, tmp_path, execution=QUIET, say=silent)
+    assert rows_of(tmp_path, recipe) == rows_of(tmp_path / "whole", recipe)
+    assert weights_of(tmp_path, recipe) == weights_of(tmp_path / "whole", recipe)
+
+
+def command(arguments, out):
+    """`reslib` in a process of its own, its errors in a file."""
+    import sys
+
+    from reslib.cli import main
+
+    sys.stderr = open(out, "w", buffering=1)  # noqa: SIM115
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    sys.exit(main(arguments))
+
+
+def start(tmp_path, *more, iterations=100_000):
+    recipe = tiny(iterations=iterations, eval_every=20)
+    fields = {k: v for k, v in recipe.essentials().items() if k != "model"}
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in fields.items()]
+    arguments = ["train", recipe.model, "--preset=smoke", "--device=cpu", f"--results={tmp_path}", *options, *more]
+    process = processes().Process(target=command, args=(arguments, str(tmp_path / "err")))
+    process.start()
+    runs = tmp_path / "smoke" / "runs"
+    return process, runs, tmp_path / "err"
+
+
+def only_run(runs):
+    return next(runs.glob("*/metrics.csv")).parent
+
+
+def wait_for(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_write_a_checkpoint_and_say_so(tmp_path, number):
+    process, runs, err = start(tmp_path)
+    wait_for(lambda: list(runs.glob("*/metrics.csv")))
+    path = only_run(runs)
+    (path / "checkpoint.pt").unlink(missing_ok=True)
+    os.kill(process.pid, number)
+    process.join(60)
+    lines = err.read_text().splitlines()
+    assert process.exitcode == 1 and len(lines) == 1, lines
+    assert f"{signal.Signals(number).name} received; checkpoint at iteration" in lines[0]
+    at = int(re.search(r"iteration (\d+) of", lines[0])[1])
+    saved = torch.load(path / "checkpoint.pt", weights_only=True)
+    assert saved["state"]["iteration"] == at and saved["sessions"][-1]["to_iteration"] == at
+    assert not (path / "summary.json").exists()
+
+
+def test_the_time_limit_of_the_command_line(tmp_path):
+    process, runs, err = start(tmp_path, "--time-limit=0.5s")
+    process.join(60)
+    (line,) = err.read_text().splitlines()
+    assert process.exitcode == 1 and "time limit of 0.5 s reached; checkpoint at iteration" in line
+    assert next(runs.glob("*/checkpoint.pt")).exists()
+    assert read_json(next(runs.glob("*/recipe.json")))["iterations"] == 100_000
+
+
+def test_only_an_impatient_second_ctrl_c_stops_at_once():
+    with StopSignal(None) as stop:
+        assert not stop.reason
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):  # launchers repeat signals
+            os.kill(os.getpid(), number)
+        assert stop.reason == "SIGINT received"
+        stop.noticed -= 10
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_training_in_a_thread_leaves_signals_alone(tmp_path):
+    results = []
+    thread = threading.Thread(
+        target=lambda: results.append(train(tiny(iterations=2), tmp_path, execution=QUIET, say=silent))
+    )
+    thread.start()
+    thread.join()
+    assert results[0]["status"] == "finished"

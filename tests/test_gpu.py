@@ -1,0 +1,140 @@
+"""What only a CUDA GPU can show: the captured step is the eager step, a resumed run is the same run."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from reslib import data
+from reslib.engine import CapturedStep, Step, make_optimizer, make_step, set_learning_rate
+from reslib.equivalence import departure, first_steps
+from reslib.networks import make_model
+from reslib.recipe import Recipe
+
+pytestmark = pytest.mark.gpu
+GPU = torch.device("cuda")
+RECIPE = Recipe(
+    model="resnet8", dataset="synthetic", batch_size=16, lr=0.01, iterations=40, train_size=512, test_size=64
+)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return data.load("synthetic")
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.allow_tf32 = tf32
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_captured_steps_are_the_eager_steps(source, precision):
+    eager = first_steps(RECIPE, source, GPU, precision, steps=30, eager=True)  # the rate drops at 20 and 30
+    captured = first_steps(RECIPE, source, GPU, precision, steps=30)
+    away = departure(eager, captured)
+    assert away["loss"] < 1e-4 and away["weights"] < 1e-2, away
+
+
+def test_first_captured_step_leaves_no_trace_of_the_warm_up(source):
+    def one(kind):
+        model = make_model(RECIPE, 10, None).to(GPU, memory_format=torch.channels_last).train()
+        optimizer = make_optimizer(RECIPE, model, GPU)
+        step = kind(RECIPE, model, optimizer, GPU, "fp32")
+        x, y = data.batches_for(RECIPE, source, GPU).batch(0)
+        loss, wrong = step(x, y, 0)
+        return float(loss), int(wrong), model, optimizer
+
+    eager, captured = one(Step), one(CapturedStep)
+    assert eager[1] == captured[1] and eager[0] == pytest.approx(captured[0], rel=1e-5)
+    for left, right in zip(eager[2].state_dict().values(), captured[2].state_dict().values(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)  # weights, statistics and batch counts
+    for left, right in zip(eager[3].state.values(), captured[3].state.values(), strict=True):
+        torch.testing.assert_close(left["momentum_buffer"], right["momentum_buffer"], rtol=1e-3, atol=1e-5)
+
+
+def test_learning_rate_reaches_the_captured_graph(source):
+    model = make_model(RECIPE, 10, None).to(GPU, memory_format=torch.channels_last).train()
+    recipe = RECIPE.replace(momentum=0.0, weight_decay=0.0)
+    optimizer = make_optimizer(recipe, model, GPU)
+    step = make_step(recipe, model, optimizer, GPU, "fp32")
+    assert isinstance(step, CapturedStep)
+    x, y = data.batches_for(recipe, source, GPU).batch(0)
+    step(x, y, 0)
+    set_learning_rate(optimizer, 1e-8, 1e-8)
+    before = model.fc.weight.detach().clone()
+    step(x, y, 1)
+    assert (model.fc.weight - before).abs().max() < 1e-6
+    set_learning_rate(optimizer, 0.1, 0.1)
+    step(x, y, 2)
+    assert (model.fc.weight - before).abs().max() > 1e-5
+
+
+def test_dropout_of_the_captured_step_is_a_function_of_the_iteration(source):
+    recipe = RECIPE.replace(model="nin", batch_size=8)
+    model = make_model(recipe, 10, None).to(GPU, memory_format=torch.channels_last).train()
+    optimizer = make_optimizer(recipe.replace(lr=1e-8), model, GPU)
+    step = make_step(recipe, model, optimizer, GPU, "fp32")
+    x, y = data.batches_for(recipe, source, GPU).batch(0)
+    losses = [float(step(x, y, i)[0]) for i in (0, 1, 0)]
+    assert losses[0] == pytest.approx(losses[2], rel=1e-4) and abs(losses[0] - losses[1]) > 1e-5
+
+
+def test_evaluation_between_replays_changes_nothing(source):
+    from reslib.measure import error_and_loss
+
+    batches = data.batches_for(RECIPE, source, GPU)
+
+    def losses(evaluate):
+        model = make_model(RECIPE, 10, None).to(GPU, memory_format=torch.channels_last).train()
+        step = make_step(RECIPE, model, make_optimizer(RECIPE, model, GPU), GPU, "fp32")
+        seen = []
+        for i in range(6):
+            seen.append(float(step(*batches.batch(i), i)[0]))
+            if evaluate:
+                error_and_loss(model, batches.eval_batches("test"), GPU)
+        return seen
+
+    assert losses(True) == pytest.approx(losses(False), rel=1e-5)
+
+
+def test_resumed_run_is_the_same_run(tmp_path):
+    from reslib.job import Execution
+    from reslib.train import Interrupted, train
+
+    recipe = RECIPE.replace(eval_every=10)
+    execution = Execution(device="cuda", deterministic=True)
+    whole = train(recipe, tmp_path / "whole", execution=execution, say=lambda text: None)
+    with pytest.raises(Interrupted):
+        cut = dataclasses.replace(execution, time_limit=0.0)
+        train(recipe, tmp_path / "cut", execution=cut, say=lambda text: None)
+    resumed = train(recipe, tmp_path / "cut", execution=execution, say=lambda text: None)
+    assert resumed["test_error"] == whole["test_error"] and len(resumed["sessions"]) == 2
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_run_begun_on_the_processor_continues_on_the_gpu(tmp_path):
+    from reslib.job import Execution
+    from reslib.train import Interrupted, train
+
+    recipe = RECIPE.replace(precision="fp32", eval_every=10)
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path, execution=Execution(device="cpu", time_limit=0.0), say=lambda text: None)
+    summary = train(recipe, tmp_path, execution=Execution(device="cuda"), say=lambda text: None)
+    assert summary["status"] == "finished" and [s["device"] for s in summary["sessions"]] == ["cpu", "cuda"]
+
+
+def test_bench_smoke(tmp_path):
+    from reslib.cli import main
+
+    torch.use_deterministic_algorithms(False)
+    argv = "bench --models resnet8 --batch-sizes 16 --devices cuda --dataset synthetic --rounds 1 --seconds 0.05"
+    argv += f" --workers 0 --results {tmp_path} --scaling --depths 8 --batches 16 --widths 8"
+    assert main(argv.split()) == 0
+    assert len(list((tmp_path / "bench").glob("*.json"))) == 1

@@ -1,0 +1,225 @@
+"""Runs on a real Ray cluster of several nodes (raylets) on this machine, one of which is killed in mid-training.
+
+The long tests start clusters; the others check what is said when there is none.
+"""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from reslib import cluster
+from reslib.errors import UserError
+from reslib.executor import execute, missing
+from reslib.job import Execution
+from reslib.recipe import Recipe
+from reslib.runs import Run, read_json
+from reslib.stopping import Interrupted
+
+CPU = Execution(device="cpu", checkpoint_seconds=0.2)
+SMALL = {"batch_size": 32, "train_size": 256, "test_size": 64, "precision": "fp32", "dataset": "synthetic"}
+TIMES = ("seconds", "images_per_second")
+
+
+def recipe(iterations, seed=0, model="resnet8"):
+    return Recipe(model, iterations=iterations, eval_every=max(1, iterations // 10), seed=seed, **SMALL)
+
+
+def rows(run):
+    """The evaluations without the two columns that measure time."""
+    with open(run.metrics_file) as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def wait_for(condition, seconds=120, what="condition"):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come within {seconds} s"
+        time.sleep(0.1)
+
+
+def on_ray(recipes, runs_dir, say=print, execution=CPU, address="auto", **options):
+    return execute(recipes, runs_dir, execution=execution, executor="ray", address=address, say=say, **options)
+
+
+def test_without_ray_it_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r'ray is not installed: pip install "reslib\[cluster\]"'):
+        on_ray([recipe(2)], tmp_path)
+
+
+@pytest.mark.parametrize("gpus", [0, -1, 1.5])
+def test_impossible_fractions_are_named(tmp_path, gpus):
+    with pytest.raises(UserError, match=f"gpus_per_run {gpus} is out of range"):
+        on_ray([recipe(2)], tmp_path, gpus_per_run=gpus)
+
+
+def test_no_cluster_is_one_line(tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match="no Ray cluster at address '127.0.0.1:1'") as caught:
+        monkeypatch.setenv("RAY_GCS_RPC_SERVER_RECONNECT_TIMEOUT_S", "1")
+        on_ray([recipe(2)], tmp_path, address="127.0.0.1:1")
+    assert "\n" not in str(caught.value)
+
+
+class FakeRay:
+    """What `_needs` asks of a cluster."""
+
+    def __init__(self, *nodes):
+        self.resources = nodes
+
+    def cluster_resources(self):
+        return {"GPU": sum(n.get("GPU", 0) for n in self.resources)} if any("GPU" in n for n in self.resources) else {}
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": n} for n in self.resources]
+
+
+@pytest.mark.parametrize(
+    "nodes, device, wanted, where",
+    [([{"CPU": 8, "GPU": 4}], "auto", {"num_cpus": 1, "num_gpus": 0.25}, "cuda"),
+     ([{"CPU": 8, "GPU": 4}], "cuda:3", {"num_cpus": 1, "num_gpus": 0.25}, "cuda"),
+     ([{"CPU": 8, "GPU": 4}], "cpu", {"num_cpus": 2, "num_gpus": 0}, "cpu"),
+     ([{"CPU": 1}, {"CPU": 1}], "auto", {"num_cpus": 1, "num_gpus": 0}, "cpu"),
+     ([{"CPU": 8}], "cuda", {"num_cpus": 1, "num_gpus": 0.25}, "cuda")],
+)  # fmt: skip
+def test_what_a_run_asks_for(nodes, device, wanted, where):
+    said = []
+    needs, execution = cluster._needs(FakeRay(*nodes), Execution(device=device, time_limit=9), 0.25, said.append)
+    assert needs == wanted and execution.device == where and execution.time_limit is None
+    assert bool(said) == (device == "cuda")
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """A head without processors and two nodes with one each: every run sits on one of the two."""
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    memory = {"object_store_memory": 80_000_000}
+    system = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    started = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, **memory, "_system_config": system}
+    )
+    started.workers = [started.add_node(num_cpus=1, num_gpus=0, **memory) for _ in range(2)]
+    started.wait_for_nodes()
+    yield started
+    if ray.is_initialized():
+        ray.shutdown()
+    started.shutdown()
+
+
+def inline(recipes, runs_dir):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert execute(recipes, runs_dir, execution=CPU, say=lambda text: None) == []
+    finally:
+        torch.set_num_threads(threads)
+    return [rows(Run(runs_dir, r)) for r in recipes]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_killed_node_loses_nothing(nodes, tmp_path):
+    """Two long runs, one per node; the node of the first is killed; the run ends on the other with inline's rows."""
+    recipes = [recipe(300, seed) for seed in (0, 1)]
+    run = Run(tmp_path / "ray", recipes[0])
+    result = {}
+
+    def drive():
+        result["failures"] = on_ray(recipes, tmp_path / "ray", address=nodes.address)
+
+    driver = threading.Thread(target=drive)
+    driver.start()
+    wait_for(lambda: run.checkpoint_file.exists(), what="the first checkpoint")
+    holder = int((run.path / "lock").read_text().split()[1])
+    raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes.workers}
+    parents = ancestors(holder)
+    victim = next(node for pid, node in raylets.items() if pid in parents)
+    nodes.remove_node(victim, allow_graceful=False)
+    assert not run.ended, "the node was killed too late for this test to mean anything"
+    driver.join(600)
+    assert result["failures"] == []
+    assert [rows(Run(tmp_path / "ray", r)) for r in recipes] == inline(recipes, tmp_path / "inline")
+    sessions = read_json(run.summary_file)["sessions"]
+    assert len(sessions) >= 2 and sessions[-1]["from_iteration"] > 0  # continued, not begun again
+
+
+def ancestors(pid):
+    found = []
+    while pid > 1:
+        found.append(pid)
+        with open(f"/proc/{pid}/stat") as file:
+            pid = int(file.read().rpartition(")")[2].split()[1])
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_failures_are_named_and_the_rest_trained(nodes, tmp_path):
+    good, bad = recipe(4), recipe(4).replace(train_size=9_999, val_size=9_999)
+    said = []
+    failures = on_ray([bad, good], tmp_path, said.append, address=nodes.address)
+    assert len(failures) == 1 and failures[0].startswith(f"{bad.run_name} failed: val_size 9999")
+    assert Run(tmp_path, good).summary()["status"] == "finished"
+    assert any(good.run_name in text and "finished" in text for text in said)
+    # a driver that starts again finds what is done: only the failed one is tried
+    assert missing([bad, good], tmp_path) == [bad]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_time_limit_leaves_checkpoints(nodes, tmp_path):
+    recipes = [recipe(20_000, seed) for seed in (0, 1, 2)]  # three for two places: one is never begun
+    limited = Execution(device="cpu", checkpoint_seconds=600, time_limit=25)
+    with pytest.raises(Interrupted, match="time limit of 25 s reached"):
+        on_ray(recipes, tmp_path, execution=limited, address=nodes.address)
+    begun = [r for r in recipes if Run(tmp_path, r).checkpoint_file.exists()]
+    assert 1 <= len(begun) <= 2
+    for r in begun:
+        assert 0 < torch.load(Run(tmp_path, r).checkpoint_file, weights_only=True)["state"]["iteration"] < 20_000
+
+
+DRIVER = """
+import sys
+from reslib.executor import execute
+from reslib.job import Execution
+from reslib.recipe import Recipe
+from reslib.stopping import Interrupted
+recipe = Recipe.from_dict(__import__("json").loads(sys.argv[1]))
+try:
+    print(execute([recipe], sys.argv[2], execution=Execution(device="cpu"), executor="ray", address=sys.argv[3]))
+except Interrupted as stop:
+    print("interrupted:", stop)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_ctrl_c_and_a_second_driver(nodes, tmp_path):
+    """Ctrl-C at the driver writes a checkpoint far away; the same command finishes the run as if nothing had been."""
+    import json
+
+    one = recipe(300)
+    run = Run(tmp_path / "ray", one)
+    command = [sys.executable, "-c", DRIVER, json.dumps(one.to_dict()), str(tmp_path / "ray"), nodes.address]
+    begun = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    wait_for(lambda: run.metrics_file.exists(), what="the first evaluation")
+    begun.send_signal(signal.SIGINT)
+    out, _ = begun.communicate(timeout=200)
+    assert "interrupted: SIGINT received" in out
+    assert run.checkpoint_file.exists() and not run.ended
+    second = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert second.returncode == 0 and second.stdout.strip().endswith("[]"), second.stdout + second.stderr
+    assert rows(run) == inline([one], tmp_path / "inline")[0]
+    assert len(read_json(run.summary_file)["sessions"]) == 2

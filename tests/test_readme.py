@@ -1,0 +1,46 @@
+"""What the README shows works as shown."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_own_network_trains_and_enters_the_table(tmp_path):
+    source = re.search(r"```python\n(.+?)```", README, re.S)[1]
+    (tmp_path / "mynet.py").write_text(source)
+    command = re.search(r"^PYTHONPATH=\. reslib (train mynet:MyNet .+)$", README, re.M)[1]
+    arguments = command.replace("--preset quick", "--preset smoke").split()
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "reslib", *arguments, "--results", str(tmp_path)],
+        capture_output=True, text=True, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    from reslib import tables
+    from reslib.runs import load_runs
+
+    table = tables.cifar10_table(load_runs(tmp_path / "smoke" / "runs"))
+    row = table[table.source == "added"].iloc[0]
+    assert "MyNet" in row.model and row.n == "1" and row.parameters == "20,234"
+
+
+def test_files_and_folders_that_the_readme_names_exist():
+    named = set(re.findall(r"\]\((?!http)([^)#]+)\)", README)) | {"notebooks/figure1.ipynb", "environment.yml"}
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_every_command_that_the_readme_names_exists():
+    from reslib.cli import COMMANDS
+
+    assert set(re.findall(r"^reslib (\w+)", README, re.M)) <= set(COMMANDS)
+
+
+def test_presets_of_the_readme_are_those_of_the_package():
+    from reslib.studies import PRESETS
+
+    assert re.findall(r"^\| `(\w+)` \|", README, re.M) == list(PRESETS)

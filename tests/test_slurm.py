@@ -1,0 +1,77 @@
+"""The array recipe for Slurm, run by bash with a stand-in for `reslib` and `scontrol` (Slurm itself is not here)."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from reslib.studies import PRESETS, cifar10_table, figure6
+
+SCRIPT = Path(__file__).resolve().parent.parent / "slurm" / "reslib.sbatch"
+pytestmark = pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A folder with an environment whose `reslib` writes down what it is asked; SLOW makes it wait for SIGTERM."""
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "activate").write_text(f"PATH={programs}:$PATH\n")
+    (programs / "reslib").write_text(
+        "#!/bin/bash\necho \"$RESLIB_PRESET: $*\" >> asked\n"
+        '[ -z "${SLOW:-}" ] || { trap "echo checkpoint >> asked; exit 1" TERM; touch ready; for i in {1..200}; do sleep 0.1; done; }\n'
+    )  # fmt: skip
+    (programs / "scontrol").write_text('#!/bin/bash\necho "scontrol $*" >> asked\n')
+    for name in ("reslib", "scontrol"):
+        (programs / name).chmod(0o755)
+    return tmp_path
+
+
+def start(site, task, **more):
+    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_JOB_ID": "77", "HOME": str(site)}
+    environment = {k: v for k, v in environment.items() if not k.startswith("RESLIB_")} | more
+    return subprocess.Popen(["bash", str(SCRIPT)], cwd=site, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_array_covers_every_network_of_the_paper(site):
+    first, last = map(int, re.search(r"--array=(\d+)-(\d+)", SCRIPT.read_text()).groups())
+    for task in range(first, last + 1):
+        assert start(site, task).wait(30) == 0
+    asked = (site / "asked").read_text().splitlines()
+    assert len(asked) == last + 1 and all(line.startswith("paper: reproduce ") for line in asked)
+    models = {line.split("--models ")[1] for line in asked if "--models" in line}
+    studies = (figure6, cifar10_table)
+    assert models == {r.model for study in studies for r in study(PRESETS["paper"], "cifar10")}
+    assert {line.split()[2] for line in asked if "--models" not in line} == {"fidelity", "future_work"}
+    late = start(site, last + 1)
+    assert late.wait(30) == 2 and f"array task {last + 1}" in late.stderr.read()
+
+
+def test_the_commands_are_ones_that_reslib_takes(site, monkeypatch):
+    import argparse
+
+    from reslib.commands import reproduce
+
+    start(site, 0).wait(30)
+    start(site, 17).wait(30)
+    start(site, 0, RESLIB_NOTEBOOKS_TOO="1").wait(30)
+    parser = argparse.ArgumentParser()
+    reproduce.add_arguments(parser)
+    for line in (site / "asked").read_text().splitlines():
+        parser.parse_args(line.split()[2:])
+
+
+def test_the_time_limit_requeues(site):
+    task = start(site, 3, SLOW="1")
+    for _ in range(200):
+        if (site / "ready").exists():
+            break
+        time.sleep(0.05)
+    task.send_signal(signal.SIGTERM)
+    assert task.wait(30) == 1
+    assert (site / "asked").read_text().splitlines()[1:] == ["checkpoint", "scontrol requeue 77_3"]

@@ -1,0 +1,151 @@
+"""`reslib status` and `reslib list`: states, speeds, hours left, the makespan, the text; the counts of networks."""
+
+import itertools
+import math
+
+import pytest
+from fake_records import write_run
+
+from reslib import complexity, schedule_plan
+from reslib.cli import main
+from reslib.commands import status
+from reslib.models import build_model
+from reslib.recipe import Recipe
+from reslib.schedule_plan import Measurement, Speed, State
+from reslib.studies import PRESETS, cifar_recipe, figure1, imagenet_recipe
+
+QUICK = PRESETS["quick"]
+
+
+def recipes(seeds=1):
+    return figure1(QUICK, "cifar10", seeds)
+
+
+@pytest.mark.parametrize("model", ["plain44", "resnet56", "resnet110"])
+def test_cost_of_a_deep_net_is_that_of_the_whole_net(model):
+    net = build_model(model)
+    found = schedule_plan.network_cost(model, "A", "", 32, 10)
+    assert found == (complexity._count(net, 32, True, 3), sum(p.numel() for p in net.parameters()))
+
+
+@pytest.mark.parametrize(("model", "size"), [("resnet18", 224), ("resnet50", 96), ("plain18", 56)])
+def test_cost_of_an_imagenet_net_is_that_at_full_size(model, size):
+    net = build_model(model, 1000, "B")
+    assert schedule_plan.network_cost(model, "B", "", size, 1000)[0] == complexity._count(net, size, True, 3)
+
+
+def test_cost_of_a_recipe_knows_its_options_and_classes():
+    plain = schedule_plan.cost(Recipe(model="resnet20"))
+    assert schedule_plan.cost(Recipe(model="resnet20", shortcut="B")) > plain
+    small = imagenet_recipe("resnet18", PRESETS["paper"], "imagenette")
+    assert schedule_plan.cost(small.replace(dataset="imagenet")) - schedule_plan.cost(small) == 512 * 990
+
+
+def test_makespan():
+    assert schedule_plan.makespan([3, 3, 2, 2, 2], 2) == 7  # longest first: 3+2+2 and 3+2; the best would be 6
+    assert schedule_plan.makespan([5, 1, 1], 8) == 5
+    assert schedule_plan.makespan([], 3) == 0
+    jobs = [7, 4, 4, 3, 1]
+    best = min(
+        max(sum(j for j, where in zip(jobs, places, strict=True) if where == d) for d in range(3))
+        for places in itertools.product(range(3), repeat=len(jobs))
+    )
+    assert best <= schedule_plan.makespan(jobs, 3) <= (4 / 3 - 1 / 9) * best  # Graham's bound
+
+
+def test_speed_is_given_measured_or_scaled():
+    recipe = cifar_recipe("resnet20", QUICK)
+    adds = schedule_plan.cost(recipe)
+    here = Measurement("resnet20", adds, 1000.0, "quick", "GPU", 1e6)
+    there = Measurement("resnet20", adds, 500.0, "paper", "GPU", 1e6)
+    big = Measurement("resnet1202", 100 * adds, 8.0, "quick", "GPU", 1e6)
+    half = Measurement("plain20", adds // 2, 1600.0, "quick", "GPU", 1e6)
+
+    def speed(found, given=None):
+        return schedule_plan.speed_of(recipe, "quick", found, given or {})
+
+    assert speed([here, there, big]) == Speed(1000.0, "measured")
+    assert speed([there, big]) == Speed(500.0, "measured at paper")
+    assert speed([here], {"resnet20": 7.0}) == Speed(7.0, "given")
+    assert speed([big, half]) == Speed(pytest.approx(800, rel=1e-6), "scaled from plain20")
+    assert math.isnan(speed([]).images_per_second)
+    assert math.isnan(speed([Measurement("own", 0, 5.0, "quick", "GPU", 1.0)]).images_per_second)
+
+
+def test_hours_left():
+    recipe, speed = cifar_recipe("resnet20", QUICK), Speed(128.0, "measured")
+    assert schedule_plan.hours_left(recipe, State("missing"), speed) == pytest.approx(120 / 3600)
+    assert schedule_plan.hours_left(recipe, State("done", 120), speed) == 0
+    assert schedule_plan.hours_left(recipe, State("interrupted", 40, 10.0), speed) == pytest.approx(20 / 3600)
+
+
+def test_states_of_runs(tmp_path):
+    results = tmp_path
+    runs_dir = results / "quick" / "runs"
+    plain20, resnet20, plain56, resnet56 = recipes()
+    write_run(runs_dir, plain20, speed=1000.0)
+    write_run(runs_dir, resnet20, stop_at=40, speed=128.0)
+    write_run(runs_dir, plain56, status="diverged", message="the loss of iteration 3 is not finite")
+    write_run(runs_dir, cifar_recipe("resnet20", QUICK, seed=9))
+    lines = status.report(recipes(), QUICK, results, gpus=2)
+    text = "\n".join(lines)
+    rows = {line.split()[0]: line for line in lines if line}
+    assert rows["plain20"].endswith("done 0") and rows["plain56"].endswith("diverged 0")
+    assert rows["resnet20"].endswith("interrupted 0 at 40") and rows["resnet56"].endswith("missing 0")
+    assert "4 runs: 1 done, 1 interrupted, 1 missing, 1 diverged" in text
+    assert "1 further run folders are not in this plan" in text
+    # plain-20 and ResNet-20 count the same; ResNet-56 is scaled, ResNet-20 has 80 iterations left at a second each
+    assert "scaled from" in rows["resnet56"] and "an estimate" in text and "Some GPU" in text
+    assert rows["resnet20"].split()[-5] == f"{80 / 3600:.3g}"
+    run = write_run(runs_dir, resnet56)
+    run.summary_file.write_text("{")
+    assert "damaged 0" in "\n".join(status.report(recipes(), QUICK, results))
+
+
+def test_a_locked_run_is_running(tmp_path):
+    recipe = recipes()[0]
+    run = write_run(tmp_path / "quick" / "runs", recipe, stop_at=20)
+    assert schedule_plan.state_of(run).status == "interrupted"
+    with run.lock():
+        assert schedule_plan.state_of(run) == State("running", 20, pytest.approx(20 * 128 / 1000))
+
+
+def test_unknown_speeds_are_said(tmp_path):
+    text = "\n".join(status.report(recipes(), QUICK, tmp_path))
+    assert "unknown for 4 runs" in text and "--speed" in text
+    text = "\n".join(status.report(recipes(), QUICK, tmp_path, {"plain20": 1000.0}, gpus=4))
+    assert "left: " in text and "on 4 devices" in text and "given" in text
+
+
+def test_seeds_and_settings_are_named(tmp_path):
+    two = [cifar_recipe("resnet20", QUICK, seed=s, **c) for c in ({}, {"shortcut": "B"}) for s in (0, 1, 2, 4)]
+    lines = status.report(two, QUICK, tmp_path)
+    assert any(line.startswith("resnet20 [shortcut=b]") and line.endswith("missing 0-2, 4") for line in lines)
+
+
+def test_command(tmp_path, capsys):
+    arguments = ["status", "--preset", "smoke", "--results", str(tmp_path)]
+    assert main([*arguments, "--speed", "resnet20=100", "--gpus", "2"]) == 0
+    assert "22 runs" in capsys.readouterr().out
+    for bad in ("resnet20", "resnet20=fast", "resnet20=-1", "resnet21=5"):
+        assert main([*arguments, "--speed", bad]) == 2
+    assert main([*arguments, "--gpus", "-1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 5
+
+
+def test_list(capsys):
+    assert main(["list", "studies"]) == 0 and main(["list", "presets"]) == 0 and main(["list", "data"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("cifar10_table", "medium", "imagenette"))
+    assert main(["list", "modles"]) == 2
+
+
+def test_list_of_models(capsys):
+    assert main(["list", "models"]) == 0
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert rows["resnet1202"][2:] == [
+        "19,421,274",
+        f"{schedule_plan.network_cost('resnet1202', None, '', 32, 10)[0]:,}",
+    ]
+    assert rows["resnet20"][2] == rows["plain20"][2] == "269,722"
+    assert rows["resnet50"][2] == "25,557,032"  # torchvision's

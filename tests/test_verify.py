@@ -1,0 +1,212 @@
+"""`reslib verify`: a sound results folder passes; each kind of damage is found, once, and named."""
+
+import json
+
+import pytest
+from fake_records import change_summary, write_run
+from PIL import Image
+
+from reslib import artefacts, verify
+from reslib.cli import main
+from reslib.files import sha256
+from reslib.results_index import END, START
+from reslib.studies import PRESETS, figure1
+
+QUICK = PRESETS["quick"]
+
+
+def write_results(root):
+    runs = []
+    for i, recipe in enumerate(figure1(QUICK, "cifar10", 2)):
+        runs.append(write_run(root / "results" / "quick" / "runs", recipe, error=0.2 + i / 100, weights=b"w"))
+    artefacts.write_all(root / "results" / "quick")
+    (root / "README.md").write_text(f"{START}\n{END}\n")
+    assert main(["verify", str(root / "results"), "--write-index"]) == 0
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sound")
+    write_results(root)
+    return root
+
+
+@pytest.fixture
+def results(sound, tmp_path):
+    import shutil
+
+    shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Records only: figures and tables are not drawn again."""
+    monkeypatch.setattr(verify, "check_drawings", lambda *a: None)
+
+
+def runs_of(results):
+    from reslib.runs import Run
+
+    return [Run(results / "quick" / "runs", recipe) for recipe in figure1(QUICK, "cifar10", 2)]
+
+
+def rewrite(run, change):
+    """Change metrics.csv and sign the summary anew, so that only the rows themselves are at fault."""
+    header, *rows = run.metrics_file.read_text().splitlines()
+    run.metrics_file.write_text("\n".join([header, *change(rows)]) + "\n")
+    change_summary(run, metrics_sha256=sha256(run.metrics_file))
+
+
+def found(results):
+    return verify.verify(results)
+
+
+def only(findings):
+    (problem,) = findings.problems
+    return problem
+
+
+def test_a_sound_folder_passes(results, capsys):
+    assert main(["verify", str(results)]) == 0
+    out = capsys.readouterr().out
+    assert "8 records" in out and "no problems" in out and "PROBLEM" not in out and "warning" not in out
+
+
+def test_a_folder_without_results(tmp_path, capsys):
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "no results in" in capsys.readouterr().err
+
+
+RECORD_DAMAGE = {
+    "metrics.csv is missing": lambda run: run.metrics_file.unlink(),
+    "recipe.json is missing": lambda run: run.recipe_file.unlink(),
+    "summary.json is missing": lambda run: run.summary_file.unlink(),
+    "summary.json cannot be read": lambda run: run.summary_file.write_text("{"),
+    "metrics.csv is not the file": lambda run: run.metrics_file.write_text(run.metrics_file.read_text() + "\n"),
+    "weights.safetensors is not the file": lambda run: run.weights_file.write_bytes(b"x"),
+    "names recipe 00000000": lambda run: change_summary(run, recipe_hash="00000000"),
+    "is that of plain20-cifar10-s0": lambda run: run.path.rename(run.path.with_name("plain20-cifar10-s0-00000000")),
+    "summary.json has no commit": lambda run: change_summary(run, commit=None),
+    "status 'good' is unknown": lambda run: change_summary(run, status="good"),
+    "saw different data": lambda run: change_summary(run, data_fingerprint="beef"),
+    "has an iteration twice": lambda run: rewrite(run, lambda rows: [rows[0], *rows]),
+    "do not increase": lambda run: rewrite(run, lambda rows: [rows[1], rows[0], *rows[2:]]),
+    "ends at iteration 100 of 120": lambda run: rewrite(run, lambda rows: rows[:-1]),
+    "has columns": lambda run: run.metrics_file.write_text("iteration,error\n1,2\n"),
+    "test_error 0.19 of summary.json is not": lambda run: change_summary(run, test_error=0.19, best_test_error=0.19),
+    "is not a fraction": lambda run: rewrite(run, lambda rows: [rows[0].replace(",0.36", ",36"), *rows[1:]]),
+}
+
+
+@pytest.mark.parametrize("text", RECORD_DAMAGE)
+def test_damaged_records(results, fast, text):
+    RECORD_DAMAGE[text](runs_of(results)[0])
+    problems = found(results).problems
+    assert [p for p in problems if text in p], problems
+    assert all("plain20-cifar10-s0" in p or "saw different data" in p or "README" in p for p in problems)
+
+
+def test_other_recipe_in_a_directory(results, fast):
+    run = runs_of(results)[0]
+    recipe = json.loads(run.recipe_file.read_text())
+    run.recipe_file.write_text(json.dumps(recipe | {"lr": 0.05}))
+    text = "\n".join(found(results).problems)
+    assert "recipe.json is that of plain20" in text and "summary.json names recipe" in text
+
+
+def test_unfinished_dead_and_equal_runs_are_warnings(results, fast):
+    recipe = figure1(QUICK, "cifar10", 2)[0]
+    write_run(results / "quick" / "runs", recipe.replace(seed=7), stop_at=20)
+    first, second, *_ = runs_of(results)
+    change_summary(first, message="dead: test error at chance level to the end")
+    write_run(results / "quick" / "runs", second.recipe, error=0.2)
+    (results / "README.md").unlink()
+    (results.parent / "README.md").unlink()
+    findings = found(results)
+    assert not findings.problems
+    text = "\n".join(findings.warnings)
+    assert "s7" in text and "not finished" in text and "dead" in text and "all 2 seeds of plain20" in text
+
+
+def test_an_edited_table_and_an_edited_figure(results):
+    table, figure = results / "quick/tables/cifar10.csv", results / "quick/figures/figure1.png"
+    table.write_text(table.read_text().replace("24.50", "14.50"))
+    with Image.open(figure) as image:
+        image = image.convert("RGBA")
+    image.putpixel((5, 5), (255, 0, 0, 255))
+    image.save(figure)
+    (results / "quick/figures/depth.pdf").write_bytes(b"%PDF-1.4")
+    (results / "quick/tables/claims.md").unlink()
+    (results / "quick/figures/figure4.png").write_bytes(b"")  # no runs on ImageNet
+    findings = found(results)
+    text = "\n".join(findings.problems)
+    assert len(findings.problems) == 4
+    assert "tables/cifar10.csv is not what the records give" in text and "of the pixels differ" in text
+    assert "figures/depth.pdf is not what" in text and "figures/figure4.png has no records behind it" in text
+    assert any("tables/claims.md is not there" in w for w in findings.warnings)
+    (results / "quick/figures/figure4.png").unlink()
+    assert main(["verify", str(results), "--redraw"]) == 0
+
+
+def test_a_png_encoded_otherwise_is_compared_by_pixels(results):
+    figure = results / "quick/figures/figure1.png"
+    with Image.open(figure) as image:
+        image.load()
+    image.save(figure, compress_level=1)
+    findings = found(results)
+    assert not findings.problems and any("its pixels are those" in note for note in findings.notes)
+
+
+def test_another_matplotlib_is_a_warning_while_little_differs(results):
+    folder = results / "quick/figures"
+    pdf = folder / "figure1.pdf"
+    pdf.write_bytes(b"%PDF-1.4 Matplotlib v3.0.1, https://matplotlib.org")
+    with Image.open(folder / "figure1.png") as image:
+        image = image.convert("RGBA")
+    image.putpixel((5, 5), (255, 0, 0, 255))
+    image.save(folder / "figure1.png")
+    findings = found(results)
+    assert not findings.problems
+    assert sum("drawn with matplotlib 3.0.1" in w for w in findings.warnings) == 2
+    Image.new("RGB", image.size).save(folder / "figure1.png")
+    assert "of the pixels differ" in only(found(results))
+
+
+def test_records_that_cannot_be_drawn_do_not_hide_the_rest(results):
+    runs_of(results)[0].summary_file.write_text("{")
+    text = "\n".join(found(results).problems)
+    assert "figure1 cannot be drawn from the records" in text and "cannot be read" in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "number"),
+    [("24.50 ±", "14.50 ±", "14.50"), ("269,722", "269,723", "269,723"), ("120 iterations", "64,000 iterations", "64,000")],
+)  # fmt: skip
+def test_a_number_in_the_readme_that_no_record_gives(results, old, new, number):
+    readme = results.parent / "README.md"
+    assert old in readme.read_text()
+    readme.write_text(readme.read_text().replace(old, new, 1))
+    assert f"README.md: {number} in" in only(found(results))
+
+
+def test_a_number_of_another_network_does_not_count(results):
+    readme = results.parent / "README.md"
+    rows = {line.split("|")[1].strip(): line for line in readme.read_text().splitlines() if line.startswith("| R")}
+    own, other = (rows[name].split("|")[4].split()[0] for name in ("ResNet-20", "ResNet-56"))
+    assert own != other
+    readme.write_text(readme.read_text().replace(rows["ResNet-20"], rows["ResNet-20"].replace(own, other)))
+    assert "in the row of ResNet-20" in found(results).problems[0]
+
+
+def test_a_readme_without_markers_and_an_old_index(results, fast):
+    (results.parent / "README.md").write_text("no table")
+    index = results / "README.md"
+    index.write_text(index.read_text().replace("runs: 8", "runs: 9"))
+    text = "\n".join(found(results).warnings)
+    assert "README.md has no <!-- results:start -->" in text and "is old on quick" in text
+
+
+def test_numbers_of_a_text():
+    text = "| **8.75** | 0.27M, 269,722 | 7.54 (7.72 \u00b1 0.16) | \u22120.5 to +1.2% | CIFAR-10, 3c2d | 4, 6 |"
+    assert verify.numbers(text) == ["8.75", "0.27M", "269,722", "7.54", "7.72", "0.16", "-0.5", "1.2", "4", "6"]
