@@ -126,6 +126,14 @@ def test_truncated_and_interrupted(serve, tmp_path):
     assert everything(tmp_path) == []
 
 
+def test_a_slow_server_is_given_up(serve, tmp_path):
+    body = archive(FILES)
+    server, url = serve(body, length=10**12)
+    with pytest.raises(UserError, match="would take .* minutes at this speed, more than"):
+        download(tmp_path, url, hashlib.md5(body).hexdigest(), say=lambda text: None, patience=0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ctrl_c_leaves_nothing(serve, tmp_path):
     raw = archive(FILES)
     _, url = serve(raw)

@@ -13,6 +13,7 @@ from .sets import DataSource, ImageSet, fingerprint, image_set
 
 __all__ = ["DataSource", "ImageSet", "MemoryBatches", "batches_for", "choose_dataset", "data_root", "load"]
 
+DOWNLOAD_PATIENCE = 600.0  # seconds
 SYNTHETIC_SIZES = {"synthetic": (32, 10_000, 2_000), "synthetic-imagenet": (64, 2_000, 1_000)}  # pixels, train, test
 
 
@@ -29,6 +30,7 @@ def choose_dataset(kind: str, root: str | Path | None = None, download: bool = F
     """The real set where it is found (or can be downloaded), else the synthetic one, said loudly.
 
     kind: "cifar" gives "cifar10" or "synthetic"; "imagenet" gives "imagenet", "imagenette" or "synthetic-imagenet".
+    RESLIB_DOWNLOAD=off never downloads; a download that would take over ten minutes is given up.
     """
     choose("kind of data", kind, ("cifar", "imagenet"))
     path = data_root(root)
@@ -36,9 +38,9 @@ def choose_dataset(kind: str, root: str | Path | None = None, download: bool = F
         if cifar.find(path):
             return "cifar10"
         reason = f"no CIFAR-10 under {path}"
-        if download:
+        if download and os.environ.get("RESLIB_DOWNLOAD") != "off":
             try:
-                cifar.download(path, say=say)
+                cifar.download(path, say=say, patience=DOWNLOAD_PATIENCE)
                 return "cifar10"
             except UserError as error:
                 reason = f"{reason}, and {error}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import math
 import os
 import secrets
 import shutil
 import tarfile
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -31,10 +33,18 @@ ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
 MEMBERS = (*TRAIN_FILES, *TEST_FILES, "batches.meta")
 
 
-def download(root: Path, url: str | None = None, md5: str = ARCHIVE_MD5, timeout: float = 20.0, say=print) -> Path:
+def download(
+    root: Path,
+    url: str | None = None,
+    md5: str = ARCHIVE_MD5,
+    timeout: float = 20.0,
+    say=print,
+    patience: float = math.inf,
+) -> Path:
     """Fetch CIFAR-10 to `root`, checked by MD5 and unpacked; an interrupted download leaves no partial files.
 
-    url defaults to $RESLIB_CIFAR10_URL or the original address. Raises UserError when it cannot be had.
+    url defaults to $RESLIB_CIFAR10_URL or the original address. patience: give up as soon as the speed so far means more
+    than this many seconds in all (the original server is slow at times). Raises UserError when it cannot be had.
     """
     url = url or os.environ.get("RESLIB_CIFAR10_URL", URL)
     root = Path(root)
@@ -43,7 +53,7 @@ def download(root: Path, url: str | None = None, md5: str = ARCHIVE_MD5, timeout
         say(f"downloading {url}")
         digest = hashlib.md5(usedforsecurity=False)
         with whole_file(archive, "wb") as file:
-            for block in _blocks(url, timeout, say):
+            for block in _blocks(url, timeout, say, patience):
                 file.write(block)
                 digest.update(block)
             if digest.hexdigest() != md5:
@@ -51,9 +61,9 @@ def download(root: Path, url: str | None = None, md5: str = ARCHIVE_MD5, timeout
     return _unpack(archive, root)
 
 
-def _blocks(url: str, timeout: float, say):
+def _blocks(url: str, timeout: float, say, patience: float = math.inf):
     """Yield the contents of `url`, telling the progress in tenths; UserError when it fails or ends early."""
-    total, done, told = 0, 0, 0
+    total, done, told, begun = 0, 0, 0, time.monotonic()
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer:
             total = int(answer.headers.get("Content-Length") or 0)
@@ -62,7 +72,15 @@ def _blocks(url: str, timeout: float, say):
                 if total and done * 10 // total > told:
                     told = done * 10 // total
                     say(f"  {done >> 20} of {total >> 20} MiB")
+                expected = (time.monotonic() - begun) * max(total, done) / done
+                if expected > patience:
+                    raise UserError(
+                        f"{url} would take {expected / 60:.0f} minutes at this speed, more than {patience / 60:g}: "
+                        "`reslib data download` waits for it"
+                    )
                 yield block
+    except UserError:
+        raise
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and timeouts are OSErrors
         reason = getattr(error, "reason", None) or error
         at = f" after {done} bytes" if done else ""

@@ -1,0 +1,111 @@
+"""The fast path follows fp32 within a tolerance, and the command's verdict follows from the errors."""
+
+import json
+
+import pytest
+import torch
+
+from reslib import data, equivalence
+from reslib.equivalence import Trajectory, compare, departure, first_steps, markdown
+from reslib.recipe import Recipe
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(model="resnet8", dataset="synthetic", batch_size=16, lr=LR, train_size=512)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return first_steps(RECIPE, data.load("synthetic"), CPU, "fp32", eager=True)
+
+
+def test_fast_path_follows_fp32_for_fifty_steps(reference):
+    """bf16 keeps eight bits of a number, 0.4%. The tolerance is far below what a small mistake in the step makes (the
+    next test), and above what rounding does at a learning rate at which training is not yet chaotic."""
+    away = departure(reference, first_steps(RECIPE, data.load("synthetic"), CPU, "bf16"))
+    assert 0 < away["weights"] < WEIGHTS and away["loss"] < LOSS, away
+
+
+@pytest.mark.parametrize("mistake", [{"momentum": 0.8}, {"lr": 1.3 * LR}, {"augmentation": "none"}])
+def test_small_mistakes_exceed_the_tolerance(reference, mistake):
+    away = departure(reference, first_steps(RECIPE.replace(**mistake), data.load("synthetic"), CPU, "fp32"))
+    assert away["weights"] > WEIGHTS or away["loss"] > LOSS, away
+
+
+def test_departure_by_hand():
+    start = torch.zeros(2)
+    left = Trajectory(torch.tensor([2.0, 2.0]), start, torch.tensor([3.0, 4.0]))
+    right = Trajectory(torch.tensor([2.0, 1.0]), start, torch.tensor([3.0, 3.0]))
+    assert departure(left, right) == {"loss": 0.25, "weights": pytest.approx(0.2)}
+
+
+def summary(error, precision, status="finished"):
+    return {
+        "test_error": error,
+        "precision": precision,
+        "status": status,
+        "device_name": "here",
+        "commit": "c" * 40,
+        "data_fingerprint": "f" * 16,
+        "images_per_second": 100.0,
+    }
+
+
+def pairs(fp32, fast):
+    return [(summary(a, "fp32"), summary(b, "bf16")) for a, b in zip(fp32, fast, strict=True)]
+
+
+def test_interval_is_welchs():
+    from scipy.stats import ttest_ind
+
+    fp32, fast = [0.080, 0.082, 0.081, 0.083], [0.081, 0.084, 0.080, 0.085]
+    record = compare("resnet20", "medium", "cifar10", pairs(fp32, fast))
+    interval = ttest_ind([100 * e for e in fast], [100 * e for e in fp32], equal_var=False).confidence_interval(0.95)
+    assert (record["low"], record["high"]) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert record["difference"] == pytest.approx(0.1) and record["verdict"] == "no difference found"
+    page = markdown(record)
+    assert "+0.10 points" in page and "no difference found" in page and "8.15 ± 0.13" in page
+    json.dumps(record, allow_nan=False)
+
+
+def test_a_difference_is_called_one():
+    assert compare("m", "p", "d", pairs([0.08, 0.081, 0.082], [0.09, 0.091, 0.092]))["verdict"] == "different"
+    equal = compare("m", "p", "d", pairs([0.08, 0.08], [0.08, 0.08]))
+    assert equal["verdict"] == "no difference found" and equal["low"] == equal["high"] == 0
+
+
+def test_one_seed_proves_nothing():
+    record = compare("m", "p", "d", pairs([0.08], [0.09]))
+    assert record["verdict"] == "too few seeds" and "difference" not in record and "too few seeds" in markdown(record)
+
+
+def test_divergence_of_one_side_is_a_difference():
+    sides = pairs([0.08, 0.081, 0.082], [0.08, 0.081, 0.082])
+    sides[2] = (sides[2][0], summary(None, "bf16", "diverged"))
+    record = compare("m", "p", "d", sides)
+    assert record["verdict"] == "different" and record["diverged"] == {"fp32": 0, "fast": 1}
+    assert len(record["fp32_errors"]) == len(record["fast_errors"]) == 2 and "Diverged" in markdown(record)
+
+
+def test_command_trains_both_ways(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def train(recipe, runs_dir, root, preset, execution):
+        asked.append((recipe.precision, recipe.seed, runs_dir))
+        return summary(0.5 + 0.01 * recipe.seed, "bf16" if recipe.precision == "bf16" else "fp32")
+
+    monkeypatch.setattr(equivalence, "train", train)
+    from reslib.cli import main
+
+    argv = f"equivalence --preset smoke --seeds 2 --fast bf16 --device cpu --results {tmp_path}"
+    assert main(argv.split()) == 0
+    assert [(p, s) for p, s, _ in asked] == [("fp32", 0), ("bf16", 0), ("fp32", 1), ("bf16", 1)]
+    assert all(folder == tmp_path / "smoke" / "runs" for *_, folder in asked)
+    record = json.loads((tmp_path / "smoke" / "equivalence" / "resnet20-synthetic.json").read_text())
+    assert record["fp32_errors"] == record["fast_errors"] == [50.0, 51.0]
+    assert "no difference found" in capsys.readouterr().out
+
+
+def test_wrong_arguments(capsys):
+    from reslib.cli import main
+
+    assert main(["equivalence", "--seeds", "0"]) == 2 and "seeds 0" in capsys.readouterr().err
