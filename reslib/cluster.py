@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import socket
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ from .train import train
 
 LOST_WORKERS = 5  # times that one run's worker may die before the run counts as failed
 CPUS = 2  # per run on nodes without a GPU, where they have so many
+CONNECT = 10.0  # seconds for the address to answer
 GOODBYE = 120.0  # seconds for all runs to write their checkpoints after Ctrl-C
 
 
@@ -143,6 +146,8 @@ def _ray():
 
 def _connect(ray, address: str) -> None:
     try:
+        if match := re.fullmatch(r"([\w.-]+):(\d+)", address):  # Ray itself would try for minutes
+            socket.create_connection((match[1], int(match[2])), timeout=CONNECT).close()
         ray.init(address=address, logging_level="warning", log_to_driver=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise UserError(

@@ -33,8 +33,8 @@ TITLES = {
     "table4": "ImageNet validation, single models, fully convolutional at five scales",
     "table5": "Ensembles, fully convolutional at five scales (the paper's on the test set, here on validation images)",
 }
-# "six models of different depth ... (only with two 152-layer ones ...)" (section 4.1), the others are not named: read as
-# the five of Table 4 and a second ResNet-152. (model, shortcut, seed)
+# "six models of different depth ... (only with two 152-layer ones ...)" (section 4.1); the others are not named.
+# Read as the five of Table 4 and a second ResNet-152. (model, shortcut, seed)
 PAPER_SIX = (
     ("resnet34", "B", 0), ("resnet34", "C", 0), ("resnet50", "B", 0), ("resnet101", "B", 0), ("resnet152", "B", 0),
     ("resnet152", "B", 1),
@@ -99,7 +99,7 @@ def notes(tables: dict[str, pd.DataFrame]) -> list[str]:
         "all of their test images. evaluated: weights from elsewhere. quoted: the paper's number alone.",
         f"Five scales: shorter sides {', '.join(map(str, SIZES))} for crops of 224, in proportion for others; both "
         "mirror images; softmax scores averaged over positions, scales, and the models of an ensemble.",
-        "95% interval: Student's t over the runs; of a single network the binomial interval of its images.",
+        "95% interval: Student's t over the runs; of a single network Wilson's interval for its images.",
     ]
     if own["data set"].str.contains("SYNTHETIC").any():
         lines.append("SYNTHETIC DATA: errors on synthetic images, not comparable with the paper's.")
@@ -139,15 +139,15 @@ def _measured(name: str, nets: list[Network], scores: Scores, how: str) -> dict:
             reasons.append(str(error))
     net = nets[0]
     label = f"{name} [{net.label}]" if net.label else name
-    cells = {"model": label, "source": net.source, "preset": net.preset} | _numbers(found, len(nets))
+    cells = {"model": label, "source": net.source, "preset": net.preset} | _numbers(found)
     if net.source == "trained here":
         cells[CENTRE] = _error([n.centre for n in nets])
         cells["data set"] = cells.get("data set") or _data_set(net.dataset)
         cells["n"] = str(len(nets))
-        missing = [f"{len(reasons)} of {len(nets)} not measured: {reasons[0]}"] if reasons else []
-        return cells | {"note": "; ".join(missing)}
+        return cells | {"note": f"{len(reasons)} of {len(nets)} not measured: {reasons[0]}" if reasons else ""}
     if not found:
         return cells | {"source": "not evaluated", "n": "", "note": f"{net.name}: {reasons[0]}"}
+    cells["n"] = "1"
     try:
         cells[CENTRE] = _error([float(scores.of(net, "centre")["top1"])])
     except UserError:  # an older measurement without it, and the weights are gone
@@ -188,23 +188,26 @@ def _average(label: str, nets: list[Network], scores: Scores) -> dict:
         return cells | {"source": "not evaluated", "note": f"{cells['note']}; not measured: {error}"}
 
 
-def _numbers(found: list[dict], networks: int = 1) -> dict:
+def _numbers(found: list[dict]) -> dict:
     if not found:
         return {}
     top1, images = [float(f["top1"]) for f in found], min(int(f["images"]) for f in found)
     own = stats.summarize(100 * v for v in top1)
-    if own.n > 1:
-        interval = f"{own.low:.2f} to {own.high:.2f}"
-    else:
-        half = 196 * stats.binomial_error(top1[0], images)
-        interval = f"{max(0, own.mean - half):.2f} to {min(100, own.mean + half):.2f} (binomial)"
+    low, high = (own.low, own.high) if own.n > 1 else (100 * v for v in wilson(top1[0], images))
     return {
         TOP1: _error(top1),
         TOP5: _error([float(f["top5"]) for f in found if f["top5"]]),
-        INTERVAL: interval,
+        INTERVAL: f"{low:.2f} to {high:.2f}" + (" (Wilson)" if own.n == 1 else ""),
         "images": f"{images:,}",
         "data set": _data_set(found[0]["dataset"], found[0]["classes"]),
     }
+
+
+def wilson(error: float, images: int) -> tuple[float, float]:
+    """Wilson's 95% interval of an error rate: unlike the binomial error it holds for few images and for 0 and 1."""
+    z2 = 1.959964**2 / images
+    half = (z2 * error * (1 - error) + z2**2 / 4) ** 0.5
+    return (error + z2 / 2 - half) / (1 + z2), (error + z2 / 2 + half) / (1 + z2)
 
 
 def _quoted(row: paper.ImageNetRow) -> dict:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 
 from . import claims, figures, tables
-from .commands.reproduce import datasets_of
 from .data import choose_dataset
 from .errors import UserError, choose
 from .executor import execute, missing
@@ -18,7 +17,7 @@ from .numerics import resolve_device
 from .progress import Progress
 from .provenance import environment
 from .runs import results_root
-from .studies import CIFAR_STUDIES, PRESETS, STUDIES, plan, preset_of
+from .studies import CIFAR_STUDIES, STUDIES, plan, preset_of
 from .train import Execution
 
 

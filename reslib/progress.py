@@ -64,7 +64,11 @@ class Progress:
         share = (self.number - bool(self.run)) / max(1, self.total)
         if self.run and self.current:
             share += self.current[-1][0] / self.iterations / self.total
-        state = f"run {self.number} of {self.total}: {self.run}" if self.run else f"{self.number} of {self.total} runs trained"
+        state = (
+            f"run {self.number} of {self.total}: {self.run}"
+            if self.run
+            else f"{self.number} of {self.total} runs trained"
+        )
         last = self.lines[-1] if self.run and self.lines else ""
         return (
             f'<div class="reslib-progress" style="font:13px system-ui,sans-serif;max-width:60em">{html.escape(state)}'

@@ -78,7 +78,7 @@ def test_options_of_execution(asked, tmp_path):
         (["train", "resnet20", "--nesterov=maybe"], ["nesterov 'maybe'", "true or false"]),
         (["train", "resnet20", "--shortcut=D"], ["shortcut 'D'", "A, B, C"]),
         (["train", "resnet20", "--options=depth=3"], ["option of resnet20 'depth'"]),
-        (["train", "resnet20", "--options=width=wide"], ["options 'width=wide'", "resnet20"]),
+        (["train", "resnet20", "--options=width=wide"], ["width", "wide"]),
         (["train", "resnet20", "--batch-size=10", "--accumulation=3"], ["accumulation 3", "batch_size 10"]),
         (["train", "resnet20", "--device=tpu"], ["device 'tpu'", "cuda"]),
         (["train", "resnet20", "--time-limit=soon"], ["'soon' is not a duration"]),

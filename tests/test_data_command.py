@@ -71,7 +71,7 @@ def test_download(tmp_path, folders, monkeypatch, capsys):
         return root / cifar.FOLDER
 
     asked = []
-    monkeypatch.setattr(data, "download_cifar", fetched)
+    monkeypatch.setattr(cifar, "download", fetched)
     assert run("download", folders) == 0 and not asked  # already there
     assert "already there" in capsys.readouterr().out
     empty = tmp_path / "new"
@@ -80,7 +80,7 @@ def test_download(tmp_path, folders, monkeypatch, capsys):
     def refused(root):
         raise UserError("https://example.org cannot be downloaded: no network")
 
-    monkeypatch.setattr(data, "download_cifar", refused)
+    monkeypatch.setattr(cifar, "download", refused)
     assert run("download", empty) == 1
     assert "no network" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from reslib.equivalence import Trajectory, compare, departure, first_steps, mark
 from reslib.recipe import Recipe
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(model="resnet8", dataset="synthetic", batch_size=16, lr=LR, train_size=512)
+RECIPE = Recipe(model="resnet8", dataset="synthetic", batch_size=16, lr=0.01, train_size=512)
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +22,13 @@ def test_fast_path_follows_fp32_for_fifty_steps(reference):
     """bf16 keeps eight bits of a number, 0.4%. The tolerance is far below what a small mistake in the step makes (the
     next test), and above what rounding does at a learning rate at which training is not yet chaotic."""
     away = departure(reference, first_steps(RECIPE, data.load("synthetic"), CPU, "bf16"))
-    assert 0 < away["weights"] < WEIGHTS and away["loss"] < LOSS, away
+    assert 0 < away["weights"] < 0.25 and away["loss"] < 0.002, away
 
 
-@pytest.mark.parametrize("mistake", [{"momentum": 0.8}, {"lr": 1.3 * LR}, {"augmentation": "none"}])
+@pytest.mark.parametrize("mistake", [{"momentum": 0.8}, {"lr": 0.011}, {"augmentation": "none"}])
 def test_small_mistakes_exceed_the_tolerance(reference, mistake):
     away = departure(reference, first_steps(RECIPE.replace(**mistake), data.load("synthetic"), CPU, "fp32"))
-    assert away["weights"] > WEIGHTS or away["loss"] > LOSS, away
+    assert away["weights"] > 0.25 or away["loss"] > 0.002, away
 
 
 def test_departure_by_hand():

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from fake_frames import fake_runs
 from safetensors.torch import save_file
+from scipy.stats import binomtest
 from torchvision.models import get_model_weights, resnet18, resnet50
 
 from reslib import evaluate, given_weights, imagenet_tables, paper
@@ -120,7 +121,7 @@ def test_ten_crop_rows_by_hand_and_again_without_weights(tmp_path):
     assert (cells[TOP1], cells[TOP5]) == tuple(f"{error(scores, labels, k):.2f}" for k in (1, 5))
     assert cells["source"] == "trained here" and cells["top-1 (paper, %)"] == "27.94" and cells["n"] == "1"
     assert cells[CENTRE] == "75.00" and cells["images"] == "6" and cells["preset"] == "smoke"
-    assert cells["data set"] == "imagenette (10 classes)" and "binomial" in cells[INTERVAL]
+    assert cells["data set"] == "imagenette (10 classes)" and "Wilson" in cells[INTERVAL]
     both = [error(list(ten_crops_by_hand(n, source)), labels, 1) for n in (networks["resnet18"], second)]
     cells = row(result["table2"], "ResNet-18")
     assert cells["n"] == "2" and cells[TOP1] == f"{sum(both) / 2:.2f} ± {abs(both[0] - both[1]) / 2**0.5:.2f}"
@@ -323,6 +324,12 @@ def test_the_papers_six(tmp_path):
     fewer = tables(runs[:5], tmp_path / "runs")["table5"]
     assert row(fewer, "ResNet (six models)")["source"] == "quoted"
     assert fewer.iloc[-1]["source"] == "not evaluated" and fewer.iloc[-1][TOP1] == ""
+
+
+@pytest.mark.parametrize(("wrong", "images"), [(14, 16), (0, 4), (64, 64)])
+def test_the_interval_of_one_network(wrong, images):
+    expected = binomtest(wrong, images).proportion_ci(method="wilson")
+    assert imagenet_tables.wilson(wrong / images, images) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 def test_a_damaged_measurement_is_named(tmp_path):

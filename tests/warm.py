@@ -1,8 +1,8 @@
 """Imported once by the fork server of the tests, so that its processes start at once."""
 
+import own_models  # noqa: F401
 import torch
 
-import own_models  # noqa: F401
 import reslib.commands.train  # noqa: F401
 import reslib.executor  # noqa: F401
 from reslib import data

@@ -95,5 +95,5 @@ def download(given: str | None) -> int:
             return 0
         except UserError as error:
             print(f"{error}; fetching it anew")
-    print(f"CIFAR-10 is in {data.download_cifar(root)}")
+    print(f"CIFAR-10 is in {cifar.download(root)}")
     return 0

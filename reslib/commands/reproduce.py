@@ -53,7 +53,9 @@ def train_runs(arguments, preset, results) -> list[str]:
     for name in arguments.notebooks:
         if arguments.runs_only:
             choose("study", name, STUDIES)
-    recipes = plan(preset, datasets_of(preset.name, arguments.data_root, studies, download=True), arguments.seeds, studies)
+    recipes = plan(
+        preset, datasets_of(preset.name, arguments.data_root, studies, download=True), arguments.seeds, studies
+    )
     if arguments.models:
         wanted = arguments.models.split(",")
         for model in wanted:
