@@ -1,4 +1,4 @@
-"""What a notebook calls: `study = open_study("figure1", preset)`, `runs, curves = study.train()`, `study.save_figure(...)`."""
+"""What a notebook calls: `study = open_study("figure1", preset)`, then `runs, curves = study.train()`."""
 
 from __future__ import annotations
 

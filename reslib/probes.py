@@ -33,6 +33,7 @@ TRAINED = (("he", True), ("he", False))  # initialisation and batch norm of the 
 # weights of norm 5 to 11; above WILD a single step at 0.1 moves it by more than its own length.
 FROZEN, WILD = 1e-5, 100.0
 STATISTICS_IMAGES = 1000
+RESPONSES = ["run", "model", "family", "depth", "seed", "synthetic", "layer", "std"]  # columns
 KINDS = ("activation", "gradient", "backward")
 COLUMNS = ["kind", "model", "family", "depth", "init", "batch_norm", "iteration", "layer", "norm", "synthetic"]
 
@@ -112,34 +113,33 @@ def responses_of_runs(runs: pd.DataFrame, data_root=None, device="cpu", known: p
     Batch norm holds exact statistics, of STATISTICS_IMAGES training images, as in the authors' release: the moving
     averages of a short run lag behind its weights, and in a deep plain net the lag of every layer multiplies.
     A run without weights here, as in a clone that holds the records only, is taken from `known`, an earlier
-    measurement. Columns run, model, family, depth, seed, synthetic, layer, std.
+    measurement. Columns: RESPONSES.
     """
-    frames, missing, batches = [], [], {}
-    runs = evidence.finished(runs)
-    for row in runs.sort_values(["family", "depth", "seed"]).to_dict("records"):
-        if not (Path(row["path"]) / "weights.safetensors").exists():
-            stored = known[known["run"] == row["run"]] if known is not None and "run" in known else ()
-            frames += [stored] if len(stored) else []
-            missing += [] if len(stored) else [row["run"]]
-            continue
-        model, recipe = load_network(Path(row["path"]))
-        source = data.load(recipe.dataset, data_root)
-        # Runs that differ in the network alone see the same test images.
-        images = recipe.replace(model="resnet20", seed=0, options="", shortcut="A", warmup_lr=0.0, teacher="")
-        if images.digest not in batches:
-            batches[images.digest] = data.batches_for(images, source, torch.device(device))
-        model.to(device, memory_format=torch.channels_last)
-        seen = batches[images.digest]
-        wanted = min(STATISTICS_IMAGES, len(seen))
-        spread = len(seen) // wanted  # over the set, which may be sorted by class
-        training = itertools.islice(seen.eval_batches("train", wanted // 2, world=spread), 2)
-        with exact_statistics(model, training, torch.device(device)):
-            frame = layer_responses(model, seen.eval_batches("test"), row["model"])
-        for column in ("synthetic", "seed", "depth", "family", "run"):
-            frame.insert(0, column, row[column])
-        frames.append(frame)
-    columns = ["run", "model", "family", "depth", "seed", "synthetic", "layer", "std"]
-    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns), missing
+    frames, missing, batches = [pd.DataFrame(columns=RESPONSES).astype({"std": float})], [], {}
+    for row in evidence.finished(runs).sort_values(["family", "depth", "seed"]).to_dict("records"):
+        if (Path(row["path"]) / "weights.safetensors").exists():
+            model, recipe = load_network(Path(row["path"]))
+            # Runs that differ in the network alone see the same images.
+            images = recipe.replace(model="resnet20", seed=0, options="", shortcut="A", warmup_lr=0.0, teacher="")
+            if images.digest not in batches:
+                source = data.load(recipe.dataset, data_root)
+                batches[images.digest] = data.batches_for(images, source, torch.device(device))
+            frame = _responses(model, batches[images.digest], torch.device(device))
+            frames.append(frame.assign(**{name: row[name] for name in RESPONSES[:6]}))
+        elif known is not None and "run" in known and row["run"] in set(known["run"]):
+            frames.append(known[known["run"] == row["run"]])
+        else:
+            missing.append(row["run"])
+    return pd.concat(frames[1:] or frames, ignore_index=True)[RESPONSES], missing
+
+
+def _responses(model: nn.Module, batches, device: torch.device) -> pd.DataFrame:
+    model.to(device, memory_format=torch.channels_last)
+    wanted = min(STATISTICS_IMAGES, len(batches))
+    spread = len(batches) // wanted  # over the set, which may be sorted by class
+    training = itertools.islice(batches.eval_batches("train", wanted // 2, world=spread), 2)
+    with exact_statistics(model, training, device):
+        return layer_responses(model, batches.eval_batches("test"))
 
 
 # --- Signals at the start of training --------------------------------------------------------------------------------

@@ -94,5 +94,6 @@ class Progress:
         return (
             f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="test error against iterations" '
             f'style="border-left:1px solid #888;border-bottom:1px solid #888">{"".join(lines)}'
-            f'<text x="{WIDTH - 4}" y="12" text-anchor="end" font-size="11" fill="#888">test error, 0 to 100 %</text></svg>'
+            f'<text x="{WIDTH - 4}" y="12" text-anchor="end" font-size="11" fill="#888">test error, 0 to 100 %</text>'
+            "</svg>"
         )

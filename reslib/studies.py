@@ -26,6 +26,7 @@ class Preset:
     baselines: dict = field(default_factory=dict)  # Recipe fields of the other networks of Table 6
     imagenet: dict = field(default_factory=dict)  # Recipe fields of the ImageNet nets
     ablation_model: str = "resnet20"
+    ablation: dict = field(default_factory=dict)  # Recipe fields of the fidelity study, where they differ
     future_depth: int = 110
     gradient_depths: tuple[int, ...] = (8, 20, 56)
 
@@ -61,12 +62,12 @@ PRESETS = {
     "quick": Preset(
         "quick",
         "first look: minutes on two CPU cores",
-        {"iterations": 120, "eval_every": 20, "test_size": 2000, "warmup_window": 10},
+        {"iterations": 200, "eval_every": 25, "test_size": 2000, "warmup_window": 10},
         depths=(20, 56),
         deep=(),
         baselines={"iterations": 30, "eval_every": 10, "test_size": 1000},
         imagenet={"iterations": 40, "batch_size": 64, "eval_every": 10, "test_size": 1000, **SMALL_IMAGENET},
-        ablation_model="resnet20",
+        ablation={"iterations": 80, "eval_every": 20},
         future_depth=20,
     ),
     "medium": Preset(
@@ -172,7 +173,8 @@ def fidelity(preset: Preset, dataset: str, seeds: int = 0) -> dict[str, list[Rec
     """For each common deviation, its runs; "paper" holds the reference runs."""
 
     def runs(model, **changes):
-        return [cifar_recipe(model, preset, dataset, s, **changes) for s in preset.seeds_of(model, seeds)]
+        values = {**preset.ablation, **changes}
+        return [cifar_recipe(model, preset, dataset, s, **values) for s in preset.seeds_of(model, seeds)]
 
     groups = {"paper": runs(preset.ablation_model)}
     for name, changes in DEVIATIONS.items():

@@ -43,8 +43,8 @@ def download(
 ) -> Path:
     """Fetch CIFAR-10 to `root`, checked by MD5 and unpacked; an interrupted download leaves no partial files.
 
-    url defaults to $RESLIB_CIFAR10_URL or the original address. patience: give up as soon as the speed so far means more
-    than this many seconds in all (the original server is slow at times). Raises UserError when it cannot be had.
+    url defaults to $RESLIB_CIFAR10_URL or the original address. patience: give up as soon as the speed so far means
+    more than this many seconds in all (the original server is slow at times). Raises UserError when it cannot be had.
     """
     url = url or os.environ.get("RESLIB_CIFAR10_URL", URL)
     root = Path(root)

@@ -8,6 +8,6 @@ from .probes import figure7, gradients_figure
 from .style import save_figure
 
 __all__ = [
-    "block_diagram", "depth_view", "evidence_line", "figure1", "figure4", "figure6", "figure7", "gradients_figure", "image_grid",
-    "save_figure", "seed_band",
+    "block_diagram", "depth_view", "evidence_line", "figure1", "figure4", "figure6", "figure7", "gradients_figure",
+    "image_grid", "save_figure", "seed_band",
 ]  # fmt: skip

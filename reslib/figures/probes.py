@@ -79,7 +79,10 @@ def gradients_figure(df: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figu
             if part.empty:
                 say(ax, "not measured")
             elif dead:
-                ax.text(0.03, 0.04, dead, transform=ax.transAxes, fontsize=7, color="#CC0000", va="bottom")
+                ax.text(
+                    0.03, 0.04, dead, transform=ax.transAxes, fontsize=7, color="#CC0000", va="bottom", zorder=9,
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.9, "pad": 1.5},
+                )  # fmt: skip
     models = df.drop_duplicates("model").sort_values(["family", "depth"])
     handles = [
         Line2D(

@@ -1,0 +1,151 @@
+"""What the notebook `explore` shows, with and without widgets."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from reslib import explore
+from reslib.errors import UserError
+from reslib.job import Execution
+from reslib.models import build_model
+from reslib.recipe import Recipe
+from reslib.studies import PRESETS
+from reslib.train import train
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What a notebook's folder offers here: synthetic data, no runs yet."""
+    (tmp_path / "runs").mkdir()
+    kinds = {"cifar": "synthetic"}
+    return SimpleNamespace(
+        runs_dir=tmp_path / "runs", data_root=None, preset=PRESETS["smoke"], dataset=kinds.__getitem__
+    )
+
+
+def texts(figure):
+    found = [figure._suptitle.get_text()] if figure._suptitle else []
+    return " ".join(found + [ax.get_title(loc) for ax in figure.axes for loc in ("left", "center")])
+
+
+@pytest.mark.parametrize(
+    "family, depth, shortcut, expected",
+    [("resnet", 20, "A", "269,722"), ("plain", 20, "A", "269,722"), ("resnet", 50, "B", "25,557,032"),
+     ("resnet", 110, "A", "1,727,962")],
+)  # fmt: skip
+def test_parameters_of_the_chosen_network(family, depth, shortcut, expected):
+    """25,557,032 is torchvision's resnet50."""
+    figure, table = explore.network(family, depth, shortcut)
+    facts = table[""]
+    assert facts["parameters"] == expected and facts["weighted layers"] == str(depth)
+    assert ("bottleneck" in texts(figure)) == (depth == 50)
+    assert ("Residual" in texts(figure)) == (family == "resnet")
+    assert ("multiply-adds (paper)" in facts) == (depth == 50) and ("parameters (paper)" in facts) == (
+        family == "resnet" and depth != 50
+    )
+
+
+class Table(nn.Module):
+    """A network whose answer is its input."""
+
+    def forward(self, x):
+        return x
+
+
+def test_most_confused_by_hand():
+    log = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.05, 0.15, 0.8], [0.4, 0.5, 0.1]]).log()
+    labels = torch.tensor([1, 0, 2, 0])  # image 2 is right; 0 is wrong by 0.9, 1 by 0.7, 3 by 0.5
+    worst = explore.most_confused(Table(), log, labels, 2)
+    assert worst.image.tolist() == [0, 1] and worst.label.tolist() == [1, 0] and worst.predicted.tolist() == [0, 1]
+    assert worst.probability.tolist() == [0.9, 0.7]
+    assert len(explore.most_confused(Table(), log, labels, 9)) == 3
+    assert explore.most_confused(Table(), log, log.argmax(1), 9).empty
+
+
+@pytest.mark.parametrize("options", [{}, {"preactivation": True}])
+@pytest.mark.parametrize("name", ["resnet20", "plain20"])
+def test_responses_are_the_stages_outputs(name, options):
+    """Against a forward pass taken apart by hand; looking changes nothing."""
+    torch.manual_seed(0)
+    net = build_model(name, **options).eval()
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        before = net(x)
+        maps = explore.stage_responses(net, x)
+        out = net.relu(net.bn1(net.conv1(x)))
+        assert torch.equal(maps["conv1"], out[0])
+        for stage in ("layer1", "layer2", "layer3"):
+            out = getattr(net, stage)(out)
+            assert torch.equal(maps[stage], out[0])
+        assert torch.equal(net(x), before)
+    assert [tuple(m.shape) for m in maps.values()] == [(16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8)]
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+def test_without_runs_it_says_untrained(folder):
+    net = explore.best_net(folder)
+    assert net.note.startswith("UNTRAINED resnet20") and "SYNTHETIC DATA" in net.note
+    figure, words = net.responses(3)
+    assert "UNTRAINED" in texts(figure) and len(figure.axes) == 4 * 9 and "the network says" in words
+    figure, table = net.confused(10)
+    assert len(table) == 10 and (table.truth != table.answer).all() and "UNTRAINED" in texts(figure)
+
+
+def test_the_best_finished_net_with_weights_is_taken(folder):
+    small = {"iterations": 4, "batch_size": 16, "eval_every": 4, "train_size": 64, "test_size": 50, "precision": "fp32"}
+    execution = Execution(device="cpu")
+    summaries = {}
+    for model in ("plain8", "resnet8", "nin"):
+        recipe = Recipe(model, "synthetic", **small, lr=0.01)
+        summaries[recipe.run_name] = train(recipe, folder.runs_dir, execution=execution, say=lambda text: None)
+    mine = {name: s["test_error"] for name, s in summaries.items() if not name.startswith("nin")}
+    best = min(mine, key=lambda name: (mine[name], name))
+    net = explore.best_net(folder)
+    assert net.note.startswith(f"{best}, test error") and net.recipe.run_name == best
+    _, x, labels = net.images(50)  # what it says of the run's own test images is what the run recorded
+    with torch.no_grad():
+        assert (net.model(x).argmax(1) != labels).double().mean().item() == pytest.approx(mine[best])
+    for name in mine:
+        (folder.runs_dir / name / "weights.safetensors").unlink()
+    assert explore.best_net(folder).note.startswith("UNTRAINED")
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What reaches the notebook: [thing, its later versions ...] per display, and controls."""
+    display_module = pytest.importorskip("IPython.display", reason="IPython is not installed")
+    things = []
+
+    def display(thing, display_id=False, **more):
+        versions = [thing]
+        things.append(versions)
+        return SimpleNamespace(update=versions.append)
+
+    monkeypatch.setattr(display_module, "display", display)
+    return things
+
+
+def test_a_panel_without_widgets_shows_its_first_choice(shown, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    explore.panel(lambda depth, kind: (depth, kind), depth=(20, 56), kind="ab")
+    assert shown == [[20], ["a"]]
+
+
+def test_a_panel_draws_anew_in_place(shown):
+    pytest.importorskip("ipywidgets", reason="ipywidgets is not installed")
+
+    def show(depth, kind):
+        if depth == 21:
+            raise UserError("no such depth")
+        return depth, kind
+
+    explore.panel(show, depth=(20, 56, 21), kind="ab")
+    controls, depth, kind = shown
+    controls[0].children[0].value = 56
+    controls[0].children[1].value = "b"
+    assert depth == [20, 56, 56] and kind == ["a", "a", "b"]
+    controls[0].children[0].value = 21
+    assert depth[-1].data == "**no such depth**" and len(shown) == 3
