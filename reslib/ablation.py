@@ -155,7 +155,6 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     ax = axes[0][0]
     places = np.arange(len(rows))[::-1]
     ax.axvline(0, color="#444444", linewidth=1, zorder=1)
-    known = rows[["low", "high"]].abs().max().max()
     for place, row in zip(places, rows.to_dict("records"), strict=True):
         if np.isfinite(row["difference"]):
             seeds = row["interval"] != BINOMIAL
@@ -169,17 +168,20 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
             )  # fmt: skip
         else:
             ax.text(0, place, f"  {row['finding']}", va="center", fontsize=8, color="#CC0000")
+        count = f"n = {row['n']}" + (f", {row['diverged']} diverged" if row["diverged"] else "")
         ax.annotate(
-            f"n = {row['n']}", (1, place), xycoords=("axes fraction", "data"), xytext=(5, 0),
-            textcoords="offset points", va="center", fontsize=7.5, color="#666666",
+            count, (1, place), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
+            va="center", fontsize=7.5, color="#666666",
         )  # fmt: skip
     if rows.empty:
         say(ax, "nothing to compare at this preset")
     ax.set_yticks(places, [textwrap.fill(name, 30, break_on_hyphens=False) for name in rows["deviation"]])
     ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.grid(axis="y", visible=False)
-    if np.isfinite(known) and known > 0:
-        ax.set_xlim(-1.08 * known, 1.08 * known)
+    left, right = min(0, rows["low"].fillna(0).min()), max(0, rows["high"].fillna(0).max())
+    if right > left:
+        margin = 0.06 * (right - left)
+        ax.set_xlim(left - margin, right + margin)
     ax.set_xlabel("test error minus the reference's (points)\n← better        worse →")
     handles = [
         Line2D([], [], color=COLOURS[0], marker="o", linewidth=2, label="95% interval over seeds"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import claims, figures, tables
+from . import ablation, claims, figures, studies, tables
 from .errors import UserError, choose
 from .frames import frames, load_measurement
 from .studies import CIFAR_STUDIES, STUDIES, plan, preset_of
@@ -41,9 +41,13 @@ def figure4(folder: Path, out: Path | None = None, dataset: str | None = None) -
 
 
 def figure6(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
-    """figures/figure6."""
+    """figures/figure6 and figures/figure6_depth."""
     runs, curves, _ = study_frames("figure6", folder, dataset)
-    return [] if runs.empty else _figure(figures.figure6(runs, curves), out or folder, "figure6")
+    if runs.empty:
+        return []
+    return _figure(figures.figure6(runs, curves), out or folder, "figure6") + _figure(
+        figures.depth_view(runs), out or folder, "figure6_depth"
+    )
 
 
 def figure7(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
@@ -56,9 +60,44 @@ def figure7(folder: Path, out: Path | None = None, dataset: str | None = None) -
 
 
 def gradients(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
-    """figures/gradients, from measurements/gradients.csv alone: the networks measured are no runs of a study."""
+    """figures/gradients_start and figures/gradients_training, from measurements/gradients.csv alone."""
     norms = measurement(folder, "gradients")
-    return [] if norms is None else _figure(figures.gradients_figure(norms), out or folder, "gradients")
+    if norms is None:
+        return []
+    followed = norms.merge(norms.loc[norms.iteration > 0, ["init", "batch_norm"]].drop_duplicates())
+    return _figure(figures.gradients_figure(norms[norms.iteration == 0]), out or folder, "gradients_start") + _figure(
+        figures.gradients_figure(followed), out or folder, "gradients_training"
+    )
+
+
+def fidelity(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """tables/fidelity and figures/fidelity."""
+    runs, _, dataset = study_frames("fidelity", folder, dataset)
+    if runs.empty:
+        return []
+    rows = ablation.table(studies.fidelity(preset_of(Path(folder).name), dataset, 0), runs)
+    caption = "What deviations from the paper's protocol cost, each alone. Test error at the last iteration."
+    return _table(ablation.printed(rows), out or folder, "fidelity", _loud(dataset) + caption) + _figure(
+        ablation.forest(rows, runs), out or folder, "fidelity"
+    )
+
+
+def future_work(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """figures/future_work and tables/future_work."""
+    runs, curves, dataset = study_frames("future_work", folder, dataset)
+    if runs.empty:
+        return []
+    preset = preset_of(Path(folder).name)
+    recipes = studies.future_work(preset, dataset, 0)
+    original, changed = ([r for r in recipes if bool(r.options) == new] for new in (False, True))
+    figure = ablation.learning_curves({"original": original, "pre-activation": changed}, runs, curves)
+    rows = ablation.table({"paper": original, "pre-activation": changed}, runs, statistics=False)
+    caption = (
+        f"Pre-activation against the original unit, ResNet-{preset.future_depth}. Test error at the last iteration."
+    )
+    return _figure(figure, out or folder, "future_work") + _table(
+        ablation.printed(rows), out or folder, "future_work", _loud(dataset) + caption
+    )
 
 
 def cifar10(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
@@ -92,6 +131,8 @@ ARTEFACTS = {  # name: the function that writes it
     "figure6": figure6,
     "figure7": figure7,
     "gradients": gradients,
+    "fidelity": fidelity,
+    "future_work": future_work,
     "cifar10": cifar10,
     "claims": scoreboard,
 }
@@ -153,6 +194,10 @@ def measurement(folder: Path, stem: str) -> pd.DataFrame | None:
         return load_measurement(Path(folder), stem)
     except UserError:
         return None
+
+
+def _loud(dataset: str) -> str:
+    return "SYNTHETIC DATA. " if dataset.startswith("synthetic") else ""
 
 
 def _figure(figure, out: Path, stem: str) -> list[Path]:

@@ -137,7 +137,7 @@ def best_net(folder) -> Net:
     there; else an untrained ResNet-20, which says so."""
     dataset = folder.dataset("cifar")
     runs = load_runs(folder.runs_dir)
-    weights = [(Path(p) / "weights.safetensors").exists() for p in runs["path"]]
+    weights = runs["path"].map(lambda path: (Path(path) / "weights.safetensors").exists()).astype(bool)
     mine = runs[(runs["status"] == "finished") & (runs["dataset"] == dataset) & weights]
     mine = mine[mine["family"].isin(("plain", "resnet"))].sort_values(["test_error", "run"])
     source = data.load(dataset, folder.data_root)
@@ -156,9 +156,13 @@ def best_net(folder) -> Net:
 def stage_responses(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """Output of the first layer and of every stage for one image x (1, 3, H, W): maps (C, h, w) by name."""
     maps = {}
+
+    def keep(name, output):  # a hook that returned something would replace the layer's output
+        maps[name] = output[0].clone()
+
     stages = {"conv1": model.relu, **{name: getattr(model, name) for name in model.stages}}
     hooks = [
-        module.register_forward_hook(lambda _, __, out, name=name: maps.setdefault(name, out[0].clone()))
+        module.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
         for name, module in stages.items()
     ]
     try:

@@ -114,7 +114,12 @@ WHAT = {
     "figure4": "Figure 4: 18 and 34 layers on ImageNet",
     "figure6": "Figure 6: plain and residual nets on CIFAR-10",
     "figure7": "Figure 7: standard deviations of layer responses",
+    "figure6_depth": "final errors against depth",
     "gradients": "norms of gradients and activations by layer (section 4.1)",
+    "gradients_start": "these norms at the start of training",
+    "gradients_training": "these norms during training",
+    "fidelity": "what deviations from the protocol cost",
+    "future_work": "pre-activation beside the original unit",
     "cifar10": "Table 6: test errors on CIFAR-10",
     "claims": "the paper's claims and whether they hold here",
 }

@@ -114,10 +114,11 @@ def check_drawings(folder: Path, temporary: Path, findings: Findings) -> None:
         findings.notes.append(f"{folder.name}: not drawn from records alone, so not compared: {', '.join(others)}")
 
 
-OUTPUTS = (
-    *(("figures", stem) for stem in ("figure1", "depth", "figure4", "figure6", "figure7", "gradients")),
-    *(("tables", stem) for stem in ("cifar10", "claims")),
-)
+OUTPUTS = {  # (folder, stem) of every file that an artefact writes
+    *(("figures", stem) for stem in ("figure1", "depth", "figure4", "figure6", "figure6_depth", "figure7")),
+    *(("figures", stem) for stem in ("gradients_start", "gradients_training", "fidelity", "future_work")),
+    *(("tables", stem) for stem in ("cifar10", "claims", "fidelity", "future_work")),
+}
 
 
 def compare(name: str, there: Path, fresh: Path, findings: Findings) -> None:

@@ -4,13 +4,13 @@ import pandas as pd
 import pytest
 from fake_records import write_run
 
-from reslib import artefacts, figures, results_index, tables
+from reslib import artefacts, figures, results_index, studies, tables, verify
 from reslib.errors import UserError
 from reslib.frames import frames, save_measurement
 from reslib.studies import PRESETS, cifar_recipe, figure1, figure4
 
 QUICK = PRESETS["quick"]
-FIGURE6 = ("figure6.png", "figure6.pdf")
+FIGURE6 = ("figure6.png", "figure6.pdf", "figure6_depth.png", "figure6_depth.pdf")
 
 
 def trained(folder, dataset="cifar10", study=figure1, seeds=1):
@@ -84,6 +84,17 @@ def test_tables_and_networks_of_one_s_own(tmp_path):
     assert len(board) and not board["source"].str.startswith("Figure 4").any()
 
 
+def test_every_file_of_the_two_ablations_is_known_to_verify(tmp_path):
+    folder = tmp_path / "quick"
+    for study in (studies.future_work, lambda *a: [r for runs in studies.fidelity(*a).values() for r in runs]):
+        trained(folder, study=study)
+    written = [path for name in ("fidelity", "future_work") for path in artefacts.write(name, folder)]
+    found = {(path.parent.name, path.stem) for path in written}
+    assert found == {(kind, name) for kind in ("figures", "tables") for name in ("fidelity", "future_work")}
+    assert found <= verify.OUTPUTS
+    assert len(pd.read_csv(folder / "tables" / "future_work.csv")) == 1
+
+
 def test_probes_are_drawn_from_their_measurements(tmp_path):
     folder = tmp_path / "quick"
     responses = pd.DataFrame({"model": "plain20", "layer": [1, 2, 3], "std": [1 / 3, 0.5, 0.25]})
@@ -94,9 +105,8 @@ def test_probes_are_drawn_from_their_measurements(tmp_path):
          "iteration": 0, "layer": [1, 2], "norm": [0.5, 0.25]}
     )  # fmt: skip
     save_measurement(norms, folder, "gradients")
-    assert [p.name for p in artefacts.write_all(folder)] == [
-        "figure7.png", "figure7.pdf", "gradients.png", "gradients.pdf",
-    ]  # fmt: skip
+    names = [p.name for p in artefacts.write_all(folder)]
+    assert names == [f"{s}.{k}" for s in ("figure7", "gradients_start", "gradients_training") for k in ("png", "pdf")]
 
 
 def test_index_and_table_of_the_readme(tmp_path):

@@ -141,7 +141,8 @@ def test_ratios_are_taken_turn_by_turn(monkeypatch, source):
     assert usual["seconds_to_the_end_of_64k"] == pytest.approx(whole)
 
 
-def test_command_writes_json_and_markdown(tmp_path, capsys, monkeypatch):
+def test_command_writes_json_and_markdown(tmp_path, capsys, monkeypatch, source):
+    monkeypatch.setattr(data, "load", lambda name, root: source)
     monkeypatch.setattr(compare, "Roofline", lambda device: roofline.Roofline(device, size=64))
     argv = "bench --models resnet8 --batch-sizes 8 --devices cpu --dataset synthetic --rounds 1 --seconds 0.01"
     argv += f" --workers 0 --no-memory --contenders fp32,fast --results {tmp_path}"

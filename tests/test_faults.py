@@ -196,7 +196,7 @@ def only_run(runs):
     return next(runs.glob("*/metrics.csv")).parent
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=200.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -210,7 +210,7 @@ def test_signals_write_a_checkpoint_and_say_so(tmp_path, number):
     path = only_run(runs)
     (path / "checkpoint.pt").unlink(missing_ok=True)
     os.kill(process.pid, number)
-    process.join(60)
+    process.join(200)
     lines = err.read_text().splitlines()
     assert process.exitcode == 1 and len(lines) == 1, lines
     assert f"{signal.Signals(number).name} received; checkpoint at iteration" in lines[0]
@@ -222,7 +222,7 @@ def test_signals_write_a_checkpoint_and_say_so(tmp_path, number):
 
 def test_the_time_limit_of_the_command_line(tmp_path):
     process, runs, err = start(tmp_path, "--time-limit=0.5s")
-    process.join(60)
+    process.join(200)
     (line,) = err.read_text().splitlines()
     assert process.exitcode == 1 and "time limit of 0.5 s reached; checkpoint at iteration" in line
     assert next(runs.glob("*/checkpoint.pt")).exists()

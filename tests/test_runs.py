@@ -19,7 +19,7 @@ from reslib.runs import Run, is_locked, load_curves, load_runs, read_json, read_
 from reslib.train import Execution, Interrupted, train
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=200.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"

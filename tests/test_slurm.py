@@ -24,7 +24,8 @@ def site(tmp_path):
     (programs / "activate").write_text(f"PATH={programs}:$PATH\n")
     (programs / "reslib").write_text(
         "#!/bin/bash\necho \"$RESLIB_PRESET: $*\" >> asked\n"
-        '[ -z "${SLOW:-}" ] || { trap "echo checkpoint >> asked; exit 1" TERM; touch ready; for i in {1..200}; do sleep 0.1; done; }\n'
+        '[ -z "${SLOW:-}" ] && exit\ntrap "echo checkpoint >> asked; exit 1" TERM\ntouch ready\n'
+        "for i in {1..200}; do sleep 0.1; done\n"
     )  # fmt: skip
     (programs / "scontrol").write_text('#!/bin/bash\necho "scontrol $*" >> asked\n')
     for name in ("reslib", "scontrol"):

@@ -120,7 +120,7 @@ def test_unknown_speeds_are_said(tmp_path):
 def test_seeds_and_settings_are_named(tmp_path):
     two = [cifar_recipe("resnet20", QUICK, seed=s, **c) for c in ({}, {"shortcut": "B"}) for s in (0, 1, 2, 4)]
     lines = status.report(two, QUICK, tmp_path)
-    assert any(line.startswith("resnet20 [shortcut=b]") and line.endswith("missing 0-2, 4") for line in lines)
+    assert any(line.startswith("resnet20 [shortcut=B]") and line.endswith("missing 0-2, 4") for line in lines)
 
 
 def test_command(tmp_path, capsys):

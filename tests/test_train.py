@@ -35,7 +35,7 @@ def test_golden_losses_of_twenty_steps(tmp_path):
 
 
 def slow_loop(recipe, keep_velocity=True, accumulation=1):
-    """Plain PyTorch: v := m v + lr g, w := w - v. With keep_velocity=False, PyTorch's own v := m v + g, w := w - lr v."""
+    """Plain PyTorch: v := m v + lr g, w := w - v; without keep_velocity PyTorch's v := m v + g, w := w - lr v."""
     source = data.load(recipe.dataset)
     batches = data.batches_for(recipe, source, torch.device("cpu"))
     torch.manual_seed(mixed_seed("initial weights", recipe.seed))

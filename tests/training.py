@@ -12,6 +12,7 @@ from reslib.stopping import Interrupted, StopSignal
 from reslib.train import Execution, train
 
 QUIET = Execution(device="cpu", deterministic=True)
+CONTEXT = multiprocessing.get_context("forkserver")
 TIMES = ("seconds", "images_per_second")
 
 
@@ -73,6 +74,5 @@ def train_in_pieces(monkeypatch, recipe, runs_dir, piece: int, execution=QUIET, 
 
 def processes():
     """A context whose processes start from a server that has imported torch and reslib and loaded the data."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["warm"])
-    return context
+    CONTEXT.set_forkserver_preload(["warm"])
+    return CONTEXT

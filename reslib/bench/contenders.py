@@ -99,6 +99,7 @@ class Reslib:
         A captured or compiled step has no such seams: there the parts are those of the eager step.
         """
         step = self.step
+        step.optimizer.zero_grad(set_to_none=True)  # a captured step leaves its gradients behind
         with self._threads():
             clock = Clock(self.device)
             for _ in range(steps):

@@ -92,7 +92,11 @@ def _time(left, states, sources, device, gpus) -> list[str]:
     if not todo:
         return ["nothing is left to train"]
     if unknown:
-        return [f"left: unknown for {unknown} runs: nothing is measured here yet; give --speed resnet20=IMAGES/S"]
+        known = sum(hours for hours in todo if not math.isnan(hours))
+        return [
+            f"left: {_number(known)} hours on one device, and unknown for {unknown} runs whose speed is not measured; "
+            "give --speed MODEL=IMAGES/S"
+        ]
     lines = [f"left: {_number(sum(todo))} hours on one device"]
     if gpus:
         longest = f"the longest run takes {_number(max(todo))}"
@@ -171,7 +175,9 @@ def _settings(recipe: Recipe, preset) -> str:
     usual = (imagenet_recipe if is_imagenet(recipe.model) else cifar_recipe)(recipe.model, preset, recipe.dataset)
     mine, theirs = recipe.to_dict(), usual.to_dict()
     changed = {k: v for k, v in mine.items() if v != theirs[k] and k != "seed"}
-    return ", ".join(v if k == "options" else f"{k}={str(v).lower()}" for k, v in changed.items())
+    return ", ".join(
+        v if k == "options" else f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in changed.items()
+    )
 
 
 def _number(value: float) -> str:

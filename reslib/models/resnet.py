@@ -187,7 +187,7 @@ class Block(nn.Module):
         if self.conv3 is not None:
             out = self.bn3(self.conv3(self.relu(out)))
         if self.residual:
-            out = out + self.identity(x)
+            out = out.add_(self.identity(x))  # in place: batch norm keeps its input, so one activation less is written
         return self.relu(out)
 
     def _preactivated(self, x):

@@ -1,0 +1,132 @@
+"""Two processes against one: the same curve, and nothing lost when one of them dies."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from training import QUIET, processes, silent, tiny
+
+from reslib.distributed import check_divisible
+from reslib.errors import UserError
+from reslib.runs import Run, read_json, read_weights
+from reslib.train import Execution, train
+
+HERE = Path(__file__).resolve().parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def member(rank, world, port, recipes, runs_dir, execution):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for recipe in recipes:
+        train(recipe, runs_dir, execution=execution, say=silent)
+
+
+def together(recipes, runs_dir, execution=QUIET, world=2):
+    port, context = free_port(), processes()
+    members = [
+        context.Process(target=member, args=(rank, world, port, recipes, runs_dir, execution)) for rank in range(world)
+    ]
+    for process in members:
+        process.start()
+    return members
+
+
+def numbers(runs_dir, recipe) -> list[dict]:
+    with open(Run(runs_dir, recipe).metrics_file) as file:
+        rows = list(csv.DictReader(file))
+    return [{k: float(v or "nan") for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in rows]
+
+
+def assert_same_curve(one, two, rel=1e-3):
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=rel, abs=1e-6, nan_ok=True)
+
+
+def test_two_processes_give_the_curve_of_one(tmp_path):
+    recipes = [
+        tiny(accumulation=2, test_size=600, eval_every=2, warmup_lr=0.01, warmup_window=3, val_size=10),
+        tiny(accumulation=4, options="dropout=0.5", model="own_models:Small"),
+        tiny(accumulation=2, model="own_models:OwnLoss"),  # its own loss, part of the network idle at first
+    ]
+    for recipe in recipes:
+        train(recipe, tmp_path / "one", execution=QUIET, say=silent)
+    members = together(recipes, tmp_path / "two")
+    for process in members:
+        process.join(200)
+    assert [p.exitcode for p in members] == [0, 0]
+    for recipe in recipes:
+        assert_same_curve(numbers(tmp_path / "one", recipe), numbers(tmp_path / "two", recipe))
+        ours, theirs = (read_weights(Run(tmp_path / d, recipe).weights_file) for d in ("one", "two"))
+        for name in ours:
+            if "num_batches" not in name:
+                assert (ours[name] - theirs[name]).abs().max() < 1e-4, name
+        summary = read_json(Run(tmp_path / "two", recipe).summary_file)
+        assert summary["sessions"][0]["processes"] == 2
+
+
+@pytest.mark.parametrize("worlds", [(2, 1), (1, 2)])
+def test_a_run_continues_with_another_number_of_processes(tmp_path, worlds):
+    recipe = tiny(accumulation=2, iterations=400, eval_every=100)
+    train(recipe, tmp_path / "one", execution=QUIET, say=silent)
+    sharp = Execution(device="cpu", deterministic=True, checkpoint_seconds=0.0)
+    members = together([recipe], tmp_path / "two", sharp, worlds[0])
+    run = Run(tmp_path / "two", recipe)
+    end = time.monotonic() + 200
+    while not run.checkpoint_file.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    for process in members:
+        os.kill(process.pid, signal.SIGTERM)
+    for process in members:
+        process.join(200)
+    assert not run.ended and all(p.exitcode for p in members)
+    members = together([recipe], tmp_path / "two", QUIET, worlds[1])
+    for process in members:
+        process.join(200)
+    sessions = read_json(run.summary_file)["sessions"]
+    assert [s["processes"] for s in sessions] == list(worlds)
+    assert sessions[0]["to_iteration"] == sessions[1]["from_iteration"] > 0
+    assert_same_curve(numbers(tmp_path / "one", recipe)[:1], numbers(tmp_path / "two", recipe)[:1], rel=5e-2)
+
+
+@pytest.mark.long
+def test_torchrun_restarts_after_a_kill(tmp_path):
+    recipe = tiny(accumulation=2, iterations=60, eval_every=10, batch_size=16, model="resnet8")
+    train(recipe, tmp_path / "one" / "smoke" / "runs", execution=QUIET, say=silent)
+    fields = {k: v for k, v in recipe.essentials().items() if k != "model"}
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in fields.items()]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
+    command += [f"--master-port={free_port()}", "-m", "reslib", "train", recipe.model, "--preset=smoke", "--device=cpu"]
+    command += ["--deterministic", "--checkpoint-every=0s", f"--results={tmp_path / 'two'}", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
+    job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    run = Run(tmp_path / "two" / "smoke" / "runs", recipe)
+    end = time.monotonic() + 250
+    while not run.metrics_file.exists() and time.monotonic() < end and job.poll() is None:
+        time.sleep(0.02)
+    os.kill(int((run.path / "lock").read_text().split()[1]), signal.SIGKILL)
+    _, errors = job.communicate(timeout=250)
+    assert job.returncode == 0, errors[-2000:]
+    sessions = read_json(run.summary_file)["sessions"]
+    assert len(sessions) == 2 and sessions[1]["from_iteration"] == sessions[0]["to_iteration"] >= 10
+    assert_same_curve(
+        numbers(tmp_path / "one" / "smoke" / "runs", recipe)[:3], numbers(run.path.parent, recipe)[:3], 2e-2
+    )
+
+
+def test_micro_batches_must_be_shared_evenly():
+    check_divisible(tiny(accumulation=4), 2)
+    with pytest.raises(UserError, match="accumulation 1 cannot be shared by 2 processes: set it to a multiple of 2"):
+        check_divisible(tiny(), 2)
