@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -124,17 +126,23 @@ class Step:
 
 
 class CapturedStep(Step):
-    """The same step as one CUDA graph: captured once, then replayed without Python or launch overhead."""
+    """The same step as one CUDA graph: captured once, then replayed without Python or launch overhead.
+
+    What it returns is overwritten by the next call. A network that cannot be captured (it reads a value on the host,
+    or branches on one) is trained by the plain step, with a warning; `capturable = False` on it says so beforehand.
+    """
 
     warmup = 3  # eager steps on a side stream before the capture, undone afterwards
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        self.graph = None
+        self.graph, self.failed = None, ""
 
     def __call__(self, x, y, iteration):
-        if self.graph is None:
-            self._capture(x, y, iteration)
+        if self.graph is None and not self.failed:
+            self._capture(x, y)
+        if self.failed:
+            return super().__call__(x, y, iteration)
         self.x.copy_(x)
         self.y.copy_(y)
         self.progress.fill_(iteration / self.recipe.iterations)
@@ -143,7 +151,7 @@ class CapturedStep(Step):
         self.graph.replay()
         return self.result
 
-    def _capture(self, x, y, iteration):
+    def _capture(self, x, y):
         self.x, self.y = x.clone(memory_format=torch.channels_last), y.clone()
         tensors = [*self.model.parameters(), *self.model.buffers(), *momenta(self.optimizer)]
         saved = [t.detach().clone() for t in tensors]
@@ -154,9 +162,18 @@ class CapturedStep(Step):
                 self._body()
         torch.cuda.current_stream().wait_stream(stream)
         self.optimizer.zero_grad(set_to_none=True)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.result = self._body()
+        graph = torch.cuda.CUDAGraph()
+        try:  # thread_local: a loader's pinning thread may use CUDA meanwhile
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                self.result = self._body()
+            self.graph = graph
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.failed = str(error).splitlines()[0]
+            torch.cuda.synchronize()
+            self.optimizer.zero_grad(set_to_none=True)
+            warnings.warn(f"step not captured as a CUDA graph, training without: {self.failed}", stacklevel=2)
         with torch.no_grad():  # the warm-up steps must leave no trace
             for tensor, old in zip(tensors, saved, strict=True):
                 tensor.copy_(old)
@@ -170,8 +187,9 @@ class CapturedStep(Step):
         return loss.detach(), (logits.detach().argmax(1) != self.y).sum()
 
 
-def make_step(recipe, model, optimizer, device, precision, group=ALONE) -> Step:
-    """The fastest step this device has for this recipe."""
+def make_step(recipe, model, optimizer, device, precision, group=ALONE, eager: bool = False) -> Step:
+    """The fastest step this device has for this recipe; with eager=True the plain one."""
     capturable = device.type == "cuda" and recipe.accumulation == 1 and group.world == 1
-    kind = CapturedStep if capturable and not getattr(model, "activation_checkpointing", False) else Step
+    capturable &= getattr(model, "capturable", True) and not getattr(model, "activation_checkpointing", False)
+    kind = CapturedStep if capturable and not eager else Step
     return kind(recipe, model, optimizer, device, precision, group)

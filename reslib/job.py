@@ -19,6 +19,7 @@ from .numerics import resolve_device, resolve_precision
 from .provenance import environment, now
 from .recipe import Recipe
 from .runs import Run
+from .tune import keep_memory
 from .window import Window
 
 
@@ -33,6 +34,7 @@ class Execution:
     activation_checkpointing: bool = False
     wait: bool = True  # for another process that trains the same run
     tensorboard: bool = False
+    eager: bool = False  # no CUDA graph: the reference that the fast path is compared with
 
 
 PLAIN = Execution()
@@ -111,7 +113,11 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
             f"run {recipe.run_name} was begun on data {state.fingerprint}, but the data here is {source.fingerprint}"
         )
     state.precision = state.precision or resolve_precision(recipe.precision, device)
-    step = make_step(recipe, model, optimizer, device, state.precision, group)
+    if device.type == "cuda" and state.precision == "fp32":  # fp32 is what the fast path is proved against: no TF32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    if device.type == "cpu":
+        keep_memory()
+    step = make_step(recipe, model, optimizer, device, state.precision, group, execution.eager)
     job = Job(run, preset, group, device, source, batches, model, optimizer, step, window, state, costs, rows, sessions)
     job.begin_session()
     return job

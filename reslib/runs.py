@@ -110,9 +110,8 @@ class Run:
                         say(f"run {self.recipe.run_name} is being trained by {holder}: waiting for it")
                     time.sleep(0.05 if attempt < 3 else 0.5)
             with contextlib.suppress(OSError):  # who holds it is a courtesy: a full disk must not stop us here
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                file.flush()
+                os.ftruncate(file.fileno(), 0)  # unbuffered: closing must not fail on a full disk either
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
             yield self
 
 
