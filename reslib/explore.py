@@ -160,7 +160,7 @@ def stage_responses(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor
     def keep(name, output):  # a hook that returned something would replace the layer's output
         maps[name] = output[0].clone()
 
-    stages = {"conv1": model.relu, **{name: getattr(model, name) for name in model.stages}}
+    stages = {"conv1": model.relu, **{name: getattr(model, name)[-1] for name in model.stages}}
     hooks = [
         module.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
         for name, module in stages.items()

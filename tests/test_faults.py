@@ -51,10 +51,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(mounted, monkeypatch):
     folder, recipe = mounted("size=220k"), tiny()
     run = interrupted(recipe, folder, monkeypatch)
     before = run.checkpoint_file.read_bytes()
-    with open(folder / "ballast", "wb") as file, pytest.raises(OSError):
+    with open(folder / "ballast", "wb", buffering=0) as file, pytest.raises(OSError):
         while True:
             file.write(b"x" * 4096)
-            file.flush()
     with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
         train(recipe, folder, execution=QUIET, say=silent)
     assert run.checkpoint_file.read_bytes() == before

@@ -82,7 +82,7 @@ def test_exact_statistics_of_a_deep_net_normalise_every_layer():
 
     batches, model = batches_of(tiny(train_size=50)), build_model("resnet8")
     outputs = []
-    model.layer3[0].bn2.register_forward_hook(lambda m, i, o: outputs.append(o))
+    model.layer3[0].bn2.register_forward_hook(lambda m, i, o: outputs.append(o.clone()))
     with exact_statistics(model, batches.eval_batches("train", 50), CPU):
         model.eval()
         outputs.clear()

@@ -104,8 +104,10 @@ def nodes(monkeypatch):
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "240")  # patience with a busy machine
+    services = pytest.importorskip("ray._private.services")
+    monkeypatch.setattr(services, "get_node", patient(services.get_node))  # Ray gives a node 30 s to start
     monkeypatch.setenv("RAY_worker_register_timeout_seconds", "240")
+    monkeypatch.setenv("RAY_agent_register_timeout_ms", "300000")
     memory = {"object_store_memory": 80_000_000, "include_dashboard": False}
     system = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 8}
     started = Cluster(
@@ -117,6 +119,22 @@ def nodes(monkeypatch):
     if ray.is_initialized():
         ray.shutdown()
     started.shutdown()
+
+
+def patient(ask, seconds=300):
+    """`ask`, until it answers: on a busy machine a node takes its time."""
+
+    def asking(*arguments):
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return ask(*arguments)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
+
+    return asking
 
 
 def inline(recipes, runs_dir):

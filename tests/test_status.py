@@ -15,6 +15,7 @@ from reslib.schedule_plan import Measurement, Speed, State
 from reslib.studies import PRESETS, cifar_recipe, figure1, imagenet_recipe
 
 QUICK = PRESETS["quick"]
+LENGTH, STEP = QUICK.scale["iterations"], QUICK.scale["eval_every"]
 
 
 def recipes(seeds=1):
@@ -74,9 +75,11 @@ def test_speed_is_given_measured_or_scaled():
 
 def test_hours_left():
     recipe, speed = cifar_recipe("resnet20", QUICK), Speed(128.0, "measured")
-    assert schedule_plan.hours_left(recipe, State("missing"), speed) == pytest.approx(120 / 3600)
-    assert schedule_plan.hours_left(recipe, State("done", 120), speed) == 0
-    assert schedule_plan.hours_left(recipe, State("interrupted", 40, 10.0), speed) == pytest.approx(20 / 3600)
+    assert schedule_plan.hours_left(recipe, State("missing"), speed) == pytest.approx(LENGTH / 3600)
+    assert schedule_plan.hours_left(recipe, State("done", LENGTH), speed) == 0
+    assert schedule_plan.hours_left(recipe, State("interrupted", 40, 10.0), speed) == pytest.approx(
+        (LENGTH - 40) / 4 / 3600
+    )
 
 
 def test_states_of_runs(tmp_path):
@@ -84,19 +87,19 @@ def test_states_of_runs(tmp_path):
     runs_dir = results / "quick" / "runs"
     plain20, resnet20, plain56, resnet56 = recipes()
     write_run(runs_dir, plain20, speed=1000.0)
-    write_run(runs_dir, resnet20, stop_at=40, speed=128.0)
+    write_run(runs_dir, resnet20, stop_at=STEP, speed=128.0)
     write_run(runs_dir, plain56, status="diverged", message="the loss of iteration 3 is not finite")
     write_run(runs_dir, cifar_recipe("resnet20", QUICK, seed=9))
     lines = status.report(recipes(), QUICK, results, gpus=2)
     text = "\n".join(lines)
     rows = {line.split()[0]: line for line in lines if line}
     assert rows["plain20"].endswith("done 0") and rows["plain56"].endswith("diverged 0")
-    assert rows["resnet20"].endswith("interrupted 0 at 40") and rows["resnet56"].endswith("missing 0")
+    assert rows["resnet20"].endswith(f"interrupted 0 at {STEP}") and rows["resnet56"].endswith("missing 0")
     assert "4 runs: 1 done, 1 interrupted, 1 missing, 1 diverged" in text
     assert "1 further run folders are not in this plan" in text
-    # plain-20 and ResNet-20 count the same; ResNet-56 is scaled, ResNet-20 has 80 iterations left at a second each
+    # plain-20 and ResNet-20 count the same; ResNet-56 is scaled, ResNet-20 goes on at a second per iteration
     assert "scaled from" in rows["resnet56"] and "an estimate" in text and "Some GPU" in text
-    assert rows["resnet20"].split()[-5] == f"{80 / 3600:.3g}"
+    assert rows["resnet20"].split()[-5] == f"{(LENGTH - STEP) / 3600:.3g}"
     run = write_run(runs_dir, resnet56)
     run.summary_file.write_text("{")
     assert "damaged 0" in "\n".join(status.report(recipes(), QUICK, results))
@@ -104,10 +107,10 @@ def test_states_of_runs(tmp_path):
 
 def test_a_locked_run_is_running(tmp_path):
     recipe = recipes()[0]
-    run = write_run(tmp_path / "quick" / "runs", recipe, stop_at=20)
+    run = write_run(tmp_path / "quick" / "runs", recipe, stop_at=STEP)
     assert schedule_plan.state_of(run).status == "interrupted"
     with run.lock():
-        assert schedule_plan.state_of(run) == State("running", 20, pytest.approx(20 * 128 / 1000))
+        assert schedule_plan.state_of(run) == State("running", STEP, pytest.approx(STEP * 128 / 1000))
 
 
 def test_unknown_speeds_are_said(tmp_path):

@@ -73,16 +73,14 @@ def gradients_figure(df: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figu
             if j == 0:
                 ax.set_ylabel(f"{kind} norm")
             if i == 0:
-                ax.set_title(f"{'batch norm' if batch_norm else 'no batch norm'}, {init}")
+                lines = dead.count("\n") + bool(dead)  # between the title and the panel, where no curve is
+                ax.set_title(f"{'batch norm' if batch_norm else 'no batch norm'}, {init}", pad=6 + 9 * lines)
             if i == len(kinds) - 1:
                 ax.set_xlabel("layer (1 is next to the image)")
             if part.empty:
                 say(ax, "not measured")
             elif dead:
-                ax.text(
-                    0.03, 0.04, dead, transform=ax.transAxes, fontsize=7, color="#CC0000", va="bottom", zorder=9,
-                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.9, "pad": 1.5},
-                )  # fmt: skip
+                ax.text(0, 1.01, dead, transform=ax.transAxes, fontsize=7, color="#CC0000", va="bottom")
     models = df.drop_duplicates("model").sort_values(["family", "depth"])
     handles = [
         Line2D(

@@ -1,0 +1,58 @@
+"""CONTRIBUTING.md, followed to the letter: its files are written, its commands and its code are run, in order."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+BLOCK = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", re.M | re.S)
+
+
+def follow(section: str, folder: Path) -> str:
+    """Do what a section says, in `folder`; returns what its commands print."""
+    text = re.split(r"^## ", TEXT, flags=re.M)
+    text = next(part for part in text if part.startswith(section))
+    environment = {**os.environ, "RESLIB_RESULTS": str(folder / "results"), "RESLIB_PROGRESS": "off"}
+    environment |= {"PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    printed = ""
+    blocks = BLOCK.findall(text)
+    assert blocks, f"no code in section {section!r}"
+    for language, file, code in blocks:
+        if file:
+            (folder / file).write_text(code)
+            continue
+        code = re.sub(r"^reslib ", f"{sys.executable} -m reslib ", code, flags=re.M)
+        command = ["sh", "-ec", code] if language == "sh" else [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+        printed += done.stdout
+    return printed
+
+
+def test_add_a_model(tmp_path):
+    printed = follow("Add a model", tmp_path)
+    assert "test error" in printed
+    (run,) = (tmp_path / "results" / "smoke" / "runs").glob("my_nets.Small-*")
+    assert len(pd.read_csv(run / "metrics.csv")) == 2
+    assert '"options": "width=8"' in (run / "recipe.json").read_text()
+
+
+def test_add_a_figure(tmp_path):
+    follow("Add a figure", tmp_path)
+    folder = tmp_path / "results" / "smoke" / "figures"
+    assert (folder / "speed.png").stat().st_size > 5000 and (folder / "speed.pdf").exists()
+
+
+def test_add_a_data_set(tmp_path):
+    follow("Add a data set", tmp_path)
+
+
+@pytest.mark.parametrize("path", re.findall(r"`((?:reslib|notebooks|tests)/[\w/.]+)`", TEXT))
+def test_what_it_names_exists(path):
+    assert (ROOT / path).exists()
