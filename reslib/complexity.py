@@ -9,8 +9,13 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
+
+CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 
 # Parts of a module's name that mark layers beside the main path: projection shortcuts, and the auxiliary classifiers
 # and regressors that exist for training only.
@@ -30,26 +35,32 @@ def multiply_adds(model: nn.Module, input_size: int = 32, fc: bool = True, chann
 
 
 def _count(model: nn.Module, input_size: int, fc: bool, channels: int) -> int:
-    total = 0
-
-    def count_conv(layer, inputs, output):
-        nonlocal total  # an output value sums over weight[0]; in a transposed one every input value spreads over it
-        values = inputs[0] if isinstance(layer, _ConvTransposeNd) else output
-        total += values.numel() * layer.weight[0].numel()
-
-    def count_linear(layer, inputs, output):
-        nonlocal total
-        total += output.numel() * layer.in_features
-
-    for layer in model.modules():
-        if isinstance(layer, _ConvNd):
-            layer.register_forward_hook(count_conv)
-        elif fc and isinstance(layer, nn.Linear):
-            layer.register_forward_hook(count_linear)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.no_grad():
+    with torch.no_grad(), _Multiplications() as counter:
         model.eval()(torch.zeros(1, channels, input_size, input_size, device=device))
-    return total
+    return counter.convolutions + (counter.linear if fc else 0)
+
+
+class _Multiplications(TorchFunctionMode):
+    """Counts the multiply-adds of convolutions and linear layers, also where they are called as functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolutions = self.linear = 0
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        output = function(*arguments, **(options or {}))
+        if function in CONVOLUTIONS:  # an output value sums over weight[0]
+            self.convolutions += output.numel() * _weight(arguments, options)[0].numel()
+        elif function in TRANSPOSED:  # an input value spreads over weight[0]
+            self.convolutions += arguments[0].numel() * _weight(arguments, options)[0].numel()
+        elif function is F.linear:
+            self.linear += output.numel() * _weight(arguments, options).shape[1]
+        return output
+
+
+def _weight(arguments, options) -> torch.Tensor:
+    return arguments[1] if len(arguments) > 1 else options["weight"]
 
 
 def parameters(model: nn.Module) -> int:

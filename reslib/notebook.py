@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import claims, figures, tables
+from . import artefacts, figures, tables
 from .data import choose_dataset
 from .errors import UserError, choose
 from .executor import execute, missing
@@ -17,7 +17,7 @@ from .numerics import resolve_device
 from .progress import Progress
 from .provenance import environment
 from .runs import results_root
-from .studies import CIFAR_STUDIES, STUDIES, plan, preset_of
+from .studies import STUDIES, preset_of
 from .train import Execution
 
 
@@ -154,15 +154,14 @@ class Study(Folder):
         return self.frames()
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The ended records of this study, of every seed on disk."""
+        """The ended records of this study, of every seed on disk; in the CIFAR-10 table networks of one's own too."""
+        if self.name == "cifar10_table":
+            return artefacts.study_frames(self.name, self.folder, self.dataset_name)[:2]
         return load_frames(self.runs_dir, self.recipes)
 
     def scoreboard(self) -> pd.DataFrame:
         """The claims about CIFAR-10, judged on all CIFAR records of this preset and what the probes measured."""
-        recipes = plan(self.preset, {"cifar": self.dataset_name}, names=CIFAR_STUDIES)
-        runs, curves = load_frames(self.runs_dir, recipes)
-        board = claims.scoreboard(runs, curves, self.load_measurement("figure7"), self.load_measurement("gradients"))
-        return board[~board.claim.isin([c.text for c in claims.IMAGENET_CLAIMS])].reset_index(drop=True)
+        return artefacts.claims_table(self.folder, self.dataset_name)
 
 
 def _check_types(**parameters) -> None:

@@ -9,10 +9,10 @@ import platform
 import subprocess
 import sys
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import torchvision
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -78,7 +78,7 @@ def environment(device: torch.device) -> dict:
         "device_name": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),  # a plain str: a checkpoint with torch's own class of it cannot be read back
-        "torchvision": str(torchvision.__version__),
+        "torchvision": version("torchvision"),  # not imported: that takes seconds
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "python": platform.python_version(),
         "platform": f"{sys.platform}-{platform.machine()}",

@@ -89,7 +89,10 @@ def test_run_all_from_the_menu(lab, tmp_path):
         kernel = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
         until(lambda: browser.execute_script(f"return !!document.querySelector('{kernel}')"), 180, "idle kernel")
         click(browser, ".lm-MenuBar-item", "Run")
+        time.sleep(1)  # the menu takes no click in the moment it opens
         click(browser, ".lm-Menu-item", "Run All Cells")
+        stars = "return document.querySelector('.jp-Notebook').textContent.includes('[*]')"
+        until(lambda: browser.execute_script(stars), 30, "cell that runs")
         progress, shares = ".reslib-progress [role=progressbar]", set()
         count = (
             "return [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent)"
