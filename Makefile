@@ -15,7 +15,7 @@ reproduce: install
 test: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q tests
-	RESLIB_PRESET=smoke RESLIB_PROGRESS=off RESLIB_RESULTS=$$(mktemp -d) \
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} RESLIB_PRESET=smoke RESLIB_PROGRESS=off RESLIB_RESULTS=$$(mktemp -d) \
 	  $(BIN)/python -m pytest -q -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
 
 lab: install
