@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import artefacts, tables
+from . import artefacts, evidence, tables
 from .errors import UserError
 from .files import write_text
 from .notebooks import notebook_names
@@ -33,6 +33,8 @@ README_COLUMNS = {  # column of the table in the README: column of tables/cifar1
     tables.INTERVAL: tables.INTERVAL,
     "against the paper": "against the paper",
 }
+# Below the paper's scale errors compare with each other alone: the paper's do not stand beside them.
+OWN_COLUMNS = {title: column for title, column in README_COLUMNS.items() if "paper" not in title}
 
 
 def write_index(results: Path) -> list[Path]:
@@ -59,7 +61,7 @@ def marked(text: str) -> str | None:
 
 
 def results_table_markdown(results: Path) -> str:
-    """The networks trained here, beside the paper's numbers: a table per preset, its evidence below it.
+    """The networks trained here, at the paper's scale beside its numbers: a table per preset, its evidence below it.
 
     Presets as they are on disk from the paper's scale down; smoke and quick only where there is no larger one.
     """
@@ -72,7 +74,8 @@ def results_table_markdown(results: Path) -> str:
             continue
         table = tables.cifar10_table(runs)
         table = table[table["n"] != ""]
-        shown = [(title, column) for title, column in README_COLUMNS.items() if (table[column] != "").any()]
+        columns = README_COLUMNS if evidence.at_paper_scale(runs) else OWN_COLUMNS
+        shown = [(title, column) for title, column in columns.items() if (table[column] != "").any()]
         lines = [[title for title, _ in shown], ["---"] * len(shown)]
         lines += table[[column for _, column in shown]].values.tolist()
         rows = "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

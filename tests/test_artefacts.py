@@ -109,6 +109,14 @@ def test_probes_are_drawn_from_their_measurements(tmp_path):
     assert names == [f"{s}.{k}" for s in ("figure7", "gradients_start", "gradients_training") for k in ("png", "pdf")]
 
 
+def test_the_papers_errors_stand_beside_ours_at_its_scale_alone(tmp_path):
+    for name in ("paper", "medium"):
+        write_run(tmp_path / name / "runs", cifar_recipe("resnet20", PRESETS[name], "cifar10"), error=0.09)
+    paper, medium = results_index.results_table_markdown(tmp_path).split("preset paper")
+    assert "| ResNet-20 | 269,722 | 8.75 | 9.00 | 1 |" in paper
+    assert "| ResNet-20 | 269,722 | 9.00 | 1 |" in medium and "8.75" not in medium
+
+
 def test_index_and_table_of_the_readme(tmp_path):
     results = tmp_path / "results"
     folder = results / "medium"
@@ -126,5 +134,5 @@ def test_index_and_table_of_the_readme(tmp_path):
     assert "`reslib reproduce figure1 --preset medium`" in index and "## smoke" in index
     assert "`reslib reproduce cifar10_table --preset medium`" in index
     assert readme.startswith("before\n") and readme.endswith("\nafter\n") and "old" not in readme
-    assert "| ResNet-20 | 269,722 | 8.75 | 10.05 ± 0.07 | 2 |" in readme
+    assert "| ResNet-20 | 269,722 | 10.05 ± 0.07 | 2 |" in readme and "8.75" not in readme
     assert "SYNTHETIC" not in readme  # smoke runs are no results
