@@ -19,19 +19,30 @@ from queue import Empty
 
 import torch
 
+from . import own_network
 from .errors import UserError, choose
 from .job import PLAIN, Execution
+from .numerics import faster_precision, resolve_device
 from .recipe import Recipe
-from .runs import Run
+from .runs import Run, read_json
 from .stopping import Interrupted
 from .train import train
+from .tune import cores
 
-EXECUTORS = ("inline", "local", "ray")
+EXECUTORS = ("auto", "inline", "local", "together", "ray")
+CPU_WORKERS = 4  # at most: beyond, the deepest net on one thread would last longer than all others together
+WORKER_MEMORY = 4 << 30  # bytes of main memory that a worker on the processor is given
 
 
 def missing(recipes: list[Recipe], runs_dir: Path) -> list[Recipe]:
-    """The recipes whose runs have not ended, in order."""
-    return [r for r in recipes if not Run(runs_dir, r).ended]
+    """The recipes whose runs have not ended, in order; also where a network of one's own has changed since, of which
+    `train` then says what to do."""
+    runs = [Run(runs_dir, r) for r in recipes]
+    return [run.recipe for run in runs if not run.ended or (":" in run.recipe.model and _changed(run))]
+
+
+def _changed(run: Run) -> str:
+    return own_network.changed(run.recipe, read_json(run.summary_file).get("network_source"))
 
 
 def execute(
@@ -50,8 +61,10 @@ def execute(
 ) -> list[str]:
     """Train what is missing; returns one line per failed run, the others are trained all the same.
 
-    executor: "inline"; "local": `workers` processes at once (0: one per GPU, or one per two CPU cores); "ray": an
-    existing cluster at `address`. A time limit counts for the whole call. Raises Interrupted when it is reached.
+    executor: "inline"; "local": `workers` processes at once (0: one per GPU, or up to four that share the CPU cores);
+    "together": `workers` runs at once in this process (together.py); "auto": local where that means more than one
+    process; "ray": an existing cluster at `address`. A time limit counts
+    for the whole call. Raises Interrupted when it is reached.
     """
     choose("executor", executor, EXECUTORS)
     todo = missing(recipes, runs_dir)
@@ -62,7 +75,9 @@ def execute(
         from .cluster import execute_on_ray
 
         return execute_on_ray(todo, runs_dir, data_root, preset, execution, address, gpus_per_run, say)
-    if executor == "local":
+    if executor == "together":
+        return _together(todo, runs_dir, data_root, preset, execution, workers, say)
+    if executor == "local" or (executor == "auto" and local_workers(execution, workers, len(todo)) > 1):
         return _local(todo, runs_dir, data_root, preset, execution, workers, say)
     failures, end = [], _deadline(execution)
     for number, recipe in enumerate(todo, start=1):
@@ -96,11 +111,57 @@ def _remaining(execution: Execution, end: float | None) -> Execution:
     return execution if end is None else dataclasses.replace(execution, time_limit=max(0.0, end - time.monotonic()))
 
 
+def _gpus(execution: Execution) -> int:
+    """How many GPUs the runs may be spread over; 0 on a processor."""
+    kind = resolve_device(execution.device).type
+    if execution.device not in ("auto", "cuda"):  # one device by name
+        return int(kind != "cpu")
+    return {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, 0)
+
+
+def local_workers(execution: Execution, asked: int, runs: int) -> int:
+    """How many processes train `runs` runs at once on this machine.
+
+    One per GPU. On a processor up to CPU_WORKERS that share the cores, as many as find WORKER_MEMORY: independent runs
+    use the cores better than the threads of one run do, which wait for each other at every layer.
+    """
+    if asked or _gpus(execution):
+        return min(asked or _gpus(execution), runs)
+    return max(1, min(cores(), CPU_WORKERS, available_memory() // WORKER_MEMORY, runs))
+
+
+def available_memory() -> int:
+    """Bytes of main memory that new processes can have; where the system does not say, enough for one worker."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return WORKER_MEMORY
+
+
+def _together(todo, runs_dir, data_root, preset, execution, workers, say) -> list[str]:
+    from .together import AT_ONCE, train_together
+
+    failures, end, size = [], _deadline(execution), workers or AT_ONCE
+
+    def failed(recipe, error):
+        failures.append(failure_line(recipe, error))
+        say(failures[-1])
+
+    for first in range(0, len(todo), size):
+        group = todo[first : first + size]
+        say(f"[{first + len(group)}/{len(todo)}] {', '.join(r.run_name for r in group)}")
+        train_together(group, runs_dir, data_root, preset, _remaining(execution, end), say, failed)
+    return failures
+
+
 def _local(todo, runs_dir, data_root, preset, execution, workers, say) -> list[str]:
-    gpus = torch.cuda.device_count() if execution.device in ("auto", "cuda") else 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = min(workers or gpus or max(1, cores // 2), len(todo))
-    threads = max(1, cores // count)
+    gpus = _gpus(execution)
+    count = local_workers(execution, workers, len(todo))
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores()) // count)
+    say(f"{count} at once, {f'on {gpus} GPUs' if gpus else f'processes of {threads} threads'}")
+    if not gpus:
+        faster_precision()  # measured once, before the workers disturb each other
     context = multiprocessing.get_context("spawn")
     queue, answers = context.Queue(), context.Queue()
     for recipe in todo:
@@ -110,12 +171,12 @@ def _local(todo, runs_dir, data_root, preset, execution, workers, say) -> list[s
     end = _deadline(execution)
     processes = []
     for number in range(count):
-        device = f"cuda:{number % gpus}" if gpus else execution.device
-        mine = dataclasses.replace(_remaining(execution, end), device=device)
+        device = f"cuda:{number % gpus}" if gpus > 1 else execution.device
+        mine = dataclasses.replace(_remaining(execution, end), device=device, threads=threads)
         arguments = (queue, answers, str(runs_dir), data_root, preset, mine, threads)
-        processes.append(context.Process(target=_work, args=arguments, daemon=True))
+        processes.append(context.Process(target=_work, args=arguments))  # not daemons: loaders have workers
         processes[-1].start()
-    failures, interrupted = [], None
+    failures, interrupted, ended = [], None, 0
     with _sigterm_as_interrupted():
         try:
             while any(p.is_alive() for p in processes) or not answers.empty():
@@ -123,7 +184,8 @@ def _local(todo, runs_dir, data_root, preset, execution, workers, say) -> list[s
                     kind, text = answers.get(timeout=0.5)
                 except Empty:  # look again whether the processes live
                     continue
-                say(text)
+                ended += kind in ("ended", "failed")
+                say(f"[{ended}/{len(todo)}] {text}" if kind in ("ended", "failed") else text)
                 if kind == "failed":
                     failures.append(text)
                 interrupted = text if kind == "interrupted" else interrupted
@@ -173,7 +235,7 @@ def _work(queue, answers, runs_dir, data_root, preset, execution, threads):
         try:
             mine = _remaining(execution, end)
             summary = train(recipe, Path(runs_dir), data_root, preset, mine, lambda text: answers.put(("said", text)))
-            answers.put(("said", f"{recipe.run_name}: {summary['status']}"))
+            answers.put(("ended", f"{recipe.run_name}: {summary['status']}"))
         except Interrupted as stop:
             answers.put(("interrupted", str(stop)))
             return

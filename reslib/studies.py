@@ -25,6 +25,8 @@ class Preset:
     more_seeds: dict = field(default_factory=dict)  # model: number of seeds, where it differs
     baselines: dict = field(default_factory=dict)  # Recipe fields of the other networks of Table 6
     imagenet: dict = field(default_factory=dict)  # Recipe fields of the ImageNet nets
+    imagenet_rows: tuple[str, ...] = ()  # networks of PAPER_SIX trained for Tables 3 to 5, beside those of Figure 4
+    split: tuple[str, ...] = ("resnet20",)  # networks of the table trained with the 45k/5k split as well
     ablation_model: str = "resnet20"
     ablation: dict = field(default_factory=dict)  # Recipe fields of the fidelity study, where they differ
     future_depth: int = 110
@@ -34,9 +36,11 @@ class Preset:
         return range(asked or self.more_seeds.get(model, self.seeds))
 
 
-SMALL_IMAGENET = {  # the ImageNet protocol with every length in pixels divided by four
-    "crop_size": 56,
-    "scale_range": (64, 120),
+SMALL = 4  # by which quick and medium divide every length in pixels of the ImageNet protocol, and its batch
+SMALL_IMAGENET = {
+    "batch_size": 256 // SMALL,
+    "crop_size": 224 // SMALL,
+    "scale_range": (256 // SMALL, 480 // SMALL),
     "augmentation": "scale-crop-flip-color",
 }
 PRESETS = {
@@ -65,8 +69,8 @@ PRESETS = {
         {"iterations": 200, "eval_every": 25, "test_size": 2000, "warmup_window": 10},
         depths=(20, 56),
         deep=(),
-        baselines={"iterations": 30, "eval_every": 10, "test_size": 1000},
-        imagenet={"iterations": 40, "batch_size": 64, "eval_every": 10, "test_size": 1000, **SMALL_IMAGENET},
+        baselines={"iterations": 30, "eval_every": 15, "test_size": 1000},
+        imagenet={"iterations": 40, "eval_every": 10, "test_size": 1000, **SMALL_IMAGENET},
         ablation={"iterations": 80, "eval_every": 20},
         future_depth=20,
     ),
@@ -77,7 +81,8 @@ PRESETS = {
         depths=(20, 32, 44, 56),
         deep=(110,),
         more_seeds={"plain20": 3, "resnet20": 3},
-        imagenet={"iterations": 1200, "batch_size": 64, "eval_every": 60, **SMALL_IMAGENET},
+        imagenet={"iterations": 1200, "eval_every": 60, **SMALL_IMAGENET},
+        imagenet_rows=("resnet34", "resnet50"),
     ),
     "paper": Preset(
         "paper",
@@ -88,6 +93,7 @@ PRESETS = {
         plain_deep=(110,),
         seeds=5,
         more_seeds={"resnet1202": 1, "plain110": 1},
+        split=("resnet20", "resnet56", "resnet110"),
         # 60e4 iterations at most, batch 256 on several devices of 32 images each (section 3.4)
         imagenet={
             "iterations": 600_000,
@@ -95,10 +101,12 @@ PRESETS = {
             "accumulation": 8,
             "eval_every": 5000,
             "schedule": "plateau",
+            "lr_drops": (0.25, 0.5, 0.75),  # with --schedule steps: 30, 60 and 90 of 120 epochs
             "crop_size": 224,
             "scale_range": (256, 480),
             "augmentation": "scale-crop-flip-color",
         },
+        imagenet_rows=("resnet34", "resnet50", "resnet101", "resnet152"),
     ),
 }
 
@@ -118,9 +126,17 @@ def cifar_recipe(model: str, preset: Preset, dataset: str = "cifar10", seed: int
     return Recipe(**{**values, **changes})
 
 
+def split_of(preset: Preset) -> dict:
+    """Recipe fields of the paper's "45k/5k train/val split" (section 4.2); of a preset's fewer images a tenth."""
+    if not (images := preset.scale.get("train_size")):
+        return {"val_size": 5000}
+    return {"val_size": images // 10, "train_size": images - images // 10}
+
+
 def imagenet_recipe(model: str, preset: Preset, dataset: str = "imagenet", seed: int = 0, **changes) -> Recipe:
-    """The recipe of one network of Figure 4: shortcuts of option A, as in the figure (section 4.1)."""
-    values = {"model": model, "dataset": dataset, "seed": seed, "shortcut": "A", **preset.imagenet}
+    """The recipe of one ImageNet network: shortcuts of option A as in Figure 4, bottlenecks with B (section 4.1)."""
+    shortcut = "B" if model in ("resnet50", "resnet101", "resnet152") else "A"
+    values = {"model": model, "dataset": dataset, "seed": seed, "shortcut": shortcut, **preset.imagenet}
     return Recipe(**{**values, **changes})
 
 
@@ -140,9 +156,9 @@ def figure6(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
 
 
 def cifar10_table(preset: Preset, dataset: str, seeds: int = 0, models=()) -> list[Recipe]:
-    """Every row of Table 6, and the networks in `models`."""
+    """Every row of Table 6, and the networks in `models`; some also with the 45k/5k split, to select on validation."""
     names = [f"resnet{depth}" for depth in (*preset.depths, *preset.deep)] + list(BASELINES) + list(models)
-    return _grid(names, preset, dataset, seeds)
+    return _grid(names, preset, dataset, seeds) + _grid(preset.split, preset, dataset, seeds, **split_of(preset))
 
 
 def figure7(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
@@ -158,10 +174,38 @@ def figure4(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
     return [imagenet_recipe(m, preset, dataset, s) for m in names for s in preset.seeds_of(m, seeds or 1)]
 
 
+# "six models of different depth ... (only with two 152-layer ones ...)" (section 4.1); the others are not named.
+# Read as the five of Table 4 and a second ResNet-152. (model, shortcut, seed)
+PAPER_SIX = (
+    ("resnet34", "B", 0), ("resnet34", "C", 0), ("resnet50", "B", 0), ("resnet101", "B", 0), ("resnet152", "B", 0),
+    ("resnet152", "B", 1),
+)  # fmt: skip
+
+
+def imagenet_rows(preset: Preset, dataset: str, seeds: int = 0, models: tuple[str, ...] = ()) -> list[Recipe]:
+    """The runs behind every row of Tables 2 to 5 that can be trained: the nets of Figure 4, then the paper's six.
+
+    models: of the six these alone.
+    """
+    six = [
+        imagenet_recipe(model, preset, dataset, seed, shortcut=option)
+        for model, option, seed in PAPER_SIX
+        if not models or model in models
+    ]
+    return figure4(preset, dataset, seeds) + six
+
+
+def imagenet_tables(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
+    """Those rows of Tables 2 to 5 that the preset trains: all of them at "paper"."""
+    if not preset.imagenet_rows:
+        return figure4(preset, dataset, seeds)
+    return imagenet_rows(preset, dataset, seeds, preset.imagenet_rows)
+
+
 DEVIATIONS = {  # what other reproductions do differently: Recipe fields that change
     "RGB mean and std": {"preprocessing": "channel-std"},
     "RGB mean only": {"preprocessing": "channel-mean"},
-    "45k training images": {"val_size": 5000},
+    "45k training images": {},  # split_of(preset)
     "shortcut option B": {"shortcut": "B"},
     "Nesterov momentum": {"nesterov": True},
     "black padding": {"padding": "black"},
@@ -178,9 +222,7 @@ def fidelity(preset: Preset, dataset: str, seeds: int = 0) -> dict[str, list[Rec
 
     groups = {"paper": runs(preset.ablation_model)}
     for name, changes in DEVIATIONS.items():
-        if "val_size" in changes and preset.scale.get("train_size"):  # keep the split's proportion at small scale
-            changes = {"val_size": preset.scale["train_size"] // 10, "train_size": preset.scale["train_size"] * 9 // 10}
-        groups[name] = runs(preset.ablation_model, **changes)
+        groups[name] = runs(preset.ablation_model, **(changes or split_of(preset)))
     for depth in preset.deep:
         if depth == WARMED_UP:
             groups[f"no warm-up (ResNet-{depth})"] = runs(f"resnet{depth}", warmup_lr=0.0)
@@ -203,6 +245,7 @@ STUDIES = {  # name: (recipes, kind of data)
     "figure7": (figure7, "cifar"),
     "fidelity": (lambda *a: [r for runs in fidelity(*a).values() for r in runs], "cifar"),
     "future_work": (future_work, "cifar"),
+    "imagenet_tables": (imagenet_tables, "imagenet"),
 }
 
 CIFAR_STUDIES = ("figure1", "cifar10_table", "figure6")  # whose records the scoreboard is judged on
@@ -218,7 +261,9 @@ def plan(preset: Preset, datasets: dict[str, str], seeds: int = 0, names=tuple(S
     return list(recipes.values())
 
 
-def _grid(names, preset, dataset, seeds):
+def _grid(names, preset, dataset, seeds, **changes):
     return [
-        cifar_recipe(name, preset, dataset, s) for name in dict.fromkeys(names) for s in preset.seeds_of(name, seeds)
+        cifar_recipe(name, preset, dataset, s, **changes)
+        for name in dict.fromkeys(names)
+        for s in preset.seeds_of(name, seeds)
     ]

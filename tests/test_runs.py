@@ -244,3 +244,31 @@ def test_the_note_is_absent_when_nothing_changed(tmp_path, monkeypatch):
     summary, sessions = train_in_pieces(monkeypatch, tiny(), tmp_path, 5, say=said.append)
     assert sessions == 3 and not any("other code" in line for line in said)
     assert json.loads(json.dumps(summary)) == summary
+
+
+def test_workers_on_a_processor_share_its_cores_and_its_memory(monkeypatch):
+    memory = {"bytes": 100 << 30}
+    monkeypatch.setattr(executor, "available_memory", lambda: memory["bytes"])
+    monkeypatch.setattr(executor, "cores", lambda: 2)
+    assert executor.local_workers(QUIET, 0, 23) == 2
+    assert executor.local_workers(QUIET, 0, 1) == 1
+    assert executor.local_workers(QUIET, 5, 23) == 5
+    monkeypatch.setattr(executor, "cores", lambda: 64)
+    assert executor.local_workers(QUIET, 0, 23) == executor.CPU_WORKERS
+    memory["bytes"] = 5 << 30
+    assert executor.local_workers(QUIET, 0, 23) == 1
+    with pytest.raises(UserError, match="device 'tpu'"):
+        executor.local_workers(Execution(device="tpu"), 0, 23)
+
+
+def test_several_runs_of_auto_train_at_once_one_alone_trains_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(executor.multiprocessing, "get_context", lambda kind: processes())
+    monkeypatch.setattr(executor, "local_workers", lambda execution, asked, runs: min(2, runs))
+    recipes, said = [tiny(seed=0), tiny(seed=1)], []
+    assert execute(recipes, tmp_path, execution=QUIET, executor="auto", say=said.append) == []
+    assert missing(recipes, tmp_path) == []
+    assert sorted(line.split()[0] for line in said if ": finished" in line) == ["[1/2]", "[2/2]"]
+    pids = []
+    alone = {"on_row": lambda row: pids.append(os.getpid())}
+    assert execute([tiny(seed=2)], tmp_path, execution=QUIET, executor="auto", say=silent, **alone) == []
+    assert set(pids) == {os.getpid()}

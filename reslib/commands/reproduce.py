@@ -16,9 +16,12 @@ def add_arguments(parser) -> None:
     add_common(parser)
     add_execution(parser)
     parser.add_argument("--seeds", type=int, default=0, help="seeds per network (default: the preset's)")
-    parser.add_argument("--executor", default="inline", help=", ".join(EXECUTORS))
+    parser.add_argument("--executor", default="auto", help=", ".join(EXECUTORS))
     parser.add_argument(
-        "--workers", type=int, default=0, help="processes of --executor local (default: one per device)"
+        "--workers",
+        type=int,
+        default=0,
+        help="processes of --executor local (default: one per GPU, or up to four that share the CPU cores)",
     )
     parser.add_argument("--address", default="auto", help="Ray cluster of --executor ray")
     parser.add_argument("--gpus-per-run", type=float, default=1.0, help="fraction of a GPU per run on Ray")
