@@ -6,8 +6,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Of a package with __all__ pdoc leaves out the modules, unless they are named.
+MODULES = reslib $(shell ls $$(dirname $$(grep -l ^__all__ reslib/*/__init__.py) | sed 's|$$|/*.py|') | grep -v __ | \
+  sed 's|/|.|g; s|\.py$$||')
 
-.PHONY: reproduce test install check lab report verify clean
+.PHONY: reproduce test install check lab report verify docs links clean
 
 reproduce: install
 	$(BIN)/reslib reproduce --preset $(PRESET)
@@ -26,6 +29,13 @@ report: install
 
 verify: install
 	$(BIN)/reslib verify
+
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	$(BIN)/pdoc --output-directory docs/api --docformat markdown $(MODULES)
+
+links: install
+	$(BIN)/python scripts/links.py
 
 install: $(STAMP)
 

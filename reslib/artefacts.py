@@ -7,12 +7,11 @@ seed on disk. dataset: which data; default is the real one if finished runs of i
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
-from . import ablation, claims, figures, studies, tables
+from . import ablation, claims, evidence, figures, studies, tables
 from .errors import UserError, choose
 from .frames import frames, load_measurement
 from .studies import CIFAR_STUDIES, STUDIES, plan, preset_of
@@ -21,7 +20,6 @@ DATASETS = {  # kind: real ones first
     "cifar": ("cifar10", "synthetic"),
     "imagenet": ("imagenet", "imagenette", "synthetic-imagenet"),
 }
-CLAIMS_CAPTION = "Claims of the paper, judged on the records of this preset. "
 
 
 def figure1(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
@@ -77,7 +75,7 @@ def fidelity(folder: Path, out: Path | None = None, dataset: str | None = None) 
         return []
     rows = ablation.table(studies.fidelity(preset_of(Path(folder).name), dataset, 0), runs)
     caption = "What deviations from the paper's protocol cost, each alone. Test error at the last iteration."
-    return _table(ablation.printed(rows), out or folder, "fidelity", _loud(dataset) + caption) + _figure(
+    return _table(ablation.printed(rows), out or folder, "fidelity", evidence.loud(runs) + caption) + _figure(
         ablation.forest(rows, runs), out or folder, "fidelity"
     )
 
@@ -96,13 +94,13 @@ def future_work(folder: Path, out: Path | None = None, dataset: str | None = Non
         f"Pre-activation against the original unit, ResNet-{preset.future_depth}. Test error at the last iteration."
     )
     return _figure(figure, out or folder, "future_work") + _table(
-        ablation.printed(rows), out or folder, "future_work", _loud(dataset) + caption
+        ablation.printed(rows), out or folder, "future_work", evidence.loud(runs) + caption
     )
 
 
 def cifar10(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
     """tables/cifar10."""
-    runs, _, _ = study_frames("cifar10_table", folder, dataset)
+    runs, _, _ = study_frames("cifar10_table", folder, dataset, curves=False)
     if runs.empty:
         return []
     return _table(tables.cifar10_table(runs), out or folder, "cifar10", tables.caption(runs))
@@ -110,18 +108,18 @@ def cifar10(folder: Path, out: Path | None = None, dataset: str | None = None) -
 
 def scoreboard(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
     """tables/claims: the claims about CIFAR-10."""
-    runs, _, dataset = study_frames("cifar10_table", folder, dataset)
+    runs, _, dataset = study_frames("cifar10_table", folder, dataset, curves=False)
     if runs.empty:
         return []
     board = claims_table(folder, dataset)
-    return _table(board, out or folder, "claims", CLAIMS_CAPTION + tables.caption(runs))
+    return _table(board, out or folder, "claims", tables.claims_caption(runs))
 
 
 def claims_table(folder: Path, dataset: str) -> pd.DataFrame:
     """The claims about CIFAR-10, judged on all CIFAR records of this preset and what the probes measured."""
     recipes = plan(preset_of(Path(folder).name), {"cifar": dataset}, names=CIFAR_STUDIES)
-    runs, curves = frames(Path(folder) / "runs", recipes)
-    board = claims.scoreboard(runs, curves, measurement(folder, "figure7"), measurement(folder, "gradients"))
+    runs, _ = frames(Path(folder) / "runs", recipes, curves=False)  # only a claim about ImageNet looks at curves
+    board = claims.scoreboard(runs, None, measurement(folder, "figure7"), measurement(folder, "gradients"))
     return board[~board.claim.isin([c.text for c in claims.IMAGENET_CLAIMS])].reset_index(drop=True)
 
 
@@ -155,37 +153,25 @@ def write_all(folder: Path, out: Path | None = None) -> list[Path]:
     return [path for name in ARTEFACTS for path in write(name, folder, out)]
 
 
-def study_frames(name: str, folder: Path, dataset: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+def study_frames(
+    name: str, folder: Path, dataset: str | None = None, curves: bool = True
+) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """(runs, curves, data set) of the ended records of a study at results/<preset>, of every seed on disk.
 
     Without `dataset`: the first of its kind with finished runs, real ones first, else the first with ended runs.
     """
     study, kind = STUDIES[name]
     preset, runs_dir = preset_of(Path(folder).name), Path(folder) / "runs"
-    own = (own_models(runs_dir),) if name == "cifar10_table" else ()
     found = []
     for candidate in (dataset,) if dataset else DATASETS[kind]:
         if not dataset and not any(runs_dir.glob(f"*-{candidate}-s*/summary.json")):
             continue
-        runs, curves = frames(runs_dir, study(preset, candidate, 0, *own))
-        found.append((runs, curves, candidate))
+        runs, points = frames(runs_dir, study(preset, candidate, 0), curves, table=name == "cifar10_table")
+        found.append((runs, points, candidate))
         if len(runs) and (runs["status"] == "finished").any():
             return found[-1]
     ended = [f for f in found if len(f[0])]
     return (ended or found or [(pd.DataFrame(), pd.DataFrame(), DATASETS[kind][0])])[0]
-
-
-def own_models(runs_dir: Path) -> list[str]:
-    """Networks of one's own (package.module:Factory) with a record here: they have rows in the CIFAR-10 table."""
-    found = set()
-    for path in Path(runs_dir).glob("*.*-s*/recipe.json"):  # a colon is a dot in a directory's name
-        try:
-            model = json.loads(path.read_bytes())["model"]
-        except (OSError, ValueError, KeyError, TypeError):  # damaged: reading the records says so
-            continue
-        if ":" in model:
-            found.add(model)
-    return sorted(found)
 
 
 def measurement(folder: Path, stem: str) -> pd.DataFrame | None:
@@ -194,10 +180,6 @@ def measurement(folder: Path, stem: str) -> pd.DataFrame | None:
         return load_measurement(Path(folder), stem)
     except UserError:
         return None
-
-
-def _loud(dataset: str) -> str:
-    return "SYNTHETIC DATA. " if dataset.startswith("synthetic") else ""
 
 
 def _figure(figure, out: Path, stem: str) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,15 +27,20 @@ class State:
     lr: float = 0.0
     precision: str = ""
     fingerprint: str = ""
+    network_source: str = ""  # of a network of one's own
     seconds: float = 0.0
+    unreadable: dict = field(default_factory=dict)  # images on disk that could not be decoded: name -> reason
 
 
 def save(job: Job) -> None:
     """Write the checkpoint; of several processes every one must call this."""
-    window_states = job.group.gather(job.window.state())
+    gathered = job.group.gather((job.window.state(), getattr(job.batches, "skipped", {})))
+    window_states = [window for window, _ in gathered]
+    for _, skipped in gathered:
+        job.state.unreadable |= skipped
     job.group.average(job.step.averages)
     job.seconds()
-    job.sessions[-1]["to_iteration"] = job.state.iteration
+    job.sessions[-1] |= {"to_iteration": job.state.iteration, "step": job.step.way}
     if job.group.rank:
         return
     content = {
@@ -56,15 +61,17 @@ def save(job: Job) -> None:
 def restore(run: Run, model, optimizer, window, state: State, rows: list, sessions: list, device, group) -> None:
     """Fill all of these from the checkpoint where there is one. UserError when it is damaged or another's.
 
+    The first process reads it for all: other machines of a job may not see its disk.
     Learning rate and options of the optimiser are not taken from the file: they are tensors on one device and numbers
     on another, and follow from the recipe.
     """
     file = run.checkpoint_file
-    if not file.exists():
+    data = group.broadcast(file.read_bytes() if not group.rank and file.exists() else None)
+    if data is None:
         set_learning_rate(optimizer, state.lr, state.lr)
         return
     try:
-        saved = torch.load(file, map_location=device, weights_only=True)
+        saved = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
         digest = saved["recipe"]
         if digest == run.recipe.digest:
             loaded = State(**saved["state"])

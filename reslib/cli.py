@@ -13,6 +13,7 @@ import sys
 import traceback
 
 from .errors import UserError
+from .stopping import sigterm_as_ctrl_c
 
 COMMANDS = {  # name: (module with add_arguments(parser) and main(arguments) -> exit code, help)
     "reproduce": ("commands.reproduce", "run the notebooks with papermill, training what is missing"),
@@ -35,13 +36,15 @@ class Parser(argparse.ArgumentParser):
     """Mistakes in one line, without the list of all options."""
 
     def error(self, message):
+        """Raise ArgumentError where argparse would print its usage and exit."""
         raise ArgumentError(f"{message} (see `{self.prog} --help`)")
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
-        return _run(argv)
+        with sigterm_as_ctrl_c():  # at the start and the end of a run; in between a checkpoint is written first
+            return _run(argv)
     except (Exception, KeyboardInterrupt) as error:
         if "--traceback" in argv and not isinstance(error, ArgumentError):
             raise
@@ -82,7 +85,9 @@ def add_common(parser: argparse.ArgumentParser, preset: str | None = "quick") ->
     """The options that most commands share."""
     if preset:
         parser.add_argument(
-            "--preset", default=os.environ.get("RESLIB_PRESET", preset), help="smoke, quick, medium or paper"
+            "--preset",
+            default=os.environ.get("RESLIB_PRESET", preset),
+            help="smoke, quick, medium or paper, also with changes: quick+iterations=500,lr=0.05",
         )
     parser.add_argument("--data-root", default=None, help="folder with the data sets (default: $RESLIB_DATA)")
     parser.add_argument("--results", default=None, help="results folder (default: $RESLIB_RESULTS or results/)")

@@ -18,6 +18,7 @@ class Group:
     rank, world = 0, 1
 
     def device(self, device: torch.device) -> torch.device:
+        """The device of this process."""
         return device
 
     def wrap(self, module, device, unused: bool):
@@ -35,13 +36,16 @@ class Group:
         """Mean over processes, in place. Moving averages are linear in what went in, so their mean is exact."""
 
     def maximum(self, value: float) -> float:
+        """The largest of all processes' values."""
         return value
 
     def gather(self, value) -> list:
+        """All processes' values, in order of rank."""
         return [value]
 
-    def any(self, value) -> bool:
-        return bool(value)
+    def broadcast(self, value):
+        """What the first process gives; the others' values are not looked at."""
+        return value
 
 
 class TorchrunGroup(Group):
@@ -50,13 +54,11 @@ class TorchrunGroup(Group):
     def __init__(self):
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
-        self._device = torch.device("cpu")
 
     def device(self, device):
         if device.type == "cuda":
             device = torch.device("cuda", self.local_rank)
             torch.cuda.set_device(device)
-        self._device = device
         return device
 
     def wrap(self, module, device, unused):
@@ -80,7 +82,7 @@ class TorchrunGroup(Group):
             tensor /= self.world
 
     def maximum(self, value):
-        tensor = torch.tensor([float(value)], device=self._device)
+        tensor = torch.tensor([float(value)], dtype=torch.float64)  # over gloo: a GPU need not be waited for
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor.item()
 
@@ -89,8 +91,10 @@ class TorchrunGroup(Group):
         dist.all_gather_object(values, value)
         return values
 
-    def any(self, value):
-        return self.maximum(bool(value)) > 0
+    def broadcast(self, value):
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
 
 
 ALONE = Group()

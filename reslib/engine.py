@@ -67,6 +67,7 @@ def set_learning_rate(optimizer: torch.optim.SGD, lr: float, previous: float) ->
 
 
 def momenta(optimizer: torch.optim.SGD) -> list[torch.Tensor]:
+    """The momentum buffers of an optimiser that has stepped, in order of its parameters."""
     return [state["momentum_buffer"] for state in optimizer.state.values()]
 
 
@@ -77,6 +78,9 @@ class Step:
     statistics; the processes of a group share them out. Moving averages take the mean over micro-batches, so that the
     numbers do not depend on how many devices there are.
     """
+
+    way = "eager"  # how it runs, in words for the record
+    layout = torch.channels_last  # of the images, as of the weights
 
     def __init__(self, recipe: Recipe, model: nn.Module, optimizer, device, precision: str, group=ALONE):
         self.recipe, self.model, self.optimizer, self.device = recipe, model, optimizer, device
@@ -102,6 +106,7 @@ class Step:
         if self.stochastic:  # dropout is a pure function of (seed, iteration, micro-batch), like everything random
             number = self.group.rank * self.parts + part
             torch.manual_seed(mixed_seed("dropout", self.recipe.seed, iteration, number))
+        x = x.contiguous(memory_format=self.layout)
         with autocast(self.device, self.precision):
             loss, logits = self.loss(x, y, self.progress)
         (loss / self.parts if self.parts > 1 else loss).backward()
@@ -137,6 +142,13 @@ class CapturedStep(Step):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.graph, self.failed = None, ""
+
+    @property
+    def way(self) -> str:
+        """How steps run: as a CUDA graph, or eager and why."""
+        if self.graph is not None:
+            return "CUDA graph"
+        return f"eager, not captured: {self.failed}" if self.failed else "eager"
 
     def __call__(self, x, y, iteration):
         if self.graph is None and not self.failed:

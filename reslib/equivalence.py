@@ -14,6 +14,7 @@ import torch
 
 from . import data
 from .cli import ArgumentError, add_common, add_execution, execution_of
+from .compilation import CompiledLoss, cannot_compile
 from .engine import Step, make_optimizer, make_step, set_learning_rate
 from .errors import UserError
 from .files import write_json, write_text
@@ -25,6 +26,7 @@ from .schedule import learning_rate
 from .stats import summarize, welch
 from .studies import cifar_recipe, preset_of
 from .train import train
+from .tune import choice_for
 
 
 def add_arguments(parser) -> None:
@@ -48,9 +50,10 @@ def main(arguments) -> int:
         raise ArgumentError(str(error)) from error
     root = results_root(arguments.results) / preset.name
     device = resolve_device(execution.device)
-    if resolve_precision(arguments.fast, device) == "fp32" and device.type == "cpu":
-        print("equivalence: the fast path of this processor is fp32 itself: nothing to compare (see --fast bf16)")
-        return 0
+    if device.type == "cpu" and resolve_precision(arguments.fast, device) == "fp32":
+        if reason := _never_compiled(recipes[0], execution):
+            print(f"equivalence: fp32 is the fast path itself here: nothing to compare ({reason}; see --fast bf16)")
+            return 0
     pairs = []
     for recipe in recipes:  # seed by seed, so that an interrupted comparison has both sides of what it has
         reference = train(
@@ -58,7 +61,7 @@ def main(arguments) -> int:
             root / "runs",
             arguments.data_root,
             preset.name,
-            _plain(execution),
+            dataclasses.replace(execution, eager=True),  # no CUDA graph, not compiled
         )
         fast = train(
             recipe.replace(precision=arguments.fast), root / "runs", arguments.data_root, preset.name, execution
@@ -73,14 +76,14 @@ def main(arguments) -> int:
     return 1 if record["verdict"] == "different" else 0
 
 
-def _plain(execution):
-    """The execution of the reference: step by step, without CUDA graph or compilation, where that can be asked for."""
-    names = {field.name for field in dataclasses.fields(execution)}
-    return dataclasses.replace(execution, eager=True) if "eager" in names else execution
+def _never_compiled(recipe: Recipe, execution) -> str:
+    """Why no run of this recipe will be compiled; empty if one may be."""
+    chosen = choice_for(recipe.iterations, execution.deterministic)
+    return "such runs are not compiled" if chosen.compile is False else cannot_compile()
 
 
 def _dataset(preset, root) -> str:
-    return "synthetic" if preset.name == "smoke" else data.choose_dataset("cifar", root)
+    return "synthetic" if preset.base == "smoke" else data.choose_dataset("cifar", root)
 
 
 def _percent(summary: dict) -> str:
@@ -102,6 +105,7 @@ def compare(model: str, preset: str, dataset: str, pairs: list[tuple[dict, dict]
         "preset": preset,
         "dataset": dataset,
         "precision": sorted({p[1]["precision"] for p in pairs}),
+        "steps": sorted({session.get("step", "") for p in pairs for session in p[1].get("sessions", [])}),
         "device_name": sorted({s["device_name"] for p in pairs for s in p}),
         "commit": sorted({s["commit"] for p in pairs for s in p}),
         "data_fingerprint": sorted({s["data_fingerprint"] for p in pairs for s in p}),
@@ -128,10 +132,11 @@ def compare(model: str, preset: str, dataset: str, pairs: list[tuple[dict, dict]
 
 
 def markdown(record: dict) -> str:
+    """The comparison as a Markdown page."""
     lines = [
         f"# Fast path beside fp32: {record['model']} on {record['dataset']}, preset {record['preset']}",
         "",
-        f"{', '.join(record['device_name'])}; fast path: {', '.join(record['precision'])}; "
+        f"{', '.join(record['device_name'])}; fast path: {', '.join(record['precision'] + record['steps'])}; "
         f"commit {', '.join(c[:10] for c in record['commit'])}; data {', '.join(record['data_fingerprint'])}.",
         "",
         "| | seeds | final test error in % | mean ± std |",
@@ -165,12 +170,16 @@ class Trajectory:
     after: torch.Tensor
 
 
-def first_steps(recipe: Recipe, source, device, precision: str, steps: int = 50, eager: bool = False) -> Trajectory:
-    """Train `steps` steps of a recipe as the trainer does; eager: without CUDA graph."""
+def first_steps(
+    recipe: Recipe, source, device, precision: str, steps: int = 50, eager: bool = False, compiled: bool = False
+) -> Trajectory:
+    """Train `steps` steps of a recipe as the trainer does; eager: without CUDA graph; compiled: on a processor."""
     batches = data.batches_for(recipe, source, device)
     model = make_model(recipe, len(source.classes), Path()).to(device, memory_format=torch.channels_last).train()
     optimizer = make_optimizer(recipe, model, device)
     step = (Step if eager else make_step)(recipe, model, optimizer, device, precision)
+    if compiled:
+        step.loss = CompiledLoss(step.loss)
     before, losses, previous = _flat(model), [], recipe.lr
     for iteration in range(steps):
         lr = learning_rate(recipe, iteration, False, [])

@@ -19,6 +19,7 @@ from .data.draws import centre_scale
 from .errors import UserError, choose
 
 SIZES = (224, 256, 384, 480, 640)  # shorter sides in pixels for networks trained on crops of 224
+WAITING = 512  # images held back to be tested in batches of one shape
 HOW = ("centre", "ten-crop", "multi-scale")
 
 
@@ -110,6 +111,7 @@ class Views:
     skipped: dict[str, str] = field(default_factory=dict)  # unreadable images: name -> reason
 
     def errors(self, ks: Sequence[int] = (1, 5)) -> dict[int, float]:
+        """Top-k errors as fractions."""
         return top_k_errors(self.scores, self.labels, ks)
 
 
@@ -165,13 +167,19 @@ def merge_views(parts: Sequence[Views]) -> Views:
 
 
 def _by_shape(images: Iterator, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of images of equal height and width: (index, pixels (B, H, W, 3), labels)."""
+    """Batches of images of equal height and width: (index, pixels (B, H, W, 3), labels).
+
+    At most WAITING images wait for others of their shape: ImageNet has thousands of shapes, and some very large images.
+    """
     waiting: dict[tuple[int, ...], list] = {}
     for item in images:
-        group = waiting.setdefault(tuple(item[1].shape), [])
-        group.append(item)
-        if len(group) == batch_size:
-            yield _stack(waiting.pop(tuple(item[1].shape)))
+        shape = tuple(item[1].shape)
+        waiting.setdefault(shape, []).append(item)
+        if len(waiting[shape]) < batch_size:
+            if sum(map(len, waiting.values())) < WAITING:
+                continue
+            shape = max(waiting, key=lambda s: len(waiting[s]))
+        yield _stack(waiting.pop(shape))
     for group in waiting.values():
         yield _stack(group)
 

@@ -13,10 +13,14 @@ import numpy as np
 import pandas as pd
 
 from . import paper, stats
+from .baseline_recipes import BASELINE_RECIPES
+from .names import IMAGENET_DEPTHS
 from .recipe import Recipe
 
-IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
-PROTOCOL = ("options", "shortcut", "preprocessing", "padding", "crops", "momentum", "nesterov", "weight_decay")
+PROTOCOL = (
+    "options", "shortcut", "preprocessing", "padding", "crops", "momentum", "nesterov", "weight_decay", "val_size",
+    "teacher",
+)  # fmt: skip
 PAPER_SPLITS = (0, 45_000, 50_000)  # training images used; 0 is all, 45k and 50k are the paper's two readings
 
 
@@ -62,8 +66,6 @@ def expected(model: str) -> dict:
     if digits.isdigit() and int(digits) >= 110 and int(digits) not in IMAGENET_DEPTHS:
         values["warmup_lr"] = 0.01
     if model in paper.TABLE6 and not model.startswith("resnet"):
-        from .models.baselines import BASELINE_RECIPES
-
         values |= BASELINE_RECIPES.get(model, {})
     values["precision_asked"] = values.pop("precision")
     values["teacher"] = values["teacher"] != ""
@@ -76,18 +78,23 @@ def settings(runs: pd.DataFrame) -> pd.Series:
     Named are the fields that vary between the model's runs and, varying or not, those of `PROTOCOL`, which no preset
     should change (on ImageNet `options` alone: the rest is that part's own).
     """
-    labels = pd.Series("", index=runs.index, dtype=object)
-    for model, group in runs.groupby("model", sort=False):
-        wanted = expected(model)
-        columns = [name for name in wanted if name in group]
-        texts = pd.DataFrame(
-            {c: [_text(bool(v) if c == "teacher" else v) for v in group[c]] for c in columns}, index=group.index
-        )
+    labels = np.full(len(runs), "", dtype=object)
+    for model, places in runs.groupby("model", sort=False).indices.items():
+        group, wanted = runs.iloc[places], expected(model)
         always = PROTOCOL[:1] if is_imagenet(group).all() else PROTOCOL
-        named = [c for c in columns if c in always or texts[c].nunique() > 1]
-        for index, row in texts[named].iterrows():
-            labels[index] = ", ".join(f"{c}={row[c]}" for c in named if row[c] != wanted[c])
-    return labels
+        named, spelled = [], []  # what is worth naming, and its spelling in each run
+        for name in (c for c in wanted if c in group):
+            texts = _texts([bool(v) for v in group[name]] if name == "teacher" else group[name].tolist())
+            if name in always or len(set(texts)) > 1:
+                named.append(name)
+                spelled.append(texts)
+        known = {}  # thousands of runs have a handful of recipes
+        for place, values in zip(places, zip(*spelled, strict=True) if spelled else [()] * len(places), strict=True):
+            if values not in known:
+                differing = (f"{c}={v}" for c, v in zip(named, values, strict=True) if v != wanted[c])
+                known[values] = ", ".join(differing)
+            labels[place] = known[values]
+    return pd.Series(labels, index=runs.index, dtype=object)
 
 
 def main_runs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -103,6 +110,20 @@ def main_runs(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.loc[runs.index.isin(keep)]
 
 
+def loud(runs: pd.DataFrame) -> str:
+    """What the caption of a table must begin with: that its data are synthetic, or not the same for all runs."""
+    if runs.empty:
+        return ""
+    return ("SYNTHETIC DATA. " if is_synthetic(runs).any() else "") + mixed(runs)
+
+
+def mixed(runs: pd.DataFrame) -> str:
+    """A sentence that names the fingerprints when the finished runs saw different data, or ""."""
+    done = finished(runs)
+    prints = sorted(set(done["data_fingerprint"].dropna().astype(str))) if "data_fingerprint" in done else []
+    return f"MIXED DATA, rows do not compare: {', '.join(prints)}. " if len(prints) > 1 else ""
+
+
 def evidence_line(runs: pd.DataFrame) -> str:
     """What stands behind a figure or table: preset, data, seeds, hardware, precision, incomplete runs."""
     if runs.empty:
@@ -110,8 +131,11 @@ def evidence_line(runs: pd.DataFrame) -> str:
     parts = [_values(runs, "preset", "preset {}")]
     data = []
     for name, group in runs.groupby("dataset", sort=True):
-        prints = sorted(set(group["data_fingerprint"].dropna().astype(str))) if "data_fingerprint" in group else []
-        data.append(f"{name} ({', '.join(prints)})" if prints else str(name))
+        marks = sorted(set(group["data_fingerprint"].dropna().astype(str))) if "data_fingerprint" in group else []
+        if is_imagenet(group).all() and "classes" in group:  # a subset is named as one
+            marks = [f"{int(n)} classes" for n in sorted(group["classes"].dropna().unique())] + marks
+        loudly = "MIXED DATA: " * bool(mixed(group))
+        data.append(f"{name} ({loudly}{', '.join(marks)})" if marks else str(name))
     parts.append("data " + ", ".join(data))
     labels = settings(runs)
     parts += [f"with {label}" for label in sorted(set(labels)) if label]
@@ -159,6 +183,19 @@ def _values(runs: pd.DataFrame, column: str, form: str = "{}") -> str:
     values = runs[column].dropna().unique() if column in runs else []
     texts = [f"{int(v):,}" if isinstance(v, (int, float, np.number)) else str(v) for v in sorted(values)]
     return form.format(", ".join(texts)) if texts else ""
+
+
+def _texts(values: list) -> list[str]:
+    """`_text` of every value, worked out once per different one."""
+    if values and values.count(values[0]) == len(values):
+        return [_text(values[0])] * len(values)
+    known, texts = {}, []
+    for value in values:
+        key = (type(value), tuple(value) if isinstance(value, list) else value)
+        if key not in known:
+            known[key] = _text(value)
+        texts.append(known[key])
+    return texts
 
 
 def _text(value) -> str:

@@ -230,6 +230,7 @@ def _end_with_parent() -> None:
 def _work(queue, answers, runs_dir, data_root, preset, execution, threads):
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # between runs: Ctrl-C reaches the parent too, which ends this process
     end = _deadline(execution)
     while (recipe := queue.get()) is not None:
         try:

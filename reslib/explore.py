@@ -27,6 +27,7 @@ from .studies import cifar_recipe
 CHANNELS = 8  # feature maps drawn per stage
 IMAGES = 500  # test images among which the most confused are looked for
 BOTTLENECK = (50, 101, 152)
+UNTRAINED = "UNTRAINED resnet20"
 
 
 def panel(show: Callable, **choices: Sequence) -> None:
@@ -132,24 +133,53 @@ class Net:
         return figure, worst[["image", "truth", "answer", "probability"]]
 
 
-def best_net(folder) -> Net:
-    """The finished plain or residual net of a `reslib.notebook` folder with the lowest test error, whose weights are
-    there; else an untrained ResNet-20, which says so."""
-    dataset = folder.dataset("cifar")
-    runs = load_runs(folder.runs_dir)
-    weights = runs["path"].map(lambda path: (Path(path) / "weights.safetensors").exists()).astype(bool)
-    mine = runs[(runs["status"] == "finished") & (runs["dataset"] == dataset) & weights]
-    mine = mine[mine["family"].isin(("plain", "resnet"))].sort_values(["test_error", "run"])
-    source = data.load(dataset, folder.data_root)
-    if len(mine):
-        best = mine.iloc[0]
-        model, recipe = load_network(Path(best["path"]))
-        note = f"{best['run']}, test error {100 * best['test_error']:.2f} %"
-    else:
-        recipe = cifar_recipe("resnet20", folder.preset, dataset)
-        model = make_model(recipe, len(source.classes), folder.runs_dir).eval()
-        note = f"UNTRAINED {recipe.model}: no finished run with weights in {folder.runs_dir.name}/"
-    return Net(model, recipe, source, note + (f"\n{SYNTHETIC_NOTE}" if source.synthetic else ""))
+class Nets:
+    """The finished plain and residual nets of a `reslib.notebook` folder whose weights are there, the lowest test error
+    first; without one an untrained ResNet-20, which says so. A network is loaded when it is looked at."""
+
+    def __init__(self, folder):
+        self.folder, self.dataset = folder, folder.dataset("cifar")
+        runs = load_runs(folder.runs_dir)
+        weights = runs["path"].map(lambda path: (Path(path) / "weights.safetensors").exists()).astype(bool)
+        mine = runs[(runs["status"] == "finished") & (runs["dataset"] == self.dataset) & weights]
+        mine = mine[mine["family"].isin(("plain", "resnet"))].sort_values(["test_error", "run"])
+        self.runs = {row["run"]: row for row in mine.to_dict("records")}
+        self.source = data.load(self.dataset, folder.data_root)
+        self.loaded: dict[str, Net] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the runs, best first."""
+        return list(self.runs) or [UNTRAINED]
+
+    @property
+    def best(self) -> Net:
+        """The network with the lowest test error."""
+        return self[self.names[0]]
+
+    def __getitem__(self, name: str) -> Net:
+        if name not in self.loaded:
+            self.loaded[name] = self._load(name)
+        return self.loaded[name]
+
+    def responses(self, net: str, image: int = 0) -> tuple[Figure, str]:
+        """What the stages of a network make of one test image."""
+        return self[net].responses(image)
+
+    def confused(self, net: str, count: int = 16) -> tuple[Figure, pd.DataFrame]:
+        """The test images that a network is surest about and wrong."""
+        return self[net].confused(count)
+
+    def _load(self, name: str) -> Net:
+        if name in self.runs:
+            run = self.runs[name]
+            model, recipe = load_network(Path(run["path"]))
+            note = f"{name}, test error {100 * run['test_error']:.2f} %"
+        else:
+            recipe = cifar_recipe(UNTRAINED.split()[-1], self.folder.preset, self.dataset)
+            model = make_model(recipe, len(self.source.classes), self.folder.runs_dir).eval()
+            note = f"{UNTRAINED}: no finished run with weights in {self.folder.runs_dir.name}/"
+        return Net(model, recipe, self.source, note + (f"\n{SYNTHETIC_NOTE}" if self.source.synthetic else ""))
 
 
 @torch.no_grad()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, shown
 
 
 @contextlib.contextmanager
@@ -32,15 +33,37 @@ def whole_file(path: Path, mode: str = "w"):
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def alone(path: Path):
+    """Hold the lock file `path`: of all processes that do so, one at a time is in the block."""
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all. Raises UserError when it cannot be written."""
     with whole_file(path) as file:
         file.write(text)
 
 
 def write_json(path: Path, value) -> None:
+    """Write JSON, whole or not at all; NaN and infinity raise ValueError."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_of(what: str, text: str | Path) -> Path:
+    """An absolute path; UserError naming `what` for text that no path can be."""
+    try:
+        path = Path(text).expanduser().resolve()
+        path.exists()
+    except (ValueError, RuntimeError, OSError) as error:  # a zero byte, ~nobody, too long
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{what} {shown(str(text))} cannot be a folder: {reason}") from error
+    return path

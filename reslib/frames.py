@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pandas as pd
@@ -9,32 +10,36 @@ import pandas as pd
 from .errors import UserError
 from .files import write_text
 from .recipe import Recipe
-from .runs import load_curves, load_runs
+from .runs import ENDED, load_curves, load_runs
 
 
-def frames(runs_dir: Path, recipes: list[Recipe]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(runs, curves) of the ended records of these recipes, of every seed on disk."""
+def frames(
+    runs_dir: Path, recipes: list[Recipe], curves: bool = True, table: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(runs, curves) of the ended records of these recipes, of every seed on disk. curves=False reads no curves.
+
+    table: what the CIFAR-10 table shows, see `of_table`.
+    """
     runs = load_runs(runs_dir)
     if len(runs):
-        wanted = {recipe.replace(seed=0).digest for recipe in recipes}
-        runs = runs[[ended and digest in wanted for ended, digest in zip(_ended(runs), _seedless(runs), strict=True)]]
-    return runs.reset_index(drop=True), load_curves(runs)
+        runs = (of_table if table else of_recipes)(runs[runs["status"].isin(ENDED)], recipes)
+    return runs.reset_index(drop=True), load_curves(runs if curves else runs.iloc[:0])
 
 
-def _ended(runs):
-    return runs["status"].isin(("finished", "diverged"))
+def of_recipes(runs: pd.DataFrame, recipes: list[Recipe], free: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The records of these recipes, whatever their seed and the fields named in `free`."""
+    names = [field.name for field in dataclasses.fields(Recipe) if field.name not in ("seed", *free)]
+    wanted = {tuple(getattr(recipe, name) for name in names) for recipe in recipes}
+    columns = [runs["precision_asked" if name == "precision" else name] for name in names]
+    return runs[[values in wanted for values in zip(*columns, strict=True)]]
 
 
-def _seedless(runs: pd.DataFrame) -> list[str]:
-    """Each record's digest as it would be with seed 0."""
-    import dataclasses
-
-    names = [f.name for f in dataclasses.fields(Recipe)]
-    digests = []
-    for row in runs.to_dict("records"):
-        values = {n: row["precision_asked" if n == "precision" else n] for n in names}
-        digests.append(Recipe.from_dict(values).replace(seed=0).digest)
-    return digests
+def of_table(runs: pd.DataFrame, recipes: list[Recipe]) -> pd.DataFrame:
+    """The records of these recipes, also with another train/validation split or with a teacher, and every record of
+    one's own networks (package.module:Factory) on the same data."""
+    same = of_recipes(runs, recipes, free=("train_size", "val_size", "teacher"))
+    own = runs["model"].str.contains(":") & runs["dataset"].isin({recipe.dataset for recipe in recipes})
+    return runs[runs.index.isin(same.index) | own]
 
 
 def save_measurement(frame: pd.DataFrame, preset_folder: Path, stem: str) -> Path:

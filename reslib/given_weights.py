@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
+from .files import folder_of
 from .models import build_model
 from .runs import read_weights
 
@@ -42,7 +43,7 @@ def find_weights(weights: str | Path) -> list[Path]:
     """
     if str(weights) == "torchvision":
         return download()
-    path = Path(weights).expanduser()
+    path = folder_of("weights", weights)
     allowed = f"allowed are files named like resnet34*{'|'.join(SUFFIXES)}"
     if path.is_dir():
         files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and NAME.match(f.name))

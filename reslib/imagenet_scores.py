@@ -47,10 +47,12 @@ class Network:
 
     @property
     def key(self) -> tuple[str, str]:
+        """Model and shortcut option: what a row of the tables is about."""
         return self.model, self.shortcut
 
     @property
     def depth(self) -> int:
+        """The number of layers in the network's name."""
         return family_and_depth(self.model)[1]
 
     @property

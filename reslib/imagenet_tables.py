@@ -17,8 +17,7 @@ from . import data, evidence, paper, stats
 from .errors import UserError, choose
 from .evaluate import SIZES
 from .imagenet_scores import Network, Scores, imagenet_runs
-from .recipe import Recipe
-from .studies import Preset, figure4, imagenet_recipe
+from .studies import PAPER_SIX
 
 LIMITS = {"smoke": 16, "quick": 64}  # test images, where a table has to be quick; elsewhere all of the recipe's
 TOP1, TOP5, INTERVAL = "top-1 (%)", "top-5 (%)", "95% interval of top-1 (%)"
@@ -33,18 +32,6 @@ TITLES = {
     "table4": "ImageNet validation, single models, fully convolutional at five scales",
     "table5": "Ensembles, fully convolutional at five scales (the paper's on the test set, here on validation images)",
 }
-# "six models of different depth ... (only with two 152-layer ones ...)" (section 4.1); the others are not named.
-# Read as the five of Table 4 and a second ResNet-152. (model, shortcut, seed)
-PAPER_SIX = (
-    ("resnet34", "B", 0), ("resnet34", "C", 0), ("resnet50", "B", 0), ("resnet101", "B", 0), ("resnet152", "B", 0),
-    ("resnet152", "B", 1),
-)  # fmt: skip
-
-
-def recipes(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
-    """The runs behind every row of Tables 2 to 5 that can be trained: the nets of Figure 4, then the paper's six."""
-    six = [imagenet_recipe(model, preset, dataset, seed, shortcut=option) for model, option, seed in PAPER_SIX]
-    return figure4(preset, dataset, seeds) + six
 
 
 def tables(
@@ -80,7 +67,7 @@ def caption(name: str, table: pd.DataFrame, runs: pd.DataFrame) -> str:
     choose("table", name, TITLES)
     own = table[table[TOP1] != ""]
     loud = "SYNTHETIC DATA. " if own["data set"].str.contains("SYNTHETIC").any() else ""
-    text = f"{loud}Table {name[-1]}: {TITLES[name]}; errors in %. "
+    text = f"{loud}{evidence.mixed(runs)}Table {name[-1]}: {TITLES[name]}; errors in %. "
     if own.empty:
         return text + "Nothing measured here: the paper's numbers alone."
     images = sorted({int(n.replace(",", "")) for n in own["images"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from . import data, distributed
+from . import compilation, data, distributed, own_network
 from .checkpoint import State, restore
 from .complexity import multiply_adds, weighted_layers
 from .engine import Step, make_optimizer, make_step
@@ -19,7 +20,7 @@ from .numerics import resolve_device, resolve_precision
 from .provenance import environment, now
 from .recipe import Recipe
 from .runs import Run
-from .tune import keep_memory
+from .tune import LAYOUTS, choice_for, keep_memory
 from .window import Window
 
 
@@ -34,7 +35,8 @@ class Execution:
     activation_checkpointing: bool = False
     wait: bool = True  # for another process that trains the same run
     tensorboard: bool = False
-    eager: bool = False  # no CUDA graph: the reference that the fast path is compared with
+    eager: bool = False  # no CUDA graph, not compiled: the reference that the fast path is compared with
+    threads: int | None = None  # of the processor; None: as measured (tune.py)
 
 
 PLAIN = Execution()
@@ -58,19 +60,24 @@ class Job:
     costs: dict
     rows: list[dict] = field(default_factory=list)  # one per evaluation
     sessions: list[dict] = field(default_factory=list)  # one per process that worked on the run
+    speed: dict = field(default_factory=dict)  # on a processor: how it was made fast (compilation.py)
     begun: float = 0.0
 
     @property
     def recipe(self) -> Recipe:
+        """The recipe of the run."""
         return self.run.recipe
 
     def begin_session(self) -> None:
+        """Note from which iteration, on which machine and with which code this process trains."""
         self.sessions.append(
             {
                 "from_iteration": self.state.iteration,
                 "started": now(),
                 **environment(self.device),
                 "processes": self.group.world,
+                "step": self.step.way,
+                **({"speed": self.speed} if self.speed else {}),
             }
         )
         self.begun = time.perf_counter() - self.state.seconds
@@ -81,13 +88,15 @@ class Job:
         return self.state.seconds
 
 
-def prepare(run: Run, data_root, preset: str, execution: Execution, group: distributed.Group) -> Job:
+def prepare(run: Run, data_root, preset: str, execution: Execution, group: distributed.Group, say=print) -> Job:
     """Load the data, build network and optimiser, continue from the checkpoint where there is one."""
     recipe = run.recipe
     distributed.check_divisible(recipe, group.world)
     device = group.device(resolve_device(execution.device))
     set_deterministic(execution.deterministic, device)
     source = data.load(recipe.dataset, data_root)
+    if len(prints := set(group.gather(source.fingerprint))) > 1:
+        raise UserError(f"the processes of this job read different data: fingerprints {', '.join(sorted(prints))}")
     batches = data.batches_for(recipe, source, device)
     model = make_model(recipe, len(source.classes), run.path.parent)
     costs = {
@@ -95,7 +104,12 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
         "multiply_adds": multiply_adds(model, recipe.crop_size),
         "layers": weighted_layers(model),
     }
-    model.to(device, memory_format=torch.channels_last).train()
+    chosen, layout = None, "channels-last"
+    if device.type == "cpu":
+        keep_memory()
+        chosen = choice_for(recipe.iterations, execution.deterministic, execution.threads)
+        layout = chosen.layout
+    model.to(device, memory_format=LAYOUTS[layout]).train()
     if execution.activation_checkpointing:
         if not hasattr(model, "activation_checkpointing"):
             raise UserError(
@@ -112,13 +126,27 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
         raise UserError(
             f"run {recipe.run_name} was begun on data {state.fingerprint}, but the data here is {source.fingerprint}"
         )
-    state.precision = state.precision or resolve_precision(recipe.precision, device)
+    own_network.check(recipe, state.network_source)
+    state.network_source = state.network_source or own_network.source_of(recipe.model)
+    state.precision = state.precision or group.broadcast(resolve_precision(recipe.precision, device))
     if device.type == "cuda" and state.precision == "fp32":  # fp32 is what the fast path is proved against: no TF32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    if device.type == "cpu":
-        keep_memory()
     step = make_step(recipe, model, optimizer, device, state.precision, group, execution.eager)
+    step.layout = LAYOUTS[layout]
     job = Job(run, preset, group, device, source, batches, model, optimizer, step, window, state, costs, rows, sessions)
+    if chosen:
+        chosen = dataclasses.replace(chosen, compile=False) if execution.eager else chosen
+        job.speed = compilation.accelerate(
+            step,
+            chosen,
+            batch=lambda: next(batches.stream(state.iteration, state.iteration + 1, group.rank, group.world)),
+            left=recipe.iterations - state.iteration,
+            limit=execution.time_limit,
+            before=sessions[-1].get("speed") if sessions else None,
+            say=lambda text: say(f"{recipe.run_name}: {text}"),
+        )
+        if chosen.origin != "default":
+            say(f"{recipe.run_name}: {compilation.describe(state.precision, job.speed)}")
     job.begin_session()
     return job
 
@@ -127,6 +155,7 @@ def set_deterministic(wanted: bool, device: torch.device) -> None:
     """The same bits every time, or the fastest kernels."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    torch.use_deterministic_algorithms(wanted)
+    if wanted != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler: seconds
+        torch.use_deterministic_algorithms(wanted)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not wanted

@@ -9,21 +9,29 @@ import pandas as pd
 
 from . import artefacts, figures, tables
 from .data import choose_dataset
-from .errors import UserError, choose
+from .errors import UserError, choose, shown
 from .executor import execute, missing
+from .files import folder_of
 from .frames import frames as load_frames
 from .frames import load_measurement, save_measurement
+from .injected import check_injected
+from .models import build_model
 from .numerics import resolve_device
-from .progress import Progress
+from .progress import Progress, is_quiet
 from .provenance import environment
 from .runs import results_root
 from .studies import STUDIES, preset_of
 from .train import Execution
 
+MAX_SEEDS = 1000
 
-def open_folder(preset: str = "auto", results: str = "", data_root: str = "", device: str = "auto") -> Folder:
+
+def open_folder(
+    preset: str = "auto", results: str = "", data_root: str = "", device: str = "auto", seeds: int = 0
+) -> Folder:
     """The results folder of a preset, for notebooks that train no study. Parameters as in `open_study`."""
-    _check_types(preset=(preset, str), results=(results, str), data_root=(data_root, str), device=(device, str))
+    check_injected()
+    _check(preset, data_root, results, seeds, device)
     return Folder(preset, data_root, results, device)
 
 
@@ -41,16 +49,8 @@ def open_study(
     seeds: per network, 0 for the preset's number. models: networks of one's own for the CIFAR-10 table, names joined by
     commas. Raises UserError naming a bad parameter, its value and what is allowed.
     """
-    _check_types(
-        preset=(preset, str),
-        results=(results, str),
-        data_root=(data_root, str),
-        device=(device, str),
-        seeds=(seeds, int),
-        models=(models, str),
-    )
-    if not 0 <= seeds <= 1000:
-        raise UserError(f"seeds {seeds} is out of range: allowed is 0 (the preset's) to 1000")
+    check_injected()
+    _check(preset, data_root, results, seeds, device, models)
     return Study(name, preset, data_root, results, seeds, device, models)
 
 
@@ -66,12 +66,13 @@ class Folder:
 
     def dataset(self, kind: str) -> str:
         """The data set of kind "cifar" or "imagenet" that this preset computes on; synthetic for smoke."""
-        if self.preset.name == "smoke":
+        if self.preset.base == "smoke":
             return {"cifar": "synthetic", "imagenet": "synthetic-imagenet"}[kind]
-        quiet = {"say": lambda text: None} if os.environ.get("RESLIB_PROGRESS") == "off" else {}
+        quiet = {"say": lambda text: None} if is_quiet() else {}
         return choose_dataset(kind, self.data_root, download=True, **quiet)
 
     def facts(self) -> dict:
+        """What `describe` shows."""
         here = environment(self.device)
         return {
             "preset": f"{self.preset.name} ({self.preset.purpose})",
@@ -119,9 +120,11 @@ class Study(Folder):
 
     @property
     def synthetic(self) -> bool:
+        """Whether the images are synthetic."""
         return self.dataset_name.startswith("synthetic")
 
     def facts(self) -> dict:
+        """What `describe` shows."""
         todo = {r.digest for r in missing(self.recipes, self.runs_dir)}
         return {
             "study": self.name,
@@ -164,7 +167,19 @@ class Study(Folder):
         return artefacts.claims_table(self.folder, self.dataset_name)
 
 
-def _check_types(**parameters) -> None:
-    for name, (value, kind) in parameters.items():
-        if type(value) is not kind:
-            raise UserError(f"{name} {value!r} is of type {type(value).__name__}: allowed is {kind.__name__}")
+def _check(preset, data_root, results, seeds, device, models="") -> None:
+    """Raise UserError naming the first parameter of a wrong type or out of range."""
+    texts = {"preset": preset, "data_root": data_root, "results": results, "device": device, "models": models}
+    for name, value in texts.items():
+        if type(value) is not str:
+            raise UserError(f"{name} {shown(value)} is of type {type(value).__name__}: allowed is str")
+    if type(seeds) is not int:
+        raise UserError(f"seeds {shown(seeds)} is of type {type(seeds).__name__}: allowed is int")
+    if not 0 <= seeds <= MAX_SEEDS:
+        raise UserError(f"seeds {shown(seeds)} is out of range: allowed is 0 (the preset's) to {MAX_SEEDS}")
+    if data_root and not folder_of("data_root", data_root).is_dir():
+        raise UserError(f"data_root {shown(data_root)} is not a folder")
+    if results:
+        folder_of("results", results)
+    for model in filter(None, (m.strip() for m in models.split(","))):
+        build_model(model)  # a wrong name is said before the others are trained for hours

@@ -1,19 +1,28 @@
 """Runs the notebooks with papermill: all of them, to the end, and names what failed.
 
 papermill writes its output from the start and marks cells completed that never ran, so a notebook is executed under a
-temporary name and takes its own name only when papermill returned without an error.
+temporary name and takes its own name only when papermill returned without an error. Which ones a batch has finished
+stands in a file of its own until all of them are: the same command, started again, leaves those alone.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 import time
 from pathlib import Path
 
 from .errors import UserError, choose
+from .files import alone, write_json
+from .provenance import source
+from .runs import is_locked
+from .stopping import sigterm_as_ctrl_c
+from .studies import preset_of
 
 TEMPORARY = ".running.ipynb"
+BATCH = ".batch.json"  # of a batch that has not been finished
 
 
 def notebook_folder() -> Path:
@@ -37,30 +46,21 @@ def run_notebooks(arguments, results: Path) -> int:
         raise UserError(f"no notebooks in {notebook_folder()}: run this from a checkout")
     for name in names:
         choose("notebook", name, notebook_names())
-    out = results / arguments.preset / "notebooks"
+    preset = preset_of(arguments.preset).name
+    out = results / preset / "notebooks"
     out.mkdir(parents=True, exist_ok=True)
-    for stale in out.glob(f"*{TEMPORARY}"):
-        stale.unlink()  # a kernel or this command was killed in the middle of it
     values = {
-        "preset": arguments.preset,
+        "preset": preset,
         "data_root": str(Path(arguments.data_root).resolve()) if arguments.data_root else "",
         "results": str(results),
         "seeds": arguments.seeds,
         "device": arguments.device,
     }
     os.environ["RESLIB_DOWNLOAD"] = "off"  # the runs before this have tried; twelve kernels need not try again
-    failures = {}
-    for name in names:
-        started = time.monotonic()
-        print(f"notebook {name} ...", flush=True)
-        try:
-            run_notebook(name, out, values)
-            print(f"notebook {name} done in {time.monotonic() - started:.0f} s", flush=True)
-        except KeyboardInterrupt:
-            raise
-        except Exception as error:
-            failures[name] = describe(error)
-            print(f"notebook {name} FAILED: {failures[name]}", flush=True)
+    if is_locked(out.parent):
+        print(f"another process executes notebooks into {out}: waiting for it", flush=True)
+    with sigterm_as_ctrl_c(), alone(out.parent / "lock"):
+        failures = run_batch(names, out, values)
     written = sorted(p for kind in ("figures", "tables") for p in (out.parent / kind).glob("*.*"))
     print(f"{len(names) - len(failures)} of {len(names)} notebooks done; figures and tables in {out.parent}:")
     for path in written:
@@ -68,6 +68,67 @@ def run_notebooks(arguments, results: Path) -> int:
     for name, text in failures.items():
         print(f"FAILED {name}: {text} (see {out / name}.failed.ipynb)", file=sys.stderr)
     return 1 if failures else 0
+
+
+def run_batch(names: list[str], out: Path, values: dict) -> dict[str, str]:
+    """Execute the notebooks that this batch has not finished yet; what failed, and how."""
+    for stale in out.glob(f"*{TEMPORARY}"):
+        stale.unlink()  # a kernel or this command was killed in the middle of it
+    batch, failures = Batch(out, names, values), {}
+    for name in names:
+        if batch.has(name):
+            print(f"notebook {name} was done before this batch was interrupted", flush=True)
+            continue
+        started = time.monotonic()
+        print(f"notebook {name} ...", flush=True)
+        try:
+            run_notebook(name, out, values)
+            batch.add(name)
+            print(f"notebook {name} done in {time.monotonic() - started:.0f} s", flush=True)
+        except Exception as error:
+            failures[name] = describe(error, out / f"{name}.failed.ipynb")
+            print(f"notebook {name} FAILED: {failures[name]}", flush=True)
+    if not failures:
+        batch.end()
+    return failures
+
+
+class Batch:
+    """Which notebooks of this very batch are done: same notebooks, parameters and code, and the records they read."""
+
+    def __init__(self, out: Path, names: list[str], values: dict):
+        self.out, self.file = out, out / BATCH
+        digest = hashlib.sha256(json.dumps([names, values, source(), os.environ.get("RESLIB_DATA")]).encode())
+        for name in names:
+            digest.update((notebook_folder() / f"{name}.ipynb").read_bytes())
+        self.key, self.done = digest.hexdigest(), {}
+        try:
+            there = json.loads(self.file.read_bytes())
+            if there["batch"] == self.key:
+                self.done = dict(there["done"])
+        except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: everything is done again
+            pass
+
+    def has(self, name: str) -> bool:
+        """Whether the notebook was executed in this batch, when the ended records were those of now."""
+        return self.done.get(name) == self.records() and (self.out / f"{name}.ipynb").exists()
+
+    def records(self) -> str:
+        """A hash over the ended records: their names, sizes and times, compared with no clock."""
+        digest = hashlib.sha256()
+        for summary in sorted(self.out.parent.glob("runs/*/summary.json")):
+            stat = summary.stat()
+            digest.update(f"{summary.parent.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def add(self, name: str) -> None:
+        """Note that a notebook is done."""
+        self.done[name] = self.records()
+        write_json(self.file, {"batch": self.key, "done": self.done})
+
+    def end(self) -> None:
+        """Forget the batch: all of it is done."""
+        self.file.unlink(missing_ok=True)
 
 
 def run_notebook(name: str, out: Path, values: dict) -> Path:
@@ -93,9 +154,25 @@ def run_notebook(name: str, out: Path, values: dict) -> Path:
     return done
 
 
-def describe(error: Exception) -> str:
-    """The cell and the error in one line."""
+def describe(error: Exception, executed: Path | None = None) -> str:
+    """The cell and the error in one line; `executed`: the notebook as papermill left it."""
     name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
-    cell = getattr(error, "exec_count", None) or getattr(error, "cell_index", None)
-    where = f"cell {cell}: " if cell is not None else ""
+    if name == "DeadKernelError":
+        value = "the kernel died: killed, or out of memory"
+    cell = last_started(executed)
+    where = f"cell {cell}: " if cell else ""
     return f"{where}{name}: {' '.join(str(value).split())}"
+
+
+def last_started(executed: Path | None) -> int:
+    """The number of the last code cell that was begun, counted as Jupyter does from 1; 0 when there is none.
+
+    Neither papermill's status nor its error tell after a kernel has died.
+    """
+    try:
+        cells = json.loads(executed.read_bytes())["cells"]
+        code = [c for c in cells if c["cell_type"] == "code" and "".join(c["source"]).strip()]
+        begun = [i for i, c in enumerate(code, start=1) if c["metadata"].get("papermill", {}).get("start_time")]
+        return max(begun, default=0)
+    except (AttributeError, OSError, ValueError, KeyError, TypeError):
+        return 0

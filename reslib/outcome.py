@@ -16,6 +16,8 @@ from .recipe import Recipe
 from .runs import write_weights
 from .schedule import drop_iterations
 
+UNREADABLE_KEPT = 1000  # names of images in a summary
+
 
 def evaluate(job: Job) -> dict:
     """The metrics of this iteration, appended to job.rows; the window of running errors starts anew."""
@@ -59,6 +61,22 @@ def describe(recipe: Recipe, row: dict) -> str:
     )
 
 
+def unreadable(found: dict[str, str], shown: int = 5) -> str:
+    """How many images could not be decoded, the first names and their reasons, in one line."""
+    names = [f"{name} ({found[name]})" for name in sorted(found)[:shown]]
+    return f"{len(found)} unreadable images left out: {', '.join(names)}{', ...' * (len(found) > shown)}"
+
+
+def changed_between(sessions: list[dict]) -> str:
+    """What differs between the sessions of a run and may have changed its bits, in words, or ""."""
+    found = ["other code than it was begun with"] if len({s["source"] for s in sessions}) > 1 else []
+    for key in ("torch", "device_name", "processes"):
+        values = list(dict.fromkeys(str(s[key]) for s in sessions if key in s))
+        if len(values) > 1:
+            found.append(f"{key} {values[-1]} (before: {', '.join(values[:-1])})")
+    return ", ".join(found)
+
+
 def divergence(job: Job) -> str:
     """What is no longer a finite number since the last evaluation, naming the iteration, or ""."""
     iteration = job.window.non_finite(job.state.iteration, job.group)
@@ -83,6 +101,7 @@ def finish(job: Job) -> dict:
     exact = None
     if not job.group.rank:
         exact = exact_bn_error(job.model, job.batches, job.device, job.state.precision, images)
+        job.state.unreadable |= getattr(job.batches, "skipped", {})
         write_weights(job.run.weights_file, job.model)
     selected = min(rows, key=lambda r: r["val_error"]) if job.batches.has("val") else None
     best = min(rows, key=lambda r: r["test_error"])
@@ -107,7 +126,7 @@ def _suspicion(last: dict, classes: int) -> str:
 
 
 def _end(job: Job, results: dict) -> dict:
-    job.sessions[-1] |= {"to_iteration": job.state.iteration, "ended": now()}
+    job.sessions[-1] |= {"to_iteration": job.state.iteration, "step": job.step.way, "ended": now()}
     summary = _summary(job) | results
     if job.group.rank:
         return summary
@@ -131,12 +150,15 @@ def _summary(job: Job) -> dict:
         "images_per_second": state.iteration * recipe.batch_size / max(state.seconds, 1e-9),
         "precision": state.precision,
         **environment(job.device),
+        "network_source": state.network_source or None,
         "data_fingerprint": job.source.fingerprint,
         "data_origin": job.source.origin,
         "synthetic": job.source.synthetic,
         "classes": len(job.source.classes),
         "train_images": len(job.batches),
         "test_images": len(job.batches.sets["test"]),
+        "unreadable_images": len(state.unreadable),
+        "unreadable": sorted(state.unreadable)[:UNREADABLE_KEPT],
         "started": job.sessions[0]["started"],
         "finished": now(),
         "sessions": job.sessions,
@@ -154,6 +176,7 @@ class Board:
         self.writer = SummaryWriter(os.fspath(job.run.path / "tensorboard"))
 
     def add(self, row: dict) -> None:
+        """Write the numbers of an evaluation."""
         for key, value in row.items():
             if isinstance(value, float):
                 self.writer.add_scalar(key, value, row["iteration"])

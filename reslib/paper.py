@@ -64,6 +64,7 @@ FIGURE1_DEPTHS = (20, 56)
 FIGURE6_PLAIN = (20, 32, 44, 56)  # "The error of plain-110 is higher than 60% and not displayed" (caption)
 FIGURE6_RESNET = (20, 32, 44, 56, 110)
 PLAIN110_TRAINING_ERROR_ABOVE = 60.0  # %, caption of Figure 6
+WARMUP_ITERATIONS = 400  # section 4.2: "until the training error is below 80% (about 400 iterations)"
 RESNET1202_TRAINING_ERROR_BELOW = 0.1  # %, section 4.2, "Exploring over 1000 layers"
 
 # Table 1, row "FLOPs", which are multiply-adds; 19.6 billion for VGG-19 is quoted in section 3.3 and Figure 3.
@@ -141,7 +142,7 @@ def label(model: str) -> str:
     """Name of a model as the paper writes it: resnet20 -> ResNet-20, plain56 -> plain-56; others unchanged."""
     if model in TABLE6:
         return TABLE6[model].label
-    for family, written in (("resnet", "ResNet"), ("plain", "plain")):
+    for family, written in (("resnet", "ResNet"), ("plain", "plain"), ("vgg", "VGG")):
         if model.startswith(family) and model[len(family) :].isdigit():
             return f"{written}-{model[len(family) :]}"
     return model

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import data, evidence
+from .criteria import FROZEN, WILD
 from .engine import Step, make_optimizer, set_learning_rate
 from .errors import UserError
 from .measure import exact_statistics
@@ -29,13 +30,10 @@ from .studies import Preset, cifar_recipe
 
 INITIALISATIONS = ("he", "xavier", "gaussian")
 TRAINED = (("he", True), ("he", False))  # initialisation and batch norm of the nets that are followed along training
-# A layer whose gradient stays below FROZEN moves by less than 0.1 * 64,000 * 1e-5 = 0.064 in the whole training, with
-# weights of norm 5 to 11; above WILD a single step at 0.1 moves it by more than its own length.
-FROZEN, WILD = 1e-5, 100.0
 STATISTICS_IMAGES = 1000
 RESPONSES = ["run", "model", "family", "depth", "seed", "synthetic", "layer", "std"]  # columns
 KINDS = ("activation", "gradient", "backward")
-COLUMNS = ["kind", "model", "family", "depth", "init", "batch_norm", "iteration", "layer", "norm", "synthetic"]
+COLUMNS = ["kind", "model", "family", "depth", "seed", "init", "batch_norm", "iteration", "layer", "norm", "synthetic"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,7 @@ class Moments:
         self.count, self.mean, self.squares = 0, 0.0, 0.0
 
     def add(self, x: Tensor) -> None:
+        """Take more values into account."""
         x = _float64(x)
         count, mean = x.numel(), x.mean().item()
         squares = (x - mean).square().sum().item()
@@ -104,6 +103,7 @@ class Moments:
 
     @property
     def std(self) -> float:
+        """The standard deviation of all values so far (ddof = 0)."""
         return (self.squares / self.count) ** 0.5
 
 
@@ -204,50 +204,44 @@ def norms_along_training(recipe: Recipe, source, device, at: Iterable[int], batc
     return pd.concat(frames, ignore_index=True)
 
 
-def gradient_study(preset: Preset, dataset: str, data_root=None, device="cpu", on_net: Callable | None = None):
+def gradient_study(
+    preset: Preset, dataset: str, data_root=None, device="cpu", seeds: int = 0, on_net: Callable | None = None
+) -> pd.DataFrame:
     """All of the preset's depths, plain and residual, by each initialisation, with and without batch norm.
 
     Every net is measured as it starts; those of `TRAINED` also along `BUDGETS[preset]` iterations of training.
-    on_net(recipe) is called before each net. Columns: COLUMNS.
+    seeds: of initial weights and images; 0 is the preset's number. on_net(recipe) is called before each net.
+    Columns: COLUMNS.
     """
-    budget, device, source = BUDGETS[preset.name], torch.device(device), data.load(dataset, data_root)
+    budget, device, source = BUDGETS[preset.base], torch.device(device), data.load(dataset, data_root)
     at_end = {0, 1, budget.steps // 4, budget.steps}
-    frames, batches = [], None
-    for depth in preset.gradient_depths:
-        for batch_norm in (True, False):
-            for init in INITIALISATIONS:
-                for family in ("plain", "resnet"):
-                    options = {"init": init} if batch_norm else {"batch_norm": "false", "init": init}
-                    recipe = cifar_recipe(
-                        f"{family}{depth}",
-                        preset,
-                        dataset,
-                        options=",".join(f"{k}={v}" for k, v in options.items()),
-                        batch_size=budget.batch_size,
-                        warmup_lr=0.0,
-                    )
-                    if on_net:
-                        on_net(recipe)
-                    batches = batches or data.batches_for(recipe, source, device)  # the same for every net
-                    at = at_end if (init, batch_norm) in TRAINED else {0}
-                    frame = norms_along_training(recipe, source, device, at, batches=batches)
-                    frames.append(
-                        frame.assign(
-                            model=recipe.model, family=family, depth=depth, init=init, batch_norm=batch_norm,
-                            synthetic=source.synthetic,
-                        )
-                    )  # fmt: skip
+    frames, batches = [], {}
+    grid = itertools.product(
+        preset.seeds_of("", seeds), preset.gradient_depths, (True, False), INITIALISATIONS, ("plain", "resnet")
+    )
+    for seed, depth, batch_norm, init, family in grid:
+        options = f"init={init}" if batch_norm else f"batch_norm=false,init={init}"
+        changes = {"options": options, "batch_size": budget.batch_size, "warmup_lr": 0.0}
+        recipe = cifar_recipe(f"{family}{depth}", preset, dataset, seed, **changes)
+        if on_net:
+            on_net(recipe)
+        if seed not in batches:  # the same images for every net of a seed
+            batches[seed] = data.batches_for(recipe, source, device)
+        at = at_end if (init, batch_norm) in TRAINED else {0}
+        frame = norms_along_training(recipe, source, device, at, batches=batches[seed])
+        net = {"model": recipe.model, "family": family, "depth": depth, "seed": seed, "init": init}
+        frames.append(frame.assign(**net, batch_norm=batch_norm, synthetic=source.synthetic))
     return pd.concat(frames, ignore_index=True)[COLUMNS]
 
 
 def signal_summary(measured: pd.DataFrame) -> pd.DataFrame:
-    """A row per net and iteration: what reaches the first layers, forward and backward, and whether each layer learns.
+    """A row per net, seed and iteration: what reaches the first layers, forward and backward, and whether each learns.
 
     "activation, last / first" and "backward, first / last": medians of a quarter of the layers, 1 for a signal that
     keeps its size on its way; "gradient": its smallest and largest norm over the layers, and a verdict by FROZEN, WILD.
     """
     rows = []
-    keys = ["batch_norm", "init", "family", "depth", "model", "iteration"]
+    keys = ["batch_norm", "init", "family", "depth", "model", "seed", "iteration"]
     for key, net in measured.groupby(keys, sort=True):
         norms = {kind: part.sort_values("layer")["norm"] for kind, part in net.groupby("kind")}
         first, last = ({k: _quarter(v, end) for k, v in norms.items()} for end in (0, 1))
@@ -262,7 +256,16 @@ def signal_summary(measured: pd.DataFrame) -> pd.DataFrame:
                 "gradients": _verdict(gradient),
             }
         )
-    return pd.DataFrame(rows).sort_values(["batch_norm", "init", "family", "depth", "iteration"], ignore_index=True)
+    by = ["batch_norm", "init", "family", "depth", "seed", "iteration"]
+    return pd.DataFrame(rows).sort_values(by, ignore_index=True)
+
+
+def worst_verdict(verdicts: pd.Series) -> str:
+    """Of several seeds' verdicts the one that is least like "healthy", with how many of them say it."""
+    order = ("not finite", "explode", "vanish", "healthy")
+    worst = min(verdicts, key=order.index)
+    count = int((verdicts == worst).sum())
+    return worst if count == len(verdicts) else f"{worst} ({count} of {len(verdicts)})"
 
 
 def _quarter(norms: pd.Series, end: int) -> float:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 from .errors import UserError, choose, shown
@@ -93,7 +94,7 @@ class Recipe:
     eval_every: int = 500  # iterations
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
+        for field in _fields():
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
         if self.warmup_lr > self.lr:
             raise UserError(f"warmup_lr {self.warmup_lr} is above lr {self.lr}: a warm-up starts lower")
@@ -108,11 +109,12 @@ class Recipe:
             )
         if self.batch_size % self.accumulation:
             raise UserError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
+        given = parse_options(self.options)
         for name in OWN_OPTIONS:
-            if name in parse_options(self.options):
+            if name in given:
                 raise UserError(f"options {self.options!r}: {name} is decided by the recipe's other fields")
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Eight hexadecimal digits that identify the recipe."""
         text = json.dumps(self.essentials(), sort_keys=True)
@@ -128,9 +130,7 @@ class Recipe:
         """Model, data set, seed and whatever differs from the defaults."""
         always = ("model", "dataset", "seed")
         return {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.name in always or getattr(self, f.name) != f.default
+            f.name: getattr(self, f.name) for f in _fields() if f.name in always or getattr(self, f.name) != f.default
         }
 
     def replace(self, **changes) -> Recipe:
@@ -141,17 +141,23 @@ class Recipe:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Every field, as recipe.json has it."""
+        return {f.name: getattr(self, f.name) for f in _fields()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """Read a recipe written by this or an older version; a field this version does not know is an error."""
         if not isinstance(values, dict):
             raise UserError(f"recipe {shown(values)} is a {type(values).__name__}: allowed is a mapping of field names")
-        names = [f.name for f in dataclasses.fields(cls)]
-        for name in values:
+        names = {f.name for f in _fields()}
+        for name in values.keys() - names:
             choose("recipe field", name, names)
         return cls(**values)
+
+
+@cache
+def _fields() -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(Recipe)  # which looks through them anew on every call
 
 
 def field_types() -> dict[str, type]:

@@ -11,7 +11,7 @@ from . import stats
 from .errors import UserError
 from .files import sha256
 from .recipe import Recipe
-from .runs import ENDED, METRICS, is_locked, read_json
+from .runs import ENDED, METRICS, is_locked, read_json, read_recipe
 
 NEEDED = (  # keys of a summary without which a number cannot be led back to its origin
     "status", "recipe_hash", "test_error", "iterations", "commit", "device_name", "torch", "data_fingerprint",
@@ -35,8 +35,8 @@ def check_records(folder: Path, findings: Findings) -> None:
     summaries = []
     runs = folder / "runs"
     for path in sorted(runs.iterdir()) if runs.is_dir() else ():
-        if not path.is_dir() or path.name.startswith("."):
-            continue
+        if not path.is_dir() or path.name.startswith(".") or {p.name for p in path.iterdir()} <= {"lock"}:
+            continue  # not a record, or one that was refused before it began
         findings.records += 1
         try:
             recipe, summary = check_record(path, findings)
@@ -57,7 +57,7 @@ def check_record(path: Path, findings: Findings) -> tuple[Recipe, dict]:
 
     if not (path / "recipe.json").exists():
         raise UserError(f"{where}: recipe.json is missing")
-    recipe = Recipe.from_dict(read_json(path / "recipe.json"))
+    recipe = read_recipe(path / "recipe.json")
     if path.name != recipe.run_name:
         problem(f"recipe.json is that of {recipe.run_name}")
     files = {name: (path / name).exists() for name in ("metrics.csv", "summary.json", "checkpoint.pt", "lock")}

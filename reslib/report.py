@@ -6,10 +6,10 @@ The same files give the same page. Time: 7 s of processor time for 10,000 runs o
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import posixpath
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -19,9 +19,8 @@ import pandas as pd
 from . import claims, evidence, frames, report_page
 from .errors import UserError
 from .files import write_text
-from .recipe import Recipe
 from .runs import load_curves, load_runs, results_root
-from .studies import CIFAR_STUDIES, PRESETS, plan
+from .studies import CIFAR_STUDIES, PRESETS, plan, preset_of
 
 PRESET_ORDER = ("paper", "medium", "quick", "smoke")  # what weighs most comes first
 CIFAR_SETS = ("cifar10", "synthetic")  # the real set is preferred where records of both exist
@@ -64,18 +63,14 @@ def main(arguments) -> int:
 
 
 def collect(root: Path) -> tuple[list[Section], list[str]]:
-    """A section per preset folder, and one line per folder whose records cannot be read."""
+    """A section per preset folder, and one line per record that is damaged."""
     folders = [p for p in sorted(root.glob("*")) if any((p / part).is_dir() for part in ("runs", "figures", "tables"))]
     if not folders:
         raise UserError(f"no records under {root}: run `reslib reproduce` first, or name a folder with --results")
     rank = {name: i for i, name in enumerate(PRESET_ORDER)}
     sections, problems = [], []
     for folder in sorted(folders, key=lambda p: (rank.get(p.name, len(rank)), p.name)):
-        try:
-            runs = load_runs(folder / "runs")
-        except UserError as error:  # the page is made all the same, and the command fails
-            problems.append(str(error))
-            runs = load_runs(folder / "no runs")
+        runs = load_runs(folder / "runs", problems.append)  # the page is made all the same, and the command fails
         runs["preset"] = folder.name
         sections.append(_section(folder, runs.sort_values(["family", "depth", "seed", "run"], ignore_index=True)))
     return sections, problems
@@ -99,18 +94,15 @@ def _section(folder: Path, runs: pd.DataFrame) -> Section:
 
 def study_runs(preset: str, runs: pd.DataFrame) -> pd.DataFrame:
     """The records that figures and scoreboard are judged on: the recipes of the studies, with every seed on disk."""
-    if preset not in PRESETS or runs.empty:
+    if preset.partition("+")[0] not in PRESETS or runs.empty:
         return runs
     there = set(runs["dataset"])
     datasets = {
         "cifar": next((d for d in CIFAR_SETS if d in there), "synthetic"),
         "imagenet": next((d for d in IMAGENET_SETS if d in there), "synthetic-imagenet"),
     }
-    recipes = plan(PRESETS[preset], datasets, names=(*CIFAR_STUDIES, "figure4"))
-    names = [f.name for f in dataclasses.fields(Recipe) if f.name != "seed"]
-    wanted = {tuple(getattr(recipe, name) for name in names) for recipe in recipes}
-    columns = [runs["precision_asked" if name == "precision" else name] for name in names]
-    return runs[[values in wanted for values in zip(*columns, strict=True)]]
+    recipes = plan(preset_of(preset), datasets, names=(*CIFAR_STUDIES, "figure4"))
+    return frames.of_recipes(runs, recipes)
 
 
 def _measured(folder: Path, stem: str) -> pd.DataFrame | None:
@@ -128,12 +120,18 @@ def _table(path: Path) -> tuple[str, str, pd.DataFrame]:
     return path.stem, caption, pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
+CELLS = (  # columns of the records behind the page's list
+    "run", "preset", "model", "dataset", "seed", "status", "test_error", "train_error", "iterations", "parameters",
+    "precision", "device_name", "torch", "commit", "dirty", "data_fingerprint", "finished", "message", "path",
+)  # fmt: skip
+
+
 def run_rows(runs: pd.DataFrame, base: Path) -> list[list]:
     """The cells of the page's list, a row per run in the order of report_page.COLUMNS."""
     rows = []
-    for run in runs.to_dict("records"):
-        path = Path(run["path"])
-        there = "".join(key for key, name in report_page.FILES.items() if (path / name).exists())
+    folders = relative(runs["path"], base) if len(runs) else []
+    for run, folder in zip(runs.reindex(columns=CELLS).to_dict("records"), folders, strict=True):
+        files = set(os.listdir(run["path"]))
         commit = str(run["commit"])[:12] if _known(run["commit"]) else ""
         rows.append(
             [
@@ -154,8 +152,8 @@ def run_rows(runs: pd.DataFrame, base: Path) -> list[list]:
                 _text(run["data_fingerprint"]),
                 _text(run["finished"]),
                 _text(run["message"]),
-                link(path, base),
-                there,
+                quote(folder),
+                "".join(key for key, name in report_page.FILES.items() if name in files),
             ]
         )
     return rows
@@ -166,11 +164,22 @@ def runs_csv(runs: pd.DataFrame, base: Path) -> str:
     if runs.empty:
         return "run,preset,status\n"
     frame = runs.drop(columns=[c for c in LEFT_OUT if c in runs])
-    for column in [c for c in frame if frame[c].dtype.kind == "O"]:
-        frame[column] = [json.dumps(v) if isinstance(v, (list, tuple, dict)) else v for v in frame[column]]
-    frame["folder"] = [posixpath.join(*Path(os.path.relpath(p, base)).parts) for p in runs["path"]]
+    for column in [c for c in frame if frame[c].dtype == object]:
+        frame[column] = [json.dumps(v) if isinstance(v, (list, tuple, dict)) else v for v in frame[column].tolist()]
+    frame["folder"] = relative(runs["path"], base)
     first = ["run", "preset", "status", "model", "dataset", "seed", "test_error", "train_error"]
     return frame[first + [c for c in frame if c not in first]].to_csv(index=False, lineterminator="\n")
+
+
+def relative(paths: Iterable[str], base: Path) -> list[str]:
+    """Folders of runs as seen from `base`, with forward slashes."""
+    parents, found = {}, []
+    for path in paths:
+        parent, name = os.path.split(path)
+        if parent not in parents:
+            parents[parent] = Path(os.path.relpath(parent, base)).as_posix()
+        found.append(posixpath.join(parents[parent], name))
+    return found
 
 
 def link(path: Path, base: Path) -> str:

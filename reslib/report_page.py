@@ -50,7 +50,7 @@ table{border-collapse:collapse;width:100%;font-size:.87rem}caption{text-align:le
 th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;border-top:1px solid var(--line)}
 thead th{background:var(--card);white-space:nowrap}td.number{text-align:right;font-variant-numeric:tabular-nums}
 .board td:nth-child(4),.board td:nth-child(5){min-width:16rem}.board .verdict{white-space:nowrap;font-weight:600}
-tbody th{font-weight:600}
+tbody th{font-weight:600}tbody td:first-child{white-space:nowrap}
 .holds{color:var(--good)}.fails{color:var(--bad)}
 .runs td,.runs tbody th{white-space:nowrap;font-weight:400}.runs td.note{white-space:normal;min-width:14rem}
 figure{margin:1rem 0}figure img{max-width:100%;height:auto;background:#fff;border:1px solid var(--line);

@@ -7,11 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from . import artefacts, evidence, tables
-from .errors import UserError
 from .files import write_text
 from .notebooks import notebook_names
 from .runs import load_runs
-from .studies import PRESETS
+from .studies import folders_of_presets, preset_of
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 HEAD = """# Results
@@ -40,7 +39,7 @@ OWN_COLUMNS = {title: column for title, column in README_COLUMNS.items() if "pap
 def write_index(results: Path) -> list[Path]:
     """Write results/README.md and, where README.md beside `results` has the markers, the table between them."""
     results = Path(results)
-    folders = [results / name for name in PRESETS if (results / name).is_dir()]
+    folders = folders_of_presets(results)
     written = [results / "README.md"]
     write_text(written[0], "\n".join([HEAD, *(section(folder) for folder in folders)]))
     readme = results.parent / "README.md"
@@ -69,7 +68,7 @@ def results_table_markdown(results: Path) -> str:
     for name in ("paper", "medium", "quick", "smoke"):
         if not (Path(results) / name / "runs").is_dir() or (parts and name in ("quick", "smoke")):
             continue
-        runs, _, _ = artefacts.study_frames("cifar10_table", Path(results) / name)
+        runs, _, _ = artefacts.study_frames("cifar10_table", Path(results) / name, curves=False)
         if runs.empty:
             continue
         table = tables.cifar10_table(runs)
@@ -85,17 +84,17 @@ def results_table_markdown(results: Path) -> str:
 
 def section(folder: Path) -> str:
     """What one preset's folder holds: its runs, and each file with the command that makes it again."""
+    purpose = preset_of(folder.name).purpose
     lines = [
         f"## {folder.name}",
         "",
-        f"{PRESETS[folder.name].purpose[0].upper()}{PRESETS[folder.name].purpose[1:]}.",
+        f"{purpose[0].upper()}{purpose[1:]}.",
         "",
     ]
-    try:
-        runs = load_runs(folder / "runs")
-        lines += [f"- {text}" for text in _facts(runs)]
-    except UserError as error:
-        lines.append(f"- the records cannot be read: {error}")
+    damaged: list[str] = []
+    runs = load_runs(folder / "runs", damaged.append)
+    lines += [f"- {text.replace(f'{folder.parent}/', '')}" for text in damaged]
+    lines += [f"- {text}" for text in _facts(runs)]
     lines += ["", "| files | what | made by |", "| --- | --- | --- |"]
     for kind in ("figures", "tables", "measurements"):
         stems: dict[str, list[str]] = {}

@@ -9,20 +9,25 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
+import hashlib
 import io
 import itertools
 import json
 import os
 import socket
+import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from .errors import UserError
-from .files import sha256, whole_file, write_json, write_text
-from .models import family_and_depth
+from . import own_network, record_index
+from .errors import UserError, shown
+from .files import folder_of, sha256, whole_file, write_json, write_text
+from .names import family_and_depth
 from .recipe import Recipe
+
+if TYPE_CHECKING:  # imported where records are read as frames: the command line answers half a second earlier
+    import pandas as pd
 
 METRICS = (
     "iteration",
@@ -36,7 +41,7 @@ METRICS = (
     "seconds",
     "images_per_second",
 )
-ENDED = ("finished", "diverged")
+ENDED = record_index.ENDED
 
 
 class Run:
@@ -53,29 +58,37 @@ class Run:
 
     @property
     def ended(self) -> bool:
+        """Whether the run has ended: finished or diverged."""
         return self.summary_file.exists()
 
     def summary(self) -> dict:
-        """The summary of an ended run. Raises UserError when it is missing, damaged or belongs to another recipe."""
+        """The summary of an ended run.
+
+        Raises UserError when it is missing, damaged or belongs to another recipe, or to other code of a network of
+        one's own.
+        """
         summary = read_json(self.summary_file)
-        if summary.get("recipe_hash") != self.recipe.digest:
-            raise UserError(
-                f"{self.summary_file}: recorded for recipe {summary.get('recipe_hash')}, not {self.recipe.digest}"
-            )
+        check_summary(summary, self.recipe, self.summary_file)
+        own_network.check(self.recipe, summary.get("network_source"))
         return summary
 
     def begin(self) -> None:
         """Create the directory and write the recipe, or check that the recipe there is this one."""
         if self.recipe_file.exists():
-            there = Recipe.from_dict(read_json(self.recipe_file))
-            if there.digest != self.recipe.digest:
-                raise UserError(f"{self.path} holds recipe {there.digest}, not {self.recipe.digest}: move it away")
+            self.check_recipe()
         else:
             write_json(self.recipe_file, self.recipe.to_dict())
         for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink(missing_ok=True)
 
+    def check_recipe(self) -> None:
+        """Raise UserError when the recipe on disk is missing, damaged or another one."""
+        there = read_recipe(self.recipe_file)
+        if there.digest != self.recipe.digest:
+            raise UserError(f"{self.path} holds recipe {there.digest}, not {self.recipe.digest}: move it away")
+
     def write_metrics(self, rows: list[dict]) -> None:
+        """Write metrics.csv: a row per evaluation, six significant digits."""
         text = io.StringIO()
         writer = csv.DictWriter(text, METRICS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
@@ -128,11 +141,20 @@ def read_json(path: Path) -> dict:
     """A JSON object from disk; UserError names the file when it is missing or damaged."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no file, no text, no JSON, or thousands of brackets
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object")
     return value
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe from disk; UserError names the file when it is missing, damaged or of a version that knows more."""
+    values = read_json(path)
+    try:
+        return Recipe.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def is_locked(path: Path) -> bool:
@@ -149,17 +171,33 @@ def is_locked(path: Path) -> bool:
 
 def results_root(results: str | Path | None = None) -> Path:
     """The results folder: the argument, $RESLIB_RESULTS, `results/` of the checkout, or `results/` here."""
-    if results:
-        return Path(results).expanduser().resolve()
-    if os.environ.get("RESLIB_RESULTS"):
-        return Path(os.environ["RESLIB_RESULTS"]).expanduser().resolve()
+    if given := results or os.environ.get("RESLIB_RESULTS"):
+        return folder_of("results", given)
     checkout = Path(__file__).resolve().parent.parent
     return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "results"
 
 
-def load_runs(runs_dir: Path) -> pd.DataFrame:
-    """One row per run directory: its recipe (`precision` there is `precision_asked`), summary and status."""
-    rows = [_record(path) for path in sorted(Path(runs_dir).glob("*/recipe.json"))]
+def tell_once(text: str) -> None:
+    """On standard error, the same line only once per process: the records are read for every figure."""
+    if text not in _told:
+        _told.add(text)
+        print(text, file=sys.stderr, flush=True)
+
+
+_told: set[str] = set()
+
+
+def load_runs(runs_dir: Path, say=tell_once) -> pd.DataFrame:
+    """One row per run directory: its recipe (`precision` there is `precision_asked`), summary and status.
+
+    Damaged records are left out; say(line) is told of each, with its name and what is wrong.
+    """
+    import pandas as pd
+
+    found = record_index.rows(runs_dir, _record_or_fault)
+    rows = [row for row in found if "fault" not in row]
+    for fault in [row["fault"] for row in found if "fault" in row] + _without_recipe(Path(runs_dir), len(found)):
+        say(f"DAMAGED RECORD, left out: {fault}")
     frame = pd.DataFrame(rows)
     for column in ("run", "path", "status", *_SUMMARY_COLUMNS):
         if column not in frame:
@@ -208,33 +246,111 @@ _SUMMARY_COLUMNS = (
 )
 
 
+def _without_recipe(runs_dir: Path, found: int) -> list[str]:
+    """The folders that hold a result, but not what was trained; found: how many have a recipe."""
+    names = [name for name in os.listdir(runs_dir) if not name.startswith(".")] if runs_dir.is_dir() else []
+    if len(names) == found:
+        return []
+    lost = [p.parent for p in sorted(runs_dir.glob("*/summary.json")) if not (p.parent / "recipe.json").exists()]
+    return [f"{path}: recipe.json is missing" for path in lost]
+
+
+def _record_or_fault(recipe_file: Path) -> dict:
+    try:
+        return _record(recipe_file)
+    except UserError as error:
+        return {"fault": str(error)}
+
+
 def _record(recipe_file: Path) -> dict:
     path = recipe_file.parent
-    recipe = Recipe.from_dict(read_json(recipe_file))
+    recipe = read_recipe(recipe_file)
+    if path.name != recipe.run_name:
+        raise UserError(f"{path} holds the record of {recipe.run_name}: a copy would count twice")
     row = recipe.to_dict()
     row["precision_asked"] = row.pop("precision")
     family, depth = family_and_depth(recipe.model)
     row |= {"run": path.name, "path": str(path), "family": family, "depth": depth, "recipe_hash": recipe.digest}
     summary_file = path / "summary.json"
     if summary_file.exists():
-        row |= read_json(summary_file)
+        summary = read_json(summary_file)
+        check_summary(summary, recipe, summary_file)
+        row |= {key: value for key, value in summary.items() if key not in row}
     else:
         row["status"] = "running" if is_locked(path) else "interrupted"
     return row
 
 
-def load_curves(runs: pd.DataFrame) -> pd.DataFrame:
-    """The evaluations of the given runs, long: a row per run and evaluation, errors as fractions."""
-    frames = []
-    for row in runs.to_dict("records"):
-        file = Path(row["path"]) / "metrics.csv"
-        if file.exists():
-            frame = pd.read_csv(file)
-            for column in ("run", "model", "family", "depth", "seed", "dataset", "synthetic"):
-                frame.insert(0, column, row[column])
-            frames.append(frame)
-    columns = ["run", "model", "family", "depth", "seed", "dataset", "synthetic", *METRICS]
-    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+def check_summary(summary: dict, recipe: Recipe, where: Path) -> None:
+    """Raise UserError when a summary is not that of an ended run of this recipe, with numbers where numbers belong."""
+    if summary.get("recipe_hash") != recipe.digest:
+        raise UserError(f"{where}: recorded for recipe {summary.get('recipe_hash')}, not {recipe.digest}")
+    if summary.get("status") not in ENDED:
+        raise UserError(f"{where}: status {summary.get('status')!r} is unknown: allowed are {', '.join(ENDED)}")
+    for name in _NUMERIC:
+        value = summary.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise UserError(f"{where}: {name} {shown(value)} is not a number")
+        if value is not None and name.endswith("_error") and not 0 <= value <= 1:
+            raise UserError(f"{where}: {name} {value} is not a fraction from 0 to 1")
+    if summary["status"] == "finished" and summary.get("test_error") is None:
+        raise UserError(f"{where}: finished without a test_error")
+
+
+def load_curves(runs: pd.DataFrame, say=tell_once) -> pd.DataFrame:
+    """The evaluations of the given runs, long: a row per run and evaluation, errors as fractions.
+
+    Damaged curves are left out; say(line) is told of each.
+    """
+    import pandas as pd
+
+    of_run = ["run", "model", "family", "depth", "seed", "dataset", "synthetic"]
+    signed = runs["metrics_sha256"] if "metrics_sha256" in runs else [None] * len(runs)
+    texts = {}
+    for place, (path, signature) in enumerate(zip(runs["path"] if len(runs) else (), signed, strict=True)):
+        try:
+            if text := _metrics(Path(path) / "metrics.csv", signature):
+                texts[place] = text
+        except UserError as error:
+            say(f"DAMAGED CURVE, left out: {error}")
+    places = list(texts)
+    if not places:
+        return pd.DataFrame(columns=[*of_run, *METRICS])
+    points, lengths = _evaluations(list(texts.values()))
+    owners = [place for place, length in zip(places, lengths, strict=True) for _ in range(length)]
+    owner = runs.iloc[owners][of_run].reset_index(drop=True).infer_objects()
+    return pd.concat([owner, points[list(METRICS)]], axis=1)
+
+
+def _metrics(file: Path, signature) -> str:
+    """The text of a metrics.csv, "" when there is none. UserError when it is damaged or not the one that was signed."""
+    try:
+        data = file.read_bytes()
+        head, *rows = data.decode().splitlines() or [""]
+        numbers = [[float(cell) for cell in row.split(",") if cell] for row in rows]
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    if isinstance(signature, str) and hashlib.sha256(data).hexdigest() != signature:
+        raise UserError(f"{file} is not the file that its summary.json names (sha256 differs)")
+    if not set(METRICS) <= set(head.split(",")) or any(row.count(",") != head.count(",") for row in rows):
+        raise UserError(f"{file} is not a table of {', '.join(METRICS)}")
+    return data.decode() if numbers else ""
+
+
+def _evaluations(texts: list[str]) -> tuple[pd.DataFrame, list[int]]:
+    """The rows of several metrics.csv, one below the other, and how many each has."""
+    import pandas as pd
+
+    head = ",".join(METRICS) + "\n"
+    if all(text.startswith(head) and text.endswith("\n") for text in texts):  # parsed at once: ten times as fast
+        lengths = [text.count("\n") - 1 for text in texts]
+        frame = pd.read_csv(io.StringIO(head + "".join(text[len(head) :] for text in texts)))
+        if len(frame) == sum(lengths):
+            return frame, lengths
+    frames = [pd.read_csv(io.StringIO(text)) for text in texts]
+    return pd.concat(frames, ignore_index=True), [len(frame) for frame in frames]
 
 
 def write_weights(path: Path, model) -> None:

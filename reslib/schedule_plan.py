@@ -5,6 +5,7 @@ A network without a measurement gets the speed of the measured network nearest i
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import json
 import math
@@ -12,10 +13,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import torch
+from torch.overrides import TorchFunctionMode
+
 from . import complexity
+from .errors import UserError
 from .models import build_model, family_and_depth, is_imagenet
 from .recipe import Recipe, parse_options
-from .runs import Run, is_locked, read_json
+from .runs import Run, check_summary, is_locked, read_json
 
 LARGEST_COUNTED = 14  # layers; a deeper CIFAR net has this much and its further equal blocks
 SMALL = 32  # pixels at which an ImageNet net is counted whose images are a multiple of it: convolutions grow by area
@@ -32,6 +37,8 @@ class State:
 
 @dataclass(frozen=True)
 class Measurement:
+    """The speed of one run, from its record."""
+
     model: str
     multiply_adds: int
     images_per_second: float
@@ -42,20 +49,26 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Speed:
+    """images/s, and where they come from: given, measured, scaled, or not measured."""
+
     images_per_second: float  # NaN when nothing is known
     source: str
 
 
 def state_of(run: Run) -> State:
     """The state of one run, from its files alone."""
-    if run.ended:
-        try:
-            status = read_json(run.summary_file)["status"]
-        except (ValueError, KeyError):
-            return State("damaged")
+    if not run.ended and not run.recipe_file.exists():
+        return State("running" if is_locked(run.path) else "missing")  # or it is being prepared
+    try:
+        run.check_recipe()
+        status = ""
+        if run.ended:
+            check_summary(summary := read_json(run.summary_file), run.recipe, run.summary_file)
+            status = summary["status"]
+    except UserError:
+        return State("damaged")
+    if status:
         return State("done" if status == "finished" else status, run.recipe.iterations)
-    if not run.recipe_file.exists():
-        return State("missing")
     iteration, seconds = progress(run.metrics_file)
     return State("running" if is_locked(run.path) else "interrupted", iteration, seconds)
 
@@ -89,10 +102,32 @@ def network_cost(model: str, shortcut: str | None, options: str, size: int, clas
         first, second = (network_cost(f"{family}{d}", shortcut, options, size, classes) for d in (8, 14))
         n = (depth - 2) // 6
         return tuple(a + (n - 1) * (b - a) for a, b in zip(first, second, strict=True))
-    network = build_model(model, classes, shortcut, **parse_options(options))
     counted = SMALL if is_imagenet(model) and size % SMALL == 0 else size
-    whole, convolutions = (complexity._count(network, counted, fc=fc, channels=3) for fc in (True, False))
+    with _without_drawing(), _one_thread():
+        network = build_model(model, classes, shortcut, **parse_options(options))
+        whole, convolutions = (complexity._count(network, counted, fc=fc, channels=3) for fc in (True, False))
     return convolutions * (size // counted) ** 2 + whole - convolutions, complexity.parameters(network)
+
+
+class _without_drawing(TorchFunctionMode):  # noqa: N801 (used as a context)
+    """Weights are not initialised within the block: drawing 60 million numbers takes long, and nobody looks at them."""
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        if function.__name__ in ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"):
+            return arguments[0] if arguments else options["tensor"]
+        return function(*arguments, **(options or {}))
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """PyTorch computes on one thread within the block: where training runs beside this, several wait for each other,
+    ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def measurements(results: Path, preset: str) -> list[Measurement]:
@@ -141,13 +176,16 @@ def speed_of(recipe: Recipe, preset: str, found: list[Measurement], given: dict[
     if same:
         where = "" if same[0].preset == preset else f" at {same[0].preset}"
         return Speed(_median([m.images_per_second for m in same]), f"measured{where}")
-    known = [(adds_of_given(name, recipe), value, name) for name, value in given.items()]
-    known += [(m.multiply_adds, m.images_per_second, m.model) for m in found if m.multiply_adds]
-    if not known or not adds:
+    speeds: dict[tuple[int, str], list[float]] = {}
+    for name, value in given.items():
+        speeds.setdefault((adds_of_given(name, recipe), name), []).append(value)
+    for m in found:
+        if m.multiply_adds:
+            speeds.setdefault((m.multiply_adds, m.model), []).append(m.images_per_second)
+    if not speeds or not adds:
         return Speed(math.nan, "not measured")
-    nearest = min(known, key=lambda k: (abs(math.log(k[0] / adds)), k[2]))
-    speeds = [speed for other, speed, name in known if (other, name) == (nearest[0], nearest[2])]
-    return Speed(_median(speeds) * nearest[0] / adds, f"scaled from {nearest[2]}")
+    nearest = min(speeds, key=lambda kind: (abs(math.log(kind[0] / adds)), kind[1]))
+    return Speed(_median(speeds[nearest]) * nearest[0] / adds, f"scaled from {nearest[1]}")
 
 
 def adds_of_given(model: str, recipe: Recipe) -> int:

@@ -27,6 +27,7 @@ class Summary:
 
     @property
     def standard_error(self) -> float:
+        """Of the mean; NaN for a single value."""
         return self.std / math.sqrt(self.n) if self.n > 1 else math.nan
 
 

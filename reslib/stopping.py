@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -22,6 +23,7 @@ class StopSignal:
 
     @property
     def reason(self) -> str:
+        """Why to stop now; empty while there is no reason."""
         if not self.signal and self.end is not None and time.perf_counter() >= self.end:
             return f"time limit of {self.limit:g} s reached"
         return self.signal
@@ -41,3 +43,20 @@ class StopSignal:
     def __exit__(self, *error):
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c():
+    """Within the block SIGTERM raises KeyboardInterrupt, which cleans up behind itself and ends with a clear line."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

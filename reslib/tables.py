@@ -8,22 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from torch import nn
 
-from . import complexity, evidence, paper, stats
+from . import evidence, paper, stats
 from .errors import UserError
 from .files import write_text
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LAST = "test error, last (%)"
 INTERVAL = "95% interval (%)"
 BEST_ON_TEST = "best epoch, selected on the test set (%)"
 COLUMNS = [
-    "model", "source", "layers", "parameters", "parameters (paper)", "test error (paper, %)", "n", LAST, INTERVAL,
-    "best of n seeds (%)", "validation-selected (%)", BEST_ON_TEST, "selection bias (points)", "exact BN (%)",
-    "against the paper", "data set", "preset", "precision",
+    "model", "source", "layers", "parameters", "parameters (paper)", "multiply-adds", "test error (paper, %)", "n",
+    "iterations", LAST, INTERVAL, "best of n seeds (%)", "validation-selected (%)", BEST_ON_TEST,
+    "selection bias (points)", "exact BN (%)", "against the paper", "data set", "preset", "precision",
 ]  # fmt: skip
+MAIN = [
+    "model", "source", "parameters", "test error (paper, %)", "n", "iterations", LAST, INTERVAL, "best of n seeds (%)",
+    "against the paper",
+]  # fmt: skip
+VIEWS = ["model", "n", LAST, "validation-selected (%)", BEST_ON_TEST, "selection bias (points)", "exact BN (%)"]
+GUESSING = "no better than guessing"
 
 
 def cifar10_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -79,6 +88,7 @@ def notes(runs: pd.DataFrame) -> list[str]:
     if evidence.is_synthetic(runs).any():
         lines.append("SYNTHETIC DATA: errors on synthetic images, not comparable with the paper's.")
     done = evidence.finished(runs)
+    lines += lengths(done)
     if "data_fingerprint" in done and done["data_fingerprint"].nunique() > 1:
         prints = ", ".join(sorted(map(str, done["data_fingerprint"].dropna().unique())))
         lines.append(f"Mixed data: the rows come from different data ({prints}) and do not compare.")
@@ -105,20 +115,52 @@ def notes(runs: pd.DataFrame) -> list[str]:
     return lines
 
 
+def lengths(done: pd.DataFrame) -> list[str]:
+    """What the lengths of finished runs forbid to read into their errors: lines for the notes and the caption."""
+    lines, by_length = [], {}
+    for (model, iterations), _ in done.groupby(["model", "iterations"], sort=False):
+        by_length.setdefault(int(iterations), []).append(paper.label(model))
+    if len(by_length) > 1:
+        parts = "; ".join(f"{count:,} iterations: {', '.join(names)}" for count, names in sorted(by_length.items()))
+        lines.append(f"Rows of different length do not compare with each other ({parts}).")
+    if "train_images" in done and len(done):
+        short = done["iterations"] * done["batch_size"] < done["train_images"]
+        if short.any():
+            names = ", ".join(dict.fromkeys(map(paper.label, done.loc[short, "model"])))
+            which = "every row" if short.all() else names
+            lines.append(
+                f"Not one pass over the training images: {which}. Such an error says that a network trains, not how "
+                "good it is."
+            )
+    return lines
+
+
 def caption(runs: pd.DataFrame) -> str:
     """The caption of the CIFAR-10 table: what it shows, and the evidence behind it; names synthetic data first."""
-    loud = "SYNTHETIC DATA. " if len(runs) and evidence.is_synthetic(runs).any() else ""
-    return f"{loud}Test error (%) of the networks of Table 6. {evidence.evidence_line(runs)}"
+    limits = "".join(f" {line}" for line in lengths(evidence.finished(runs))) if len(runs) else ""
+    return f"{evidence.loud(runs)}Test error (%) of the networks of Table 6.{limits} {evidence.evidence_line(runs)}"
+
+
+def claims_caption(runs: pd.DataFrame) -> str:
+    """The caption of the scoreboard, with the evidence behind it; names synthetic data first."""
+    loud = evidence.loud(runs)
+    return f"{loud}Claims of the paper, judged on the records of this preset. {evidence.evidence_line(runs)}"
 
 
 def architecture_table(nets: Iterable[tuple[str, nn.Module, int]]) -> pd.DataFrame:
-    """Layers, parameters and multiply-adds of (name, model, input_size), beside the paper's (Tables 1 and 6)."""
+    """Layers, parameters and multiply-adds of (name, model, input_size), beside the paper's (Tables 1 and 6).
+
+    What follows the name after a blank is shown behind it: "resnet34 C". Columns without an entry are left out.
+    """
+    from . import complexity
+
     rows = []
     for name, model, size in nets:
+        name, _, variant = name.partition(" ")
         quoted, printed = paper.TABLE6.get(name), paper.MULTIPLY_ADDS.get(name)
         rows.append(
             {
-                "model": paper.label(name),
+                "model": f"{paper.label(name)} {variant}".strip(),
                 "input": f"{size}x{size}",
                 "layers": str(complexity.weighted_layers(model)),
                 "parameters": f"{complexity.parameters(model):,}",
@@ -128,7 +170,8 @@ def architecture_table(nets: Iterable[tuple[str, nn.Module, int]]) -> pd.DataFra
                 "multiply-adds (paper)": f"{printed / 1e9:g} billion" if printed else "",
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.loc[:, (table != "").any()]
 
 
 def save_table(table: pd.DataFrame, stem: str | Path, caption: str) -> list[Path]:
@@ -183,7 +226,8 @@ def _trained(model: str, rows: pd.DataFrame, label: str) -> dict:
     cells = {
         "model": paper.label(model) + (f" [{label}]" if label else ""),
         "n": str(own.n),
-        LAST: f"{own.mean:.2f} ± {own.std:.2f}" if own.n > 1 else f"{own.mean:.2f}",
+        "iterations": ", ".join(f"{int(i):,}" for i in sorted(rows["iterations"].unique())),
+        LAST: _last(own, rows),
         INTERVAL: _interval(own, rows),
         "best of n seeds (%)": f"{own.best:.2f}" if own.n > 1 else "",
         "validation-selected (%)": _mean(rows, "selected_test_error"),
@@ -198,11 +242,20 @@ def _trained(model: str, rows: pd.DataFrame, label: str) -> dict:
         cells["selection bias (points)"] = f"{100 * (rows['best_test_error'] - rows['test_error']).mean():+.2f}"
     if "parameters" in rows and rows["parameters"].notna().any():
         cells["parameters"] = ", ".join(f"{int(p):,}" for p in sorted(rows["parameters"].dropna().unique()))
+    if "multiply_adds" in rows and rows["multiply_adds"].notna().any():
+        cells["multiply-adds"] = ", ".join(f"{int(m):,}" for m in sorted(rows["multiply_adds"].dropna().unique()))
     if "layers" in rows and rows["layers"].notna().any():
         cells["layers"] = ", ".join(str(int(v)) for v in sorted(rows["layers"].dropna().unique()))
     if model in paper.TABLE6:
         cells["source"] = "trained here"
     return cells
+
+
+def _last(own: stats.Summary, rows: pd.DataFrame) -> str:
+    text = f"{own.mean:.2f} ± {own.std:.2f}" if own.n > 1 else f"{own.mean:.2f}"
+    chance = 1 - 1 / (rows["classes"].max() if "classes" in rows and rows["classes"].notna().any() else 10)
+    luck = 2 * stats.binomial_error(chance, evidence.images_behind(rows, "test_error"))
+    return f"{text} ({GUESSING})" if own.mean / 100 > chance - luck else text
 
 
 def _interval(own: stats.Summary, rows: pd.DataFrame) -> str:

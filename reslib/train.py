@@ -16,7 +16,7 @@ from .checkpoint import save
 from .engine import set_learning_rate
 from .errors import UserError
 from .job import PLAIN, Execution, Job, prepare
-from .outcome import Board, describe, diverged, divergence, evaluate, finish
+from .outcome import Board, changed_between, describe, diverged, divergence, evaluate, finish, unreadable
 from .recipe import Recipe
 from .runs import Run
 from .schedule import learning_rate
@@ -36,75 +36,98 @@ def train(
     run, group = Run(runs_dir, recipe), distributed.group()
     if group.rank:  # the first process writes and speaks for all
         say, on_row = _silent, _silent
-    if group.any(run.ended):
-        return run.summary()
+    if summary := ended(run, group):
+        return summary
+    threads = torch.get_num_threads()
     with contextlib.nullcontext() if group.rank else run.lock(execution.wait, say):
-        if group.any(not group.rank and run.ended):  # while this one waited
-            return run.summary()
-        if not group.rank:
-            run.begin()
+        if summary := ended(run, group):  # while this one waited
+            return summary
+        if not group.rank and run.recipe_file.exists():
+            run.check_recipe()
         try:
-            job = prepare(run, data_root, preset, execution, group)
-            return _loop(job, execution, say, on_row or _silent)
+            job = prepare(run, data_root, preset, execution, group, say)
+            if not group.rank:
+                run.begin()  # only now: what cannot be trained leaves no record
+            with StopSignal(execution.time_limit) as stop:
+                diverged_early = to_the_end(steps(job, execution, stop, say, on_row or _silent))
+            return diverged_early or finish(job)
         except (RuntimeError, MemoryError) as error:
             if advice := memory_advice(error, recipe):
                 raise UserError(advice) from error
             raise
+        finally:
+            torch.set_num_threads(threads)  # the run's own number was for it alone
 
 
-def _loop(job: Job, execution: Execution, say, on_row) -> dict:
+def steps(job: Job, execution: Execution, stop: StopSignal, say, on_row):
+    """The loop, pausing after every step. Its value is the summary of a run that diverged, None at the end."""
     run, recipe, group, state, rows, window = job.run, job.recipe, job.group, job.state, job.rows, job.window
     first = not group.rank
     board = Board(job) if execution.tensorboard and first else None
     if rows and first:
         run.write_metrics(rows)  # a kill may have come between checkpoint and metrics
-    if len({s["source"] for s in job.sessions}) > 1:
-        say(f"note: {recipe.run_name} continues with other code than it was begun with; both are recorded")
+    if changes := changed_between(job.sessions):
+        say(f"note: {recipe.run_name} continues with {changes}; all of it is recorded")
     stream = job.batches.stream(state.iteration, recipe.iterations, group.rank, group.world)
     saved_at = time.perf_counter()
-    with StopSignal(execution.time_limit) as stop:
-        while True:
-            # Evaluate
-            due = state.iteration % recipe.eval_every == 0 or state.iteration == recipe.iterations
-            if due and state.iteration > (rows[-1]["iteration"] if rows else 0):
-                group.average(job.step.averages)
-                if problem := divergence(job):
-                    return diverged(job, problem, say)
-                row = evaluate(job)
-                save(job)
-                saved_at = time.perf_counter()
-                if first:
-                    run.write_metrics(rows)
-                say(describe(recipe, row))
-                on_row(row)
-                if board:
-                    board.add(row)
-            if state.iteration == recipe.iterations:
-                break
+    while True:
+        # Evaluate
+        due = state.iteration % recipe.eval_every == 0 or state.iteration == recipe.iterations
+        if due and state.iteration > (rows[-1]["iteration"] if rows else 0):
+            group.average(job.step.averages)
+            if problem := divergence(job):
+                return diverged(job, problem, say)
+            row, known = evaluate(job), len(state.unreadable)
+            save(job)
+            if len(state.unreadable) > known:
+                say(f"note: {recipe.run_name}: {unreadable(state.unreadable)}")
+            saved_at = time.perf_counter()
+            if first:
+                run.write_metrics(rows)
+            say(describe(recipe, row))
+            on_row(row)
+            if board:
+                board.add(row)
+        if state.iteration == recipe.iterations:
+            return None
 
-            # Save
-            asked = 2 if stop.reason else int(time.perf_counter() - saved_at > execution.checkpoint_seconds)
-            asked = group.maximum(asked)  # the processes of a group decide together
-            if asked:
-                save(job)
-                saved_at = time.perf_counter()
-            if asked == 2:
-                raise Interrupted(
-                    f"{recipe.run_name}: {stop.reason or 'another process stopped'}; checkpoint at iteration "
-                    f"{state.iteration} of {recipe.iterations}; the same command continues"
-                )
+        # Save
+        asked = 2 if stop.reason else int(time.perf_counter() - saved_at > execution.checkpoint_seconds)
+        asked = group.maximum(asked)  # the processes of a group decide together
+        if asked:
+            save(job)
+            saved_at = time.perf_counter()
+        if asked == 2:
+            raise Interrupted(
+                f"{recipe.run_name}: {stop.reason or 'another process stopped'}; checkpoint at iteration "
+                f"{state.iteration} of {recipe.iterations}; the same command continues"
+            )
 
-            # Step
-            x, y = next(stream)
-            lr = learning_rate(recipe, state.iteration, state.warming_up, [r["val_or_test"] for r in rows])
-            set_learning_rate(job.optimizer, lr, state.lr)
-            state.lr = lr
-            window.add(*job.step(x, y, state.iteration))
-            state.iteration += 1
-            if state.warming_up and state.iteration % recipe.warmup_window == 0:
-                if window.warmup_error(group) < recipe.warmup_error:  # a latch: once over it never returns
-                    state.warming_up, state.warmup_ended_at = False, state.iteration
-    return finish(job)
+        # Step
+        x, y = next(stream)
+        lr = learning_rate(recipe, state.iteration, state.warming_up, [r["val_or_test"] for r in rows])
+        set_learning_rate(job.optimizer, lr, state.lr)
+        state.lr = lr
+        window.add(*job.step(x, y, state.iteration))
+        state.iteration += 1
+        if state.warming_up and state.iteration % recipe.warmup_window == 0:
+            if window.warmup_error(group) < recipe.warmup_error:  # a latch: once over it never returns
+                state.warming_up, state.warmup_ended_at = False, state.iteration
+        yield
+
+
+def ended(run: Run, group) -> dict | None:
+    """The summary of a run that has ended, None otherwise: as the first process finds it, for all machines of a job."""
+    return group.broadcast(run.summary() if not group.rank and run.ended else None)
+
+
+def to_the_end(loop):
+    """Run a generator to its end; its value."""
+    while True:
+        try:
+            next(loop)
+        except StopIteration as end:
+            return end.value
 
 
 def _silent(value) -> None:
@@ -118,7 +141,9 @@ def memory_advice(error: Exception, recipe: Recipe) -> str:
     if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(sign in text for sign in signs):
         return ""
     reason = text.splitlines()[0] if text else type(error).__name__
+    more = [n for n in range(recipe.accumulation + 1, recipe.batch_size + 1) if recipe.batch_size % n == 0]
+    advice = f"raise accumulation (say {more[0]})" if more else "lower batch_size"
     return (
-        f"out of memory with batch_size {recipe.batch_size}, accumulation {recipe.accumulation}: raise accumulation "
-        f"(say {2 * recipe.accumulation}) or use --activation-checkpointing ({reason})"
+        f"out of memory with batch_size {recipe.batch_size}, accumulation {recipe.accumulation}: {advice} or use "
+        f"--activation-checkpointing ({reason})"
     )

@@ -1,8 +1,9 @@
-"""How this machine trains fastest on its processor: precision, threads, compilation. Measured, not guessed from flags.
+"""How this machine trains fastest on its processor: precision, layout, threads. Measured, not guessed from flags.
 
-A processor may advertise bf16 and run it at half the fp32 rate, so the candidates train a small net for about two
-seconds and the fastest is kept in a file of the user's cache, keyed by processor, cores and torch version. To choose
-oneself: RESLIB_TUNE="precision=fp32,threads=2,compile=false" (any of the three); RESLIB_TUNE="measure" measures anew.
+A processor may advertise bf16 and run it at half the fp32 rate, so the candidates train a small net for a few seconds
+and the fastest are kept in a file of the user's cache, keyed by processor, cores and torch version. To choose oneself:
+RESLIB_TUNE="precision=fp32,layout=channels-last,threads=2,compile=false" (any of them); RESLIB_TUNE="measure" measures
+anew. Compilation is tried on the network itself (compilation.py).
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ import dataclasses
 import json
 import os
 import platform
-import shutil
 import time
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,11 +25,14 @@ from .errors import UserError, choose
 from .files import write_json
 from .models import build_model
 
-VERSION = 2  # of what is measured; a change makes cached choices stale
+VERSION = 3  # of what is measured; a change makes cached choices stale
 MARGIN = 1.03  # a candidate must beat the plainer one by this factor: noise must not decide
 PRECISIONS = ("fp32", "bf16")
+LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
+TRIALS = "compile.json"  # beside the cache: which networks are faster compiled
+LONG = 500  # iterations from which a run is worth measuring for
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-COMPILE_PAYS_AFTER = 20.0  # compile when the run is longer than this many compilations
+DEFAULT_THREADS = torch.get_num_threads()  # before anything here asks for another number
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,16 @@ class Choice:
 
     precision: str
     threads: int
-    compile: bool | None = None  # None: not measured yet (it takes a minute), which means no
-    compile_seconds: float = 0.0
+    layout: str = "channels-last"
+    compile: bool | None = None  # None: tried on every network whose run is long enough
     seconds: dict = dataclasses.field(default_factory=dict)
-    origin: str = "measured"  # "measured", "cached" or "given"
+    origin: str = "measured"  # "measured", "cached", "given" or "default"
+    pinned: bool = False  # the threads were asked for: they stand above those that a run was begun with
 
     def __str__(self) -> str:
-        compiled = {True: "compiled", False: "not compiled", None: "not compiled (not measured)"}[self.compile]
         rates = ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in self.seconds.items())
-        return f"{self.precision}, {self.threads} threads, {compiled} ({self.origin}{': ' if rates else ''}{rates})"
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{self.precision}, {self.layout}, {threads} ({self.origin}{': ' if rates else ''}{rates})"
 
 
 def cache_file() -> Path:
@@ -65,7 +68,8 @@ def machine_key() -> str:
         found = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines) if k.strip() in wanted}
         name = " ".join(found.get(k, "") for k in wanted)
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return f"{name} | {cores()} cores | OMP {asked or '-'} | torch {torch.__version__} | v{VERSION}"
+    threads = f"OMP {asked or '-'} | {DEFAULT_THREADS} threads"
+    return f"{name} | {cores()} cores | {threads} | torch {torch.__version__} | v{VERSION}"
 
 
 def cores() -> int:
@@ -73,29 +77,41 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choice(compilation: bool = False) -> Choice:
-    """The fastest way to train on this processor: given by RESLIB_TUNE, cached, or measured now.
-
-    compilation: measure `torch.compile` as well, which takes a minute the first time.
-    """
+def choice() -> Choice:
+    """The fastest way to train on this processor: given by RESLIB_TUNE, cached, or measured now."""
     given = _given()
     known = None if given.pop("measure", False) else _cached().get(machine_key())
-    if {"precision", "threads"} <= set(given) and not compilation:
-        return Choice(**{"compile": False, **given, "origin": "given"})
+    if {"precision", "threads"} <= set(given):
+        return Choice(**given, origin="given")
     if known is None:
         known = dataclasses.asdict(measure())
-        _store(known)
-    if compilation and known["compile"] is None and "compile" not in given:
-        known |= _measure_compilation(known)
         _store(known)
     return Choice(**known | given | ({"origin": "given"} if given else {}))
 
 
-def measure(rounds: int = 5) -> Choice:
-    """Train the probe under either precision, in turn, then under several numbers of threads; keep the fastest.
+def choice_for(iterations: int, deterministic: bool = False, threads: int | None = None) -> Choice:
+    """The choice for one run. Where nothing may depend on a measurement, or none would pay, torch's own settings.
 
-    Precisions are compared by the processor time of one thread, which neighbours on a shared machine hardly disturb
-    (on a busy machine the clock on the wall chose the slower one). Threads can only be compared by the wall clock.
+    threads: what the caller shares out among processes; like RESLIB_TUNE it stands above what was measured.
+    """
+    given = _given()
+    given.pop("measure", None)
+    if deterministic or iterations < LONG:
+        chosen = Choice("", torch.get_num_threads(), compile=False, origin="default")
+        given.pop("precision", None)
+        chosen = dataclasses.replace(chosen, **given, **({"origin": "given"} if given else {}))
+    else:
+        chosen = choice()
+    pinned = bool(threads) or "threads" in given or "OMP_NUM_THREADS" in os.environ
+    return dataclasses.replace(chosen, threads=threads or chosen.threads, pinned=pinned)
+
+
+def measure(rounds: int = 5) -> Choice:
+    """Train the probe under either precision, either layout and several numbers of threads; keep the fastest.
+
+    Precisions and layouts are compared by the processor time of one thread, which neighbours on a shared machine hardly
+    disturb (on a busy machine the clock on the wall chose the slower one). Threads can only be compared by the wall
+    clock.
     """
     before, state = torch.get_num_threads(), torch.get_rng_state()
     keep_memory()
@@ -103,19 +119,22 @@ def measure(rounds: int = 5) -> Choice:
         seconds = _compare({p: Probe(p) for p in PRECISIONS}, rounds, threads=1)
         best = "bf16" if seconds["bf16"] * MARGIN < seconds["fp32"] else "fp32"
         named = {f"{p}, 1 thread": s for p, s in seconds.items()}
-        threads, counts = before, {before}
-        if "OMP_NUM_THREADS" not in os.environ and cores() > 2:
-            counts |= {cores(), cores() // 2}
+        layouts = _compare({name: Probe(best, layout=name) for name in LAYOUTS}, rounds, threads=1)
+        layout = "contiguous" if layouts["contiguous"] * MARGIN < layouts["channels-last"] else "channels-last"
+        named[f"{best} contiguous, 1 thread"] = layouts["contiguous"]
+        threads, counts = DEFAULT_THREADS, {DEFAULT_THREADS}
+        if "OMP_NUM_THREADS" not in os.environ:
+            counts |= {n for n in (cores(), cores() // 2, cores() // 4) if n > 1}
         if len(counts) > 1:
-            probe = Probe(best)
+            probe = Probe(best, layout=layout)
             walls = {n: _compare({n: probe}, rounds, threads=n, clock=time.perf_counter)[n] for n in sorted(counts)}
             fastest = min(walls, key=walls.get)
-            threads = fastest if walls[fastest] * MARGIN < walls[before] else before
+            threads = fastest if walls[fastest] * MARGIN < walls[threads] else threads
             named |= {f"{best}, {n} threads": s for n, s in walls.items()}
     finally:
         torch.set_num_threads(before)
         torch.set_rng_state(state)
-    return Choice(best, threads, seconds=named)
+    return Choice(best, threads, layout, seconds=named)
 
 
 def _compare(probes: dict, rounds: int, threads: int, clock=time.thread_time) -> dict:
@@ -134,76 +153,20 @@ def _compare(probes: dict, rounds: int, threads: int, clock=time.thread_time) ->
 class Probe:
     """ResNet-8 at batch 64: one block of every stage, so all convolution shapes of the paper's CIFAR nets."""
 
-    def __init__(self, precision: str, batch: int = 64, compiled: bool = False):
-        self.precision = precision
-        self.net = build_model("resnet8", 10).to(memory_format=torch.channels_last).train()
+    def __init__(self, precision: str, batch: int = 64, layout: str = "channels-last"):
+        self.precision, form = precision, LAYOUTS[layout]
+        self.net = build_model("resnet8", 10).to(memory_format=form).train()
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9, fused=True)
-        self.x = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
+        self.x = torch.randn(batch, 3, 32, 32).to(memory_format=form)
         self.y = torch.arange(batch) % 10
-        self.forward = torch.compile(self.net, dynamic=False) if compiled else self.net
 
     def step(self) -> None:
+        """One training step."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.forward(self.x)
+            logits = self.net(self.x)
         F.cross_entropy(logits.float(), self.y).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-
-def _measure_compilation(known: dict, rounds: int = 5) -> dict:
-    """Compile the probe and compare: the fields of Choice that say whether it pays."""
-    if cannot_compile():
-        return {"compile": False}
-    before, state = torch.get_num_threads(), torch.get_rng_state()
-    try:
-        torch.set_num_threads(known["threads"])
-        eager, compiled = Probe(known["precision"]), Probe(known["precision"], compiled=True)
-        start = time.perf_counter()
-        compiled.step()
-        taken = time.perf_counter() - start
-        seconds = _compare({"eager": eager, "compiled": compiled}, rounds, known["threads"], time.perf_counter)
-    except Exception:  # a broken compiler raises many kinds; eager always works
-        return {"compile": False}
-    finally:
-        torch.set_num_threads(before)
-        torch.set_rng_state(state)
-    pays = seconds["compiled"] * MARGIN < seconds["eager"]
-    return {"compile": pays, "compile_seconds": taken, "seconds": known["seconds"] | seconds}
-
-
-@cache
-def cannot_compile() -> str:
-    """Why torch.compile will not work here for the processor; empty if nothing speaks against it."""
-    compiler = os.environ.get("CXX")
-    names = [compiler] if compiler else ["g++", "clang++", "cl"]
-    if not any(shutil.which(name) for name in names):
-        return f"no C++ compiler ({', '.join(names)}) is installed"
-    return ""
-
-
-class CompiledLoss:
-    """`loss(x, y, progress)` through torch.compile; eager for good, said once, when compiling fails."""
-
-    def __init__(self, loss, say=print):
-        self.eager, self.say = loss, say
-        self.reason = cannot_compile()
-        self.call = loss if self.reason else torch.compile(loss, dynamic=False)
-        self.proved = bool(self.reason)
-        if self.reason:
-            say(f"not compiled: {self.reason}")
-
-    def __call__(self, x, y, progress):
-        if self.proved:
-            return self.call(x, y, progress)
-        try:
-            result = self.call(x, y, progress)
-        except Exception as error:  # compilers fail in many ways; a real error shows again in eager mode
-            self.reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            self.say(f"not compiled: {self.reason}")
-            self.call = self.eager
-            result = self.eager(x, y, progress)
-        self.proved = True
-        return result
 
 
 def keep_memory(keep: bool = True) -> bool:
@@ -223,23 +186,6 @@ def keep_memory(keep: bool = True) -> bool:
         return False
 
 
-def accelerate(step, chosen: Choice | None = None, run_seconds: float | None = None, say=print):
-    """Give an engine Step on the processor the measured threads, kept memory and, where it pays, compiled passes.
-
-    run_seconds: how long the run will take; a run too short to win the compilation back is not compiled.
-    """
-    if step.device.type != "cpu":
-        return step
-    chosen = chosen or choice()
-    keep_memory()
-    if chosen.threads != torch.get_num_threads():
-        torch.set_num_threads(chosen.threads)
-    worth = run_seconds is None or run_seconds > COMPILE_PAYS_AFTER * chosen.compile_seconds
-    if chosen.compile and worth and not isinstance(step.loss, CompiledLoss):
-        step.loss = CompiledLoss(step.loss, say)
-    return step
-
-
 def _given() -> dict:
     """RESLIB_TUNE as a dictionary, checked."""
     text = os.environ.get("RESLIB_TUNE", "").strip()
@@ -249,9 +195,9 @@ def _given() -> dict:
 
     values = parse_options(text)
     for name, value in values.items():
-        choose("RESLIB_TUNE field", name, ("precision", "threads", "compile"))
-        if name == "precision":
-            choose("RESLIB_TUNE precision", value, PRECISIONS)
+        choose("RESLIB_TUNE field", name, ("precision", "layout", "threads", "compile"))
+        if name in ("precision", "layout"):
+            choose(f"RESLIB_TUNE {name}", value, PRECISIONS if name == "precision" else LAYOUTS)
         elif name == "threads" and (type(value) is not int or value < 1):
             raise UserError(f"RESLIB_TUNE threads {value!r} must be a whole number above 0")
         elif name == "compile" and type(value) is not bool:
@@ -272,11 +218,19 @@ def _sound(entry) -> bool:
     names = {f.name for f in dataclasses.fields(Choice)}
     return (
         isinstance(entry, dict)
-        and {"precision", "threads", "compile"} <= set(entry) <= names
+        and {"precision", "threads", "layout"} <= set(entry) <= names
         and entry["precision"] in PRECISIONS
+        and entry["layout"] in LAYOUTS
         and isinstance(entry["threads"], int)
         and entry["threads"] > 0
     )
+
+
+def forget() -> None:
+    """Remove what was measured on any machine: the next use measures anew."""
+    for file in (cache_file(), cache_file().with_name(TRIALS)):
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
 def _store(entry: dict) -> None:

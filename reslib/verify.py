@@ -16,10 +16,10 @@ import matplotlib
 import numpy as np
 
 from . import artefacts, results_index
-from .errors import UserError, choose
+from .errors import UserError
 from .record_checks import Findings, check_records
 from .runs import results_root
-from .studies import PRESETS
+from .studies import PRESETS, folders_of_presets, preset_of
 
 REDRAW = "`reslib verify --redraw` draws it from the records"
 VERSION_TOLERANCE = 0.05  # share of pixels that may differ between two versions of matplotlib
@@ -62,9 +62,8 @@ def main(arguments) -> int:
 
 def preset_folders(results: Path, preset: str = "") -> list[Path]:
     """The presets' folders below `results`. Raises UserError when there is none."""
-    if preset:
-        choose("preset", preset, PRESETS)
-    found = [results / name for name in PRESETS if (not preset or name == preset) and (results / name).is_dir()]
+    preset = preset and preset_of(preset).name
+    found = [folder for folder in folders_of_presets(results) if preset in ("", folder.name)]
     if not found:
         raise UserError(f"no results in {results}: there is no folder {preset or ', '.join(PRESETS)}")
     return found

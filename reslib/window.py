@@ -21,6 +21,7 @@ class Window:
         self.filled = 0
 
     def add(self, loss: torch.Tensor, wrong: torch.Tensor) -> None:
+        """Note a step: its loss and its number of wrong answers, both still on the device."""
         self.losses[self.filled] = loss
         self.wrong += wrong
         self.wrong_warmup += wrong
@@ -50,6 +51,7 @@ class Window:
         return wrong.item() / (self.recipe.warmup_window * self.recipe.batch_size)
 
     def state(self) -> dict:
+        """What a checkpoint keeps of the window."""
         return {"losses": self.losses[: self.filled].cpu(), "wrong": int(self.wrong), "warm": int(self.wrong_warmup)}
 
     def load(self, states: list[dict], group) -> None:

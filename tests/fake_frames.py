@@ -25,6 +25,7 @@ def fake_runs(errors, seeds=(0,), **fields):
                     "train_error": train / 100, "test_error": test / 100, "best_test_error": test / 100 - 0.003,
                     "selected_test_error": np.nan, "exact_bn_test_error": test / 100 + 0.001, "parameters": 269_722.0,
                     "layers": float(depth), "test_images": 10_000,
+                    "warmup_ended_at": 400.0 if depth >= 110 else np.nan, "multiply_adds": 40_551_040.0,
                 }
                 | fields
             )  # fmt: skip

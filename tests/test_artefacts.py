@@ -71,15 +71,19 @@ def test_tables_and_networks_of_one_s_own(tmp_path):
     folder = tmp_path / "quick"
     trained(folder)
     write_run(folder / "runs", cifar_recipe("my.nets:Wide", QUICK, "cifar10"), error=0.125)
-    (folder / "runs" / "broken.run-s0").mkdir()
-    (folder / "runs" / "broken.run-s0" / "recipe.json").write_text("{")
-    assert artefacts.own_models(folder / "runs") == ["my.nets:Wide"]
-    (folder / "runs" / "broken.run-s0" / "recipe.json").unlink()
+    write_run(folder / "runs", cifar_recipe("my.nets:Wide", QUICK, "cifar10", lr=0.05, seed=7), error=0.25)
+    split = cifar_recipe("resnet20", QUICK, "cifar10", val_size=5000)
+    write_run(folder / "runs", split, error=0.5, selected_test_error=0.52)
+    write_run(folder / "runs", cifar_recipe("fitnet19", QUICK, "cifar10", teacher="maxout-run"), error=0.375)
+    write_run(folder / "runs", cifar_recipe("resnet20", QUICK, "cifar10", lr=0.05), error=0.0)  # no row of the study
     names = [p.name for name in ("cifar10", "claims", "figure6") for p in artefacts.write(name, folder)]
     assert names == [*(f"{t}.{kind}" for t in ("cifar10", "claims") for kind in ("csv", "md", "tex")), *FIGURE6]
     table = pd.read_csv(folder / "tables" / "cifar10.csv", dtype=str).set_index("model")
     assert table.loc["my.nets:Wide", tables.LAST] == "12.50"
-    assert table.loc["my.nets:Wide", "source"] == "added"
+    assert table.loc["my.nets:Wide", "source"] == table.loc["my.nets:Wide [lr=0.05]", "source"] == "added"
+    assert table.loc["ResNet-20 [val_size=5000]", "validation-selected (%)"] == "52.00"
+    assert table.loc["FitNet-19 [teacher=true]", tables.LAST] == "37.50"
+    assert not table.index.str.contains(r"ResNet-20 \[lr").any()
     board = pd.read_csv(folder / "tables" / "claims.csv")
     assert len(board) and not board["source"].str.startswith("Figure 4").any()
 

@@ -6,11 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from training import QUIET, silent, train_in_pieces, weights_of
 
 from reslib.errors import UserError
-from reslib.models import baselines
+from reslib.models import fitnet, highway, initial, losses, maxout, nin
 from reslib.models.baselines import BASELINE_RECIPES, BASELINES
+from reslib.networks import load_network
 from reslib.recipe import Recipe
+from reslib.train import train
 
 NAMES = list(BASELINES)
 
@@ -90,7 +93,7 @@ def test_parameter_counts_of_the_papers():
 def test_layers_in_sequence(name, layers):
     model, seen = BASELINES[name]().eval(), []
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear, baselines.MaxoutConv, baselines.MaxoutLinear)):
+        if isinstance(module, (nn.Conv2d, nn.Linear, maxout.MaxoutConv, maxout.MaxoutLinear)):
             module.register_forward_hook(lambda m, i, o: seen.append(m))
     model(batch(1)[0])
     assert len(seen) == len(set(seen)) == layers  # H and T of a highway layer are one convolution side by side
@@ -109,8 +112,8 @@ def test_maxout_against_loop():
             for i in range(3):
                 for j in range(2):
                     expected[n, c, i, j] = max(x[n, p * 2 + c, i, j].item() for p in range(3))
-    assert torch.equal(baselines.maxout(x, 3), expected)
-    layer = baselines.MaxoutLinear(4, 3, pieces=5)
+    assert torch.equal(maxout.maxout(x, 3), expected)
+    layer = maxout.MaxoutLinear(4, 3, pieces=5)
     row = torch.randn(1, 4)
     responses = row @ layer.linear.weight.T + layer.linear.bias
     torch.testing.assert_close(layer(row)[0], responses.view(5, 3).max(0).values)
@@ -118,8 +121,8 @@ def test_maxout_against_loop():
 
 def test_max_norm_limit():
     weight = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
-    torch.testing.assert_close(baselines.limited(weight, 1.0), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
-    assert torch.equal(baselines.limited(weight, 0.0), weight)
+    torch.testing.assert_close(maxout.limited(weight, 1.0), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+    assert torch.equal(maxout.limited(weight, 0.0), weight)
     model = BASELINES["maxout"](dense_pieces=1)
     layers = [*model.convs, model.dense, model.classifier]
     assert [layer.limit for layer in layers] == [0.9, 1.9365, 1.9365, 1.9, 1.9365]
@@ -128,13 +131,13 @@ def test_max_norm_limit():
         model.convs[0].conv.weight *= 1e6
     kernels = model.convs[0].conv.weight
     unit = kernels / kernels.flatten(1).norm(dim=1)[:, None, None, None]
-    expected = baselines.maxout(F.conv2d(x, 0.9 * unit, padding=4), 2)
+    expected = maxout.maxout(F.conv2d(x, 0.9 * unit, padding=4), 2)
     torch.testing.assert_close(model.convs[0](x), expected)
 
 
 def test_maxout_keeps_channels_last():
     x = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last)
-    assert baselines.maxout(x, 2).is_contiguous(memory_format=torch.channels_last)
+    assert maxout.maxout(x, 2).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(("pieces", "area", "drop"), [(0, 1, 0.0), (2, 1, 0.0), (5, 1, 0.0), (2, 4, 0.5), (0, 9, 0.5)])
@@ -142,7 +145,7 @@ def test_signal_against_simulation(pieces, area, drop):
     z = torch.randn(200_000, max(pieces, 1) * area, generator=torch.Generator().manual_seed(1)).amax(1)
     y = z if pieces else z.relu()
     square = y.square().mean().item() / (1 - drop)
-    assert baselines.signal(pieces, area, drop) == pytest.approx((square, square - y.mean().item() ** 2), rel=0.03)
+    assert initial.signal(pieces, area, drop) == pytest.approx((square, square - y.mean().item() ** 2), rel=0.03)
 
 
 def test_initial_signal_survives_the_depth():
@@ -155,7 +158,7 @@ def test_initial_signal_survives_the_depth():
 
 
 def test_mlpconv_is_an_mlp_at_every_pixel():
-    block = baselines.MLPConv(3, (5, 4, 2), kernel=3)
+    block = nin.MLPConv(3, (5, 4, 2), kernel=3)
     x = torch.randn(1, 3, 4, 4)
     hidden, out = block(x)
     padded = F.pad(x, (1, 1, 1, 1))
@@ -169,7 +172,7 @@ def test_mlpconv_is_an_mlp_at_every_pixel():
 
 
 def test_highway_layer_by_formula():
-    layer = baselines.HighwayConv(4, gate_bias=-2.0)
+    layer = highway.HighwayConv(4, gate_bias=-2.0)
     x = torch.randn(2, 4, 5, 5)
     weight, bias = layer.conv.weight, layer.conv.bias
     assert torch.equal(bias[4:], torch.full((4,), -2.0)) and torch.equal(bias[:4], torch.zeros(4))
@@ -184,14 +187,14 @@ def test_highway_layer_by_formula():
 def test_squared_hinge_by_hand():
     scores, y = torch.tensor([[0.5, -2.0, 0.0], [3.0, 0.0, -0.5]]), torch.tensor([0, 1])
     # image 0: (1 - 0.5)^2 + 0 + 1; image 1: (1 + 3)^2 + 1 + (1 - 0.5)^2
-    assert baselines.squared_hinge(scores, y).item() == pytest.approx((1.25 + 17.25) / 2)
+    assert losses.squared_hinge(scores, y).item() == pytest.approx((1.25 + 17.25) / 2)
 
 
 @pytest.mark.parametrize("loss", ["hinge", "softmax"])
 def test_dsn_companions_fade_and_vanish(loss):
     torch.manual_seed(0)
     model, (x, y) = BASELINES["dsn"](loss=loss, dropout=0.0), batch()
-    criterion = baselines.squared_hinge if loss == "hinge" else F.cross_entropy
+    criterion = losses.squared_hinge if loss == "hinge" else F.cross_entropy
     maps = []
     for block in model.blocks:
         block.conv.register_forward_hook(lambda m, i, o: maps.append(o))
@@ -248,6 +251,38 @@ def test_fitnet_teacher_stays_frozen_and_apart(teacher):
     assert next(teacher.parameters()).dtype == torch.float64
     with pytest.raises(UserError, match="HighwayNet gives no hints"):
         BASELINES["fitnet19"](teacher=BASELINES["highway19"]())
+
+
+def test_hints_of_a_teacher_trained_here(tmp_path, monkeypatch):
+    """From the teacher's own run to the student's record, both stages, across an interruption."""
+    short = {"iterations": 4, "eval_every": 2, "batch_size": 4, "train_size": 8, "test_size": 4, "precision": "fp32"}
+    master = Recipe("maxout", "synthetic", options="dense_pieces=1", **BASELINE_RECIPES["maxout"], **short)
+    train(master, tmp_path, execution=QUIET, say=silent)
+    recipe = Recipe("fitnet19", "synthetic", teacher=master.run_name, options="hint_fraction=0.5", **short)
+    recipe = recipe.replace(**BASELINE_RECIPES["fitnet19"])
+    steps = []
+    loss = fitnet.FitNet19.training_loss
+
+    def seen(self, x, y, progress):
+        steps.append((float(progress), self._teacher[0].training))
+        return loss(self, x, y, progress)
+
+    monkeypatch.setattr(fitnet.FitNet19, "training_loss", seen)
+    summary = train(recipe, tmp_path, execution=QUIET, say=silent)
+    assert summary["status"] == "finished" and steps == [(p, False) for p in (0.0, 0.25, 0.5, 0.75)]
+    whole = weights_of(tmp_path, recipe)
+    (tmp_path / "pieces").mkdir()
+    (tmp_path / "pieces" / master.run_name).symlink_to(tmp_path / master.run_name)
+    train_in_pieces(monkeypatch, recipe, tmp_path / "pieces", 1)
+    assert weights_of(tmp_path / "pieces", recipe) == whole
+    network, _ = load_network(tmp_path / recipe.run_name)
+    x, _ = batch(2)
+    taught = load_network(tmp_path / master.run_name)[0].guide(x)
+    for mine, given in zip(network._teacher[0].guide(x), taught, strict=True):
+        assert torch.equal(mine, given)  # the teacher is that run's network
+    assert network(x).shape == (2, 10)
+    with pytest.raises(UserError, match="has preprocessing channel-std, this run pixel-mean: both must see the same"):
+        train(recipe.replace(preprocessing="pixel-mean"), tmp_path, execution=QUIET, say=silent)
 
 
 @pytest.mark.parametrize("name", NAMES)

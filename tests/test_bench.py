@@ -1,13 +1,16 @@
-"""The benchmark's logic at tiny sizes; no test here depends on how fast anything is."""
+"""The benchmark at tiny sizes; of speed only the import of the package is tested, in processor time."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from reslib import data, tune
-from reslib.bench import compare, contenders, loading, peer, report, roofline, scaling
+from reslib import compilation, data, figures, tune
+from reslib.bench import compare, contenders, loading, peer, records, report, roofline, scaling, seeds
 from reslib.cli import main
 from reslib.data.sets import DataSource, image_set
 from reslib.models import build_model
@@ -124,8 +127,8 @@ class Fake:
 def test_ratios_are_taken_turn_by_turn(monkeypatch, source):
     turns = []
     made = {"usual": Fake("usual", 100, 10, turns), "fast": Fake("fast", 300, 10, turns)}
-    monkeypatch.setattr(compare, "contender", lambda name, *rest: made[name])
-    monkeypatch.setattr(compare, "Roofline", lambda device: roofline.Roofline(device, size=16))
+    monkeypatch.setattr(compare, "contender", lambda name, *rest, **more: made[name])
+    monkeypatch.setattr(compare, "Roofline", lambda device, size: roofline.Roofline(device, size=16))
     record = compare.compare(
         ["usual", "fast"], "resnet8", 10, source, CPU, rounds=4, seconds=1.0, memory=False, say=lambda text: None
     )
@@ -143,9 +146,10 @@ def test_ratios_are_taken_turn_by_turn(monkeypatch, source):
 
 def test_command_writes_json_and_markdown(tmp_path, capsys, monkeypatch, source):
     monkeypatch.setattr(data, "load", lambda name, root: source)
-    monkeypatch.setattr(compare, "Roofline", lambda device: roofline.Roofline(device, size=64))
+    monkeypatch.setattr(compare, "Roofline", lambda device, size: roofline.Roofline(device, size=64))
     argv = "bench --models resnet8 --batch-sizes 8 --devices cpu --dataset synthetic --rounds 1 --seconds 0.01"
     argv += f" --workers 0 --no-memory --contenders fp32,fast --results {tmp_path}"
+    argv += " --scaling --depths 8 --batches 4,8 --widths 4"
     assert main(argv.split()) == 0
     (path,) = (tmp_path / "bench").glob("*.json")
     record = json.loads(path.read_text())
@@ -164,6 +168,8 @@ def test_command_writes_json_and_markdown(tmp_path, capsys, monkeypatch, source)
         ("--contenders usual,slow", "slow"),
         ("--batch-sizes 12,x", "12,x"),
         ("--rounds 0", "rounds 0"),
+        ("--seeds-at-once=-1", "seeds_at_once -1"),
+        ("--seed-models resnet21", "resnet21"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_measured(argument, said, capsys):
@@ -178,6 +184,117 @@ def test_scaling_goes_on_after_what_does_not_fit(source):
     assert [r["axis"] for r in records] == ["depth", "batch", "width", "width"]
     assert all(r["images_per_second"] > 0 for r in records[:3])
     assert "failed" in records[3] and "images_per_second" not in records[3]
+
+
+# --- Several seeds at once -------------------------------------------------------------------------------------------
+
+
+def test_stacked_seeds_train_as_each_does_alone(source):
+    """Losses of three steps, of networks whose parameters are stacked, beside those of the step that trains one."""
+    recipes = [contenders.recipe_for("resnet8", 8, source).replace(seed=s, lr=0.01) for s in (0, 1)]
+    stacked = seeds.Stacked(recipes, source, CPU)  # it has taken its first step
+    together = torch.stack([stacked.step() for _ in range(2)], dim=1)  # (seeds, steps)
+    for recipe, losses in zip(recipes, together, strict=True):
+        made = contenders.Reslib("fp32", recipe, source, CPU, say=lambda text: None)
+        made.run(2)
+        torch.testing.assert_close(losses, made.window.losses[1:3], rtol=1e-3, atol=1e-4)
+
+
+def test_seeds_together_take_the_steps_they_would_take_alone(source):
+    recipes = [contenders.recipe_for("resnet8", 8, source).replace(seed=s) for s in (0, 1)]
+    together = seeds.Together("fp32", recipes, source, CPU)
+    assert together.run(2) > 0
+    for recipe, (member, _) in zip(recipes, together.made, strict=True):
+        alone = contenders.Reslib("fp32", recipe, source, CPU, say=lambda text: None)
+        alone.run(2)
+        assert torch.equal(alone.window.losses[:3], member.window.losses[:3])
+
+
+def test_cost_of_seeds_is_counted_in_single_runs(source, monkeypatch):
+    monkeypatch.setattr(seeds, "processes", lambda way, recipes, *rest: [400.0])
+    monkeypatch.setattr(seeds.Together, "run", lambda self, steps: steps * len(self.made) * 8 / 200)
+    monkeypatch.setattr(seeds.Stacked, "run", lambda self, steps: steps * 3 * 8 / 50)
+    monkeypatch.setattr(contenders.Reslib, "run", lambda self, steps: steps * 8 / 100)
+    record = seeds.seeds_at_once("resnet8", 3, source, CPU, 2, 0.5, batch=8, say=lambda text: None)
+    assert record["cost_in_runs"] == pytest.approx({"one in turn": 3, "together": 1.5, "stacked": 6, "processes": 0.75})
+    page = "\n".join(report._seeds(record))
+    assert "| together | 200 | 1.50 |" in page and "at a time" in page
+    frame = records.seeds([{"environment": {"device_name": "here (2 threads)"}, "seeds": [record]}])
+    assert set(frame.device) == {"here"} and len(frame) == 4
+    assert figures.seeds_figure(frame).axes[0].get_title("left").startswith("3 seeds of ResNet-8")
+
+
+@pytest.mark.long
+def test_seeds_in_processes_of_their_own(source):
+    recipes = [contenders.recipe_for("resnet8", 8, data.load("synthetic")).replace(seed=s) for s in (0, 1)]
+    rates = seeds.processes("fp32", recipes, CPU, None, steps=2, rounds=2)
+    assert len(rates) == 2 and all(rate > 0 for rate in rates)
+
+
+# --- Records as frames and figures -----------------------------------------------------------------------------------
+
+
+def test_records_become_frames_and_figures(tmp_path, monkeypatch, source):
+    monkeypatch.setattr(data, "load", lambda name, root: source)
+    monkeypatch.setattr(compare, "Roofline", lambda device, size: roofline.Roofline(device, size=64))
+    argv = "bench --models resnet8 --batch-sizes 8 --devices cpu --dataset synthetic --rounds 2 --seconds 0.01"
+    argv += f" --no-memory --contenders eager,contiguous,freed --results {tmp_path}"
+    argv += " --scaling --depths 8,14 --batches 4 --widths 70000"
+    assert main(argv.split()) == 0
+    loaded = records.load_records(tmp_path / "bench", tmp_path / "bench", tmp_path / "none")
+    assert len(loaded) == 1
+    frame = records.comparisons(loaded)
+    assert frame.contender.tolist() == ["eager", "contiguous", "freed"] and (frame.images_per_second > 0).all()
+    assert (frame.low <= frame.images_per_second).all() and "threads" not in frame.device[0]
+    assert "contiguous" in frame.what[1]
+    parts = frame[[f"{name} (ms)" for name in report.PARTS]]
+    assert (parts.sum(axis=1) > 0).all()
+    table = records.tried(loaded)
+    ratios = frame.images_per_second / frame.images_per_second[0]
+    ratios = frame.images_per_second / frame.images_per_second[0]
+    assert table["measured, of eager"].tolist() == pytest.approx(ratios[1:].tolist())
+    points = records.scaling(loaded)
+    assert points.axis.tolist() == ["depth", "depth", "batch", "width"] and points.failed.iloc[-1]
+    for figure in (figures.contenders_figure(frame), figures.scaling_figure(points)):
+        assert figure._repr_png_()[:4] == b"\x89PNG"
+    again = records.comparisons([*loaded, dict(loaded[0], date="2999-01-01", file="later.json")])
+    assert len(again) == 6 and set(records.latest(again, "eager").file) == {"later.json"}
+    assert records.latest(again, "usual").empty
+    (tmp_path / "bench" / "other.json").write_text("{}")
+    with pytest.raises(tune.UserError, match="other.json"):
+        records.load_records(tmp_path / "bench")
+
+
+def goal_rows(kind, model, ratio, hours=1.0, bf16=0.5, share=0.3, fp32=100.0, fast=120.0):
+    common = {"device": kind, "kind": kind, "model": model, "batch_size": 128, "comparison": "f#0", "ratio": ratio}
+    common |= {"hours_to_64k": hours, "bf16_rate": bf16, "share_of_matrix_rate": share, "setup_seconds": 70.0}
+    rates = {"usual": 50.0, "fp32": fp32, "fast": fast}
+    return [common | {"contender": name, "images_per_second": rate} for name, rate in rates.items()]
+
+
+def test_goals_are_judged_by_the_kind_of_processor():
+    def verdicts(*rows):
+        frame = records.goals(pd.DataFrame(sum(rows, [])))
+        return [tuple(r) for r in frame[["network", "measured", "verdict"]].itertuples(index=False)]
+
+    slow = verdicts(goal_rows("cpu", "resnet20", 1.9))
+    assert slow[:3] == [
+        ("resnet20", "1.90x", "reached"), ("resnet20", "30%", "missed"), ("resnet20", "1.20x", "reached")
+    ]  # fmt: skip
+    assert [v for *_, v in slow[3:]] == ["not measured"] * 3
+    assert verdicts(goal_rows("cpu", "resnet20", 1.9, bf16=1.9))[0][2] == "missed"
+    assert verdicts(goal_rows("cpu", "resnet56", 1.6, fast=90.0))[1] == ("resnet56", "0.90x", "missed")
+    gpu = verdicts(goal_rows("cuda", "resnet20", 12.0, hours=0.04))
+    assert gpu == [
+        ("resnet20", "12.00x", "reached"), ("resnet20", "2.4 minutes", "reached"), ("resnet20", "70.0 s", "missed")
+    ]  # fmt: skip
+
+
+def test_figures_of_nothing_say_so():
+    empty = records.comparisons([])
+    for draw in (figures.contenders_figure, figures.scaling_figure, figures.seeds_figure):
+        texts = [text.get_text() for ax in draw(empty).axes for text in ax.texts]
+        assert any("not measured" in text or "no record" in text for text in texts)
 
 
 def test_loading_measures_all_three():
@@ -206,6 +323,14 @@ def test_measured_once_then_cached(measured):
     assert tune.choice().precision == "bf16" and "bf16, 1 thread 1000 ms" in str(tune.choice())
 
 
+def test_forgotten_choices_are_measured_again(measured):
+    tune.choice()
+    compilation.remember("net", compilation.Trial(1.0, 0.5, 9.0, 8))
+    tune.forget()
+    tune.forget()  # nothing left to remove
+    assert not compilation.known_trials() and tune.choice().origin == "measured" and len(measured) == 2
+
+
 def test_another_machine_measures_for_itself(measured, monkeypatch):
     tune.choice()
     monkeypatch.setattr(tune, "machine_key", lambda: "another processor")
@@ -214,7 +339,7 @@ def test_another_machine_measures_for_itself(measured, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"KEY": {"precision": "fp8", "threads": 1, "compile": null}}', '{"KEY": 3}']
+    "text", ["{", "[]", '{"KEY": {"precision": "fp8", "threads": 1, "layout": "contiguous"}}', '{"KEY": 3}']
 )
 def test_damaged_cache_is_measured_again(measured, text):
     tune.cache_file().parent.mkdir(parents=True)
@@ -235,7 +360,13 @@ def test_environment_overrides(measured, monkeypatch):
     before = len(measured)
     tune.choice()
     assert len(measured) == before + 1
-    for wrong, said in (("precision=fp8", "fp8"), ("threads=0", "0"), ("speed=high", "speed"), ("compile=7", "7")):
+    for wrong, said in (
+        ("precision=fp8", "fp8"),
+        ("threads=0", "0"),
+        ("speed=high", "speed"),
+        ("compile=7", "7"),
+        ("layout=nhwc", "nhwc"),
+    ):
         monkeypatch.setenv("RESLIB_TUNE", wrong)
         with pytest.raises(tune.UserError, match=said):
             tune.choice()
@@ -245,23 +376,33 @@ def test_measuring_leaves_threads_and_random_state_alone(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     chosen = tune.measure(rounds=1)
-    assert chosen.precision in tune.PRECISIONS and set(chosen.seconds) == {"fp32, 1 thread", "bf16, 1 thread"}
+    assert chosen.precision in tune.PRECISIONS and chosen.layout in tune.LAYOUTS
+    assert set(chosen.seconds) == {
+        "fp32, 1 thread", "bf16, 1 thread", f"{chosen.precision} contiguous, 1 thread"
+    }  # fmt: skip
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
 
 
 def test_without_a_compiler_eager_is_used_and_said(monkeypatch, source):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    tune.cannot_compile.cache_clear()
+    compilation.cannot_compile.cache_clear()
     said = []
-    loss = tune.CompiledLoss(lambda x, y, progress: (x.sum(), x), said.append)
+    loss = compilation.CompiledLoss(lambda x, y, progress: (x.sum(), x), said.append)
     assert loss(torch.ones(2), None, None)[0] == 2 and loss.call is loss.eager
     assert "no-such-compiler" in said[0]
-    tune.cannot_compile.cache_clear()
+    compilation.cannot_compile.cache_clear()
 
 
 def test_compilation_that_fails_falls_back_once(monkeypatch):
-    monkeypatch.setattr(tune, "cannot_compile", lambda: "")
+    monkeypatch.setattr(compilation, "cannot_compile", lambda: "")
     monkeypatch.setattr(torch, "compile", lambda *a, **o: lambda *x: (_ for _ in ()).throw(RuntimeError("broken")))
     said = []
-    loss = tune.CompiledLoss(lambda x, y, progress: (x.sum(), x), said.append)
+    loss = compilation.CompiledLoss(lambda x, y, progress: (x.sum(), x), said.append)
     assert [loss(torch.ones(2), None, None)[0] for _ in range(2)] == [2, 2] and said == ["not compiled: broken"]
+
+
+def test_importing_reslib_costs_little_beyond_torch():
+    """Processor time, which neighbours hardly disturb; the notebook's imports are the largest."""
+    code = "import time, torch; begun = time.process_time(); import reslib.notebook; print(time.process_time() - begun)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 2.0

@@ -38,6 +38,17 @@ def test_degradation(plain20, plain56, verdict):
     assert judge("degradation", fake_runs({"plain20": plain20, "plain56": plain56}))[0] == verdict
 
 
+def test_degradation_looks_at_the_depths_between():
+    ends = {"plain20": (3, 9), "plain56": (9, 13)}
+    verdict, evidence = judge("degradation", fake_runs(ends | {"plain32": (5, 10)}))
+    assert verdict == HOLDS and "test 9.00, 10.00, 13.00 at 20, 32, 56 layers" in evidence
+    assert judge("degradation", fake_runs(ends | {"plain32": (3, 6)}))[0] == FAILS  # better than a shallower net
+    assert judge("degradation", fake_runs(ends | {"plain44": (5, 8.9)}))[0] == HOLDS  # within the uncertainty
+    shorter = fake_runs(ends | {"plain32": (3, 6)})
+    shorter.loc[shorter["model"] == "plain32", "iterations"] = 6400  # of another length: not compared
+    assert judge("degradation", shorter)[0] == HOLDS
+
+
 def test_seeds_decide_where_there_are_seeds():
     runs = fake_runs({"resnet110": [6.5, 6.6, 6.7], "resnet1202": [6.9, 7.0, 7.1]})
     runs["train_error"] = 0.0005
@@ -87,10 +98,33 @@ def test_residual_beats_plain(errors, verdict):
         ([7.45, 7.60, 7.55, 7.80, 7.70], FAILS),
         ([6.6], UNDECIDED),
         ([6.2, 7.0], UNDECIDED),  # overlaps with anything
+        ([6.70, 6.85, 6.90], UNDECIDED),  # 0.21 away, which the uncertainty of two means explains
+        ([6.95, 6.96, 6.97, 6.95, 6.96], FAILS),  # 0.35 away, beyond it
     ],
 )
 def test_resnet110_against_the_papers_mean(tests, verdict):
     assert judge("resnet110", fake_runs({"resnet110": tests}))[0] == verdict
+
+
+@pytest.mark.parametrize(
+    "errors,parameters,verdict",
+    [((6.5, 8.4, 7.7), 1_727_962, HOLDS), ((8.5, 8.4, 7.7), 1_727_962, FAILS), ((6.5, 8.4, 7.7), 2_300_000, FAILS),
+     ((7.6, 8.4, 7.7), 1_727_962, UNDECIDED)],
+)  # fmt: skip
+def test_fewer_parameters_and_better(errors, parameters, verdict):
+    names = ("resnet110", "fitnet19", "highway19")
+    runs = fake_runs({n: (1, e) for n, e in zip(names, errors, strict=True)})
+    runs["parameters"] = [parameters, 2_548_602, 2_256_838]
+    assert judge("fewer-parameters", runs)[0] == verdict
+
+
+@pytest.mark.parametrize(
+    "ends,verdict", [([400, 300], HOLDS), ([400, 1500], FAILS), ([100, 400], FAILS), ([400, None], FAILS)]
+)
+def test_warm_up(ends, verdict):
+    runs = fake_runs({"resnet110": [6.5, 6.6]}).assign(warmup_ended_at=ends)
+    assert judge("warm-up", runs)[0] == verdict
+    assert judge("warm-up", runs.assign(iterations=6400))[0] == UNDECIDED
 
 
 def test_table6():
@@ -127,23 +161,34 @@ def test_responses():
     assert judge("deeper-responses", runs, responses=responses(resnet20=1.0))[0] == UNDECIDED
 
 
-def gradients(rate, batch_norm=True):
+def gradients(rate, batch_norm=True, init="he"):
+    """Norms that change by a factor of e^rate per layer towards the last one's 1."""
     return pd.DataFrame(
         {
-            "kind": "gradient", "model": "plain56", "family": "plain", "depth": 56, "init": "he",
-            "batch_norm": batch_norm, "iteration": 0, "layer": range(1, 57), "norm": np.exp(rate * np.arange(56)),
+            "kind": "gradient", "model": "plain56", "family": "plain", "depth": 56, "seed": 0, "init": init,
+            "batch_norm": batch_norm, "iteration": 0, "layer": range(1, 56), "norm": np.exp(rate * np.arange(-54, 1)),
+            "synthetic": False,
         }
     )  # fmt: skip
 
 
 def test_gradients():
     runs = fake_runs({"plain56": (9, 13)})
-    assert judge("gradients", runs, gradients=gradients(0.02))[0] == HOLDS
-    assert judge("gradients", runs, gradients=gradients(0.5))[0] == FAILS  # shrinks e^-21 on the way to layer 1
-    dead = gradients(0.02)
-    dead.loc[3, "norm"] = 0.0
-    assert judge("gradients", runs, gradients=dead)[0] == FAILS
+    verdict, evidence = judge("gradients", runs, gradients=gradients(0.02))
+    assert verdict == HOLDS and "iterations 0 to 0, n = 1" in evidence and "64,000" not in evidence
+    assert f"smallest {np.exp(-54 * 0.02):.2g} (layer 1, iteration 0)" in evidence
+    assert judge("gradients", runs, gradients=gradients(-0.05))[0] == HOLDS  # they grow towards the image
+    assert judge("gradients", runs, gradients=gradients(0.5))[0] == FAILS  # shrinks e^-27 on the way to layer 1
+    for value in (0.0, np.nan, np.inf):
+        dead = gradients(0.02)
+        dead.loc[3, "norm"] = value
+        assert judge("gradients", runs, gradients=dead)[0] == FAILS
+    naive = pd.concat([gradients(0.02), gradients(0.5, batch_norm=False), gradients(0.5, init="gaussian")])
+    assert judge("gradients", runs, gradients=naive)[0] == HOLDS  # the claim is about the paper's own plain nets
     assert judge("gradients", runs, gradients=gradients(0.5, batch_norm=False))[0] == UNDECIDED
+    later = pd.concat([gradients(0.02), gradients(0.5).assign(iteration=12, seed=1)])
+    verdict, evidence = judge("gradients", runs, gradients=later)
+    assert verdict == FAILS and "iterations 0 to 12, n = 2" in evidence  # every seed at every iteration
 
 
 def test_imagenet_claims():
@@ -193,4 +238,4 @@ def test_scoreboard_columns_and_caveats():
     assert list(board.columns) == ["claim", "source", "criterion", "scale", "evidence", "verdict"]
     assert len(board) == len(claims.CLAIMS) == len({c.id for c in claims.CLAIMS})
     assert set(board["verdict"]) <= {HOLDS, FAILS, UNDECIDED} and (board["evidence"] != "").all()
-    assert "n = 1; SYNTHETIC DATA" in board["evidence"].iloc[0]
+    assert "n = 1, spread between seeds unknown; SYNTHETIC DATA" in board["evidence"].iloc[0]

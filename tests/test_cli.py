@@ -62,7 +62,7 @@ def test_options_of_execution(asked, tmp_path):
     arguments += ["--checkpoint-every=5s", "--activation-checkpointing", "--tensorboard", "--no-wait", "--device=cpu"]
     assert main(arguments) == 0
     recipe, execution, runs_dir = asked[0]
-    assert dataclasses.astuple(execution) == ("cpu", True, 120.0, 5.0, True, False, True, False)
+    assert dataclasses.astuple(execution) == ("cpu", True, 120.0, 5.0, True, False, True, False, None)
     assert recipe.dataset == "synthetic" and runs_dir == tmp_path / "smoke" / "runs"
 
 

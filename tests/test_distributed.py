@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from training import QUIET, processes, silent, tiny
 
-from reslib.distributed import check_divisible
+from reslib.distributed import Group, check_divisible
 from reslib.errors import UserError
+from reslib.job import prepare
 from reslib.runs import Run, read_json, read_weights
 from reslib.train import Execution, train
 
@@ -26,17 +27,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def member(rank, world, port, recipes, runs_dir, execution):
+def member(rank, world, port, recipes, runs_dir, execution, disks):
+    runs_dir = Path(runs_dir) / f"machine{rank}" if disks else runs_dir
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for recipe in recipes:
         train(recipe, runs_dir, execution=execution, say=silent)
 
 
-def together(recipes, runs_dir, execution=QUIET, world=2):
+def together(recipes, runs_dir, execution=QUIET, world=2, disks=False):
+    """Start the processes of one job; disks: each has a disk of its own, as machines without shared storage."""
     port, context = free_port(), processes()
     members = [
-        context.Process(target=member, args=(rank, world, port, recipes, runs_dir, execution)) for rank in range(world)
+        context.Process(target=member, args=(rank, world, port, recipes, runs_dir, execution, disks))
+        for rank in range(world)
     ]
     for process in members:
         process.start()
@@ -101,12 +105,58 @@ def test_a_run_continues_with_another_number_of_processes(tmp_path, worlds):
     assert_same_curve(numbers(tmp_path / "one", recipe)[:1], numbers(tmp_path / "two", recipe)[:1], rel=5e-2)
 
 
+@pytest.mark.parametrize("disks", [False, True])
+def test_a_killed_job_continues_with_nothing_repeated_or_lost(tmp_path, disks):
+    """Both processes get SIGKILL; whether the second one sees the disk of the first makes no difference."""
+    recipe = tiny(accumulation=2, iterations=30, eval_every=10, train_size=200)
+    sharp = Execution(device="cpu", deterministic=True, checkpoint_seconds=0.0)
+    train(recipe, tmp_path / "whole", execution=QUIET, say=silent)
+    place = tmp_path / "killed" / ("machine0" if disks else "")
+    members, run = together([recipe], tmp_path / "killed", sharp, disks=disks), Run(place, recipe)
+    end = time.monotonic() + 200
+    while not run.metrics_file.exists() and time.monotonic() < end:
+        time.sleep(0.005)
+    for process in members:
+        process.kill()
+        process.join(200)
+    assert not run.ended and [p.exitcode for p in members] == [-signal.SIGKILL] * 2
+    for process in (again := together([recipe], tmp_path / "killed", disks=disks)):
+        process.join(200)
+    assert [p.exitcode for p in again] == [0, 0]
+    first, second = read_json(run.summary_file)["sessions"]
+    assert first["to_iteration"] == second["from_iteration"] >= 10 and second["to_iteration"] == 30
+    assert_same_curve(numbers(tmp_path / "whole", recipe), numbers(place, recipe), rel=1e-3)
+    ours, theirs = (read_weights(Run(d, recipe).weights_file) for d in (tmp_path / "whole", place))
+    for name in ours:
+        if "num_batches" not in name:  # counts micro-batches, of which one process sees both
+            assert (ours[name] - theirs[name]).abs().max() < 1e-4, name
+
+
+def test_processes_with_different_data_are_told_so(tmp_path, monkeypatch):
+    class Two(Group):
+        def gather(self, value):
+            return [value, "ffff"]
+
+    with pytest.raises(UserError, match="read different data: fingerprints .*ffff"):
+        prepare(Run(tmp_path, tiny()), None, "", QUIET, Two())
+
+
+def worker(job: subprocess.Popen, rank: int) -> int:
+    """The process of this rank of a torchrun job."""
+    for task in Path(f"/proc/{job.pid}/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                return int(pid)
+    raise AssertionError(f"no process of rank {rank}")
+
+
 @pytest.mark.long
-def test_torchrun_restarts_after_a_kill(tmp_path):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_restarts_after_a_kill(tmp_path, rank):
     recipe = tiny(accumulation=2, iterations=60, eval_every=10, batch_size=16, model="resnet8")
     train(recipe, tmp_path / "one" / "smoke" / "runs", execution=QUIET, say=silent)
-    fields = {k: v for k, v in recipe.essentials().items() if k != "model"}
-    options = [f"--{k.replace('_', '-')}={v}" for k, v in fields.items()]
+    fields = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in recipe.to_dict().items()}
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in fields.items() if k != "model"]  # all: smoke has its own
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
     command += [f"--master-port={free_port()}", "-m", "reslib", "train", recipe.model, "--preset=smoke", "--device=cpu"]
     command += ["--deterministic", "--checkpoint-every=0s", f"--results={tmp_path / 'two'}", *options]
@@ -116,7 +166,8 @@ def test_torchrun_restarts_after_a_kill(tmp_path):
     end = time.monotonic() + 250
     while not run.metrics_file.exists() and time.monotonic() < end and job.poll() is None:
         time.sleep(0.02)
-    os.kill(int((run.path / "lock").read_text().split()[1]), signal.SIGKILL)
+    assert job.poll() is None, "it ended, or trained something else"
+    os.kill(worker(job, rank), signal.SIGKILL)
     _, errors = job.communicate(timeout=250)
     assert job.returncode == 0, errors[-2000:]
     sessions = read_json(run.summary_file)["sessions"]

@@ -86,7 +86,9 @@ def test_responses_are_the_stages_outputs(name, options):
 
 
 def test_without_runs_it_says_untrained(folder):
-    net = explore.best_net(folder)
+    nets = explore.Nets(folder)
+    net = nets.best
+    assert nets.names == ["UNTRAINED resnet20"]
     assert net.note.startswith("UNTRAINED resnet20") and "SYNTHETIC DATA" in net.note
     figure, words = net.responses(3)
     assert "UNTRAINED" in texts(figure) and len(figure.axes) == 4 * 9 and "the network says" in words
@@ -103,14 +105,21 @@ def test_the_best_finished_net_with_weights_is_taken(folder):
         summaries[recipe.run_name] = train(recipe, folder.runs_dir, execution=execution, say=lambda text: None)
     mine = {name: s["test_error"] for name, s in summaries.items() if not name.startswith("nin")}
     best = min(mine, key=lambda name: (mine[name], name))
-    net = explore.best_net(folder)
+    nets = explore.Nets(folder)
+    assert nets.names == sorted(mine, key=lambda name: (mine[name], name))
+    net = nets.best
     assert net.note.startswith(f"{best}, test error") and net.recipe.run_name == best
     _, x, labels = net.images(50)  # what it says of the run's own test images is what the run recorded
     with torch.no_grad():
         assert (net.model(x).argmax(1) != labels).double().mean().item() == pytest.approx(mine[best])
+    for name in mine:  # each of them can be chosen
+        figure, _ = nets.responses(name, 0)
+        assert name in texts(figure)
+        figure, table = nets.confused(name, 5)
+        assert name in texts(figure) and len(table) == 5
     for name in mine:
         (folder.runs_dir / name / "weights.safetensors").unlink()
-    assert explore.best_net(folder).note.startswith("UNTRAINED")
+    assert explore.Nets(folder).best.note.startswith("UNTRAINED")
 
 
 @pytest.fixture

@@ -10,11 +10,13 @@ import time
 
 import pytest
 import torch
-from training import QUIET, processes, rows_of, silent, stop_after, tiny, weights_of
+from training import CONTEXT, QUIET, processes, rows_of, silent, stop_after, tiny, weights_of
 
+from reslib import job, tune
 from reslib.errors import UserError
 from reslib.numerics import resolve_device
-from reslib.runs import Run, read_json
+from reslib.record_checks import Findings, check_records
+from reslib.runs import Run, load_runs, read_json
 from reslib.stopping import StopSignal
 from reslib.train import Execution, Interrupted, train
 
@@ -69,6 +71,75 @@ def test_read_only_results(mounted):
     assert train(done, folder, execution=QUIET) == summary  # reading an ended run needs no lock
     with pytest.raises(UserError, match="cannot write to .*: Read-only file system"):
         train(new, folder, execution=QUIET)
+
+
+def limited(recipe, folder, size, told):
+    """Train where no file may grow beyond `size` bytes; what a full disk does to a write, without a disk."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        train(recipe, folder, execution=Execution("cpu", True, checkpoint_seconds=0.0), say=silent)
+        told.send("finished")
+    except UserError as error:
+        told.send(str(error))
+
+
+@pytest.mark.parametrize(("size", "file"), [(30_000, "checkpoint.pt"), (100, "recipe.json")])
+def test_a_file_that_cannot_be_written_to_its_end_is_not_there(tmp_path, size, file):
+    whole, recipe = tmp_path / "whole", tiny()
+    train(recipe, whole, execution=QUIET, say=silent)
+    hear, tell = CONTEXT.Pipe(duplex=False)
+    process = processes().Process(target=limited, args=(recipe, tmp_path, size, tell))
+    process.start()
+    said, run = hear.recv(), Run(tmp_path, recipe)
+    process.join(60)
+    assert re.fullmatch(f"cannot write .*{file}: File too large", said)
+    assert not (run.path / file).exists() and not list(run.path.glob(".*.tmp")) and not run.ended
+    train(recipe, tmp_path, execution=QUIET, say=silent)
+    assert weights_of(tmp_path, recipe) == weights_of(whole, recipe)
+
+
+@pytest.mark.skipif(not os.path.isdir("/sys"), reason="no /sys here, in which nobody may write")
+def test_a_place_where_nobody_may_write():
+    with pytest.raises(UserError, match="cannot write to /sys/.*"):
+        train(tiny(), "/sys/reslib", execution=QUIET)
+
+
+@pytest.mark.skipif(os.name != "posix" or not os.geteuid(), reason="permissions do not bind root")
+def test_a_folder_without_permission(tmp_path):
+    train(tiny(), tmp_path, execution=QUIET, say=silent)
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(UserError, match="cannot write to .*: Permission denied"):
+            train(tiny(seed=1), tmp_path, execution=QUIET)
+    finally:
+        tmp_path.chmod(0o755)
+
+
+@pytest.mark.parametrize("place", ["a file", "/sys/reslib", "/dev/full/cache"])
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, place):
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path / place))  # an absolute place stays as it is
+    tune._store({"precision": "fp32", "threads": 1, "compile": None})
+    assert tune._cached() == {}
+    assert train(tiny(), tmp_path / "runs", execution=QUIET, say=silent)["status"] == "finished"
+
+
+def test_what_cannot_be_trained_leaves_no_record(tmp_path):
+    for changes, words in (
+        ({"train_size": 10**6}, "train_size 1000000"),
+        ({"val_size": 10**6}, "val_size 1000000"),
+        ({"teacher": "nobody"}, "nobody"),
+    ):
+        recipe = tiny(**changes)
+        with pytest.raises(UserError, match=words):
+            train(recipe, tmp_path / "runs", execution=QUIET, say=silent)
+        assert not list(tmp_path.rglob("*.json")) and load_runs(tmp_path / "runs").empty
+        findings = Findings()
+        check_records(tmp_path, findings)  # an empty folder is left, and says nothing
+        assert findings == Findings()
 
 
 def test_a_file_where_a_folder_is_expected(tmp_path):
@@ -156,6 +227,23 @@ def test_a_checkpoint_of_another_recipe(tmp_path, monkeypatch):
         train(second.recipe, tmp_path, execution=QUIET, say=silent)
 
 
+def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
+    run, said = interrupted(tiny(), tmp_path, monkeypatch), []
+    here = job.environment
+
+    def elsewhere(device):
+        return here(device) | {"torch": "3.0.0", "device_name": "Another CPU (4 threads)"}
+
+    monkeypatch.setattr(job, "environment", elsewhere)
+    summary = train(run.recipe, tmp_path, execution=QUIET, say=said.append)
+    (note,) = [line for line in said if line.startswith("note: ")]
+    assert (
+        f"torch 3.0.0 (before: {torch.__version__})" in note and "device_name Another CPU (4 threads) (before: " in note
+    )
+    assert "other code" not in note
+    assert [s["torch"] for s in summary["sessions"]] == [str(torch.__version__), "3.0.0"]
+
+
 def test_metrics_lost_after_the_last_checkpoint_are_written_again(tmp_path, monkeypatch):
     recipe = tiny()
     train(recipe, tmp_path / "whole", execution=QUIET, say=silent)
@@ -184,7 +272,8 @@ def start(tmp_path, *more, iterations=100_000):
     recipe = tiny(iterations=iterations, eval_every=20)
     fields = {k: v for k, v in recipe.essentials().items() if k != "model"}
     options = [f"--{k.replace('_', '-')}={v}" for k, v in fields.items()]
-    arguments = ["train", recipe.model, "--preset=smoke", "--device=cpu", f"--results={tmp_path}", *options, *more]
+    arguments = ["train", recipe.model, "--preset=smoke", "--device=cpu", "--deterministic", f"--results={tmp_path}"]
+    arguments += [*options, *more]
     process = processes().Process(target=command, args=(arguments, str(tmp_path / "err")))
     process.start()
     runs = tmp_path / "smoke" / "runs"
@@ -203,6 +292,30 @@ def wait_for(condition, seconds=200.0):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step_is_a_clear_line_too(tmp_path, number):
+    out = tmp_path / "err"
+    process = processes().Process(target=held_up, args=(str(tmp_path), str(out)))
+    process.start()
+    wait_for(lambda: (tmp_path / "preparing").exists())
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 1 and out.read_text() == "reslib: interrupted; the same command continues\n"
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def held_up(folder, out):
+    """`reslib train` that takes long to prepare."""
+    import reslib.train
+
+    def prepare(*arguments):
+        open(os.path.join(folder, "preparing"), "w").close()
+        time.sleep(600)
+
+    reslib.train.prepare = prepare
+    command(["train", "own_models:Small", "--preset=smoke", "--device=cpu", f"--results={folder}"], out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_write_a_checkpoint_and_say_so(tmp_path, number):
     process, runs, err = start(tmp_path)
     wait_for(lambda: list(runs.glob("*/metrics.csv")))
@@ -217,6 +330,20 @@ def test_signals_write_a_checkpoint_and_say_so(tmp_path, number):
     saved = torch.load(path / "checkpoint.pt", weights_only=True)
     assert saved["state"]["iteration"] == at and saved["sessions"][-1]["to_iteration"] == at
     assert not (path / "summary.json").exists()
+
+
+def knows_torch(tell):
+    import sys
+
+    tell.send([name in sys.modules for name in ("torch._inductor", "own_models", "reslib.executor")])
+
+
+def test_the_processes_of_these_tests_start_with_everything_imported():
+    hear, tell = CONTEXT.Pipe(duplex=False)
+    process = processes().Process(target=knows_torch, args=(tell,))
+    process.start()
+    assert hear.recv() == [True, True, True]
+    process.join(60)
 
 
 def test_the_time_limit_of_the_command_line(tmp_path):

@@ -120,6 +120,19 @@ def test_figure4_panels():
     assert fig.axes[0].get_ylim() == fig.axes[1].get_ylim()
 
 
+def test_figure4_says_at_which_scale_it_is_and_on_how_many_classes():
+    errors = {"plain18": (62.0, 58.0), "resnet34": (56.0, 55.0)}
+    sizes = {"crop_size": 56, "scale_range": [[64, 120]] * 2, "batch_size": 64, "iterations": 1200}
+    runs = fake_runs(errors, dataset="imagenette", classes=10, train_images=9469).assign(**sizes)
+    said = texts(figures.figure4(runs, fake_curves(runs)))
+    for part in ("imagenette (10 classes, 00ff)", "1,200 iterations", "crops of 56 pixels from shorter sides 64 to 120",
+                 "9,469 training images", "(paper: 224 from 256 to 480, batch 256, 1.28 million images)"):  # fmt: skip
+        assert part in said
+    whole = runs.assign(dataset="imagenet", classes=1000, crop_size=224, scale_range=[[256, 480]] * 2, batch_size=256)
+    said = texts(figures.figure4(whole, fake_curves(whole)))
+    assert "imagenet (1000 classes, 00ff)" in said and "crops of 224 pixels" in said and "paper: 224" not in said
+
+
 def test_depth_view_means():
     runs = fake_runs({"plain20": [9.0, 9.4], "plain56": [13.0, 13.2], "resnet20": [8.7, 8.9], "resnet1202": [7.9]})
     ax = figures.depth_view(runs).axes[1]
@@ -151,7 +164,7 @@ def test_gradients_figure_panels_and_dead_layers():
     fig = figures.gradients_figure(pd.DataFrame(rows))
     assert len(fig.axes) == 8
     assert [ax.get_title() for ax in fig.axes[:4]] == [
-        "batch norm, he", "batch norm, xavier", "no batch norm, he", "no batch norm, xavier"
+        "batch norm, He", "batch norm, Xavier", "no batch norm, He", "no batch norm, Xavier"
     ]  # fmt: skip
     np.testing.assert_allclose(fig.axes[0].lines[0].get_ydata(), [1.0, 2.0])
     assert "zero or not finite in 1 of 2 layers" in texts(fig.axes[2]) and fig.axes[0].get_yscale() == "log"

@@ -5,7 +5,7 @@ import io
 import math
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from reslib.cli import main
@@ -25,7 +25,11 @@ texts = st.one_of(
 )
 
 
-def run(arguments):
+def run(arguments, model=None):
+    """Exit code, recipes that would have been trained, and what was said on standard error.
+
+    model: ["--", name] builds that network's layers for real; without, networks are not built.
+    """
     asked, errors = [], io.StringIO()
 
     def instead(recipe, *rest, **more):
@@ -34,10 +38,62 @@ def run(arguments):
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(errors):
         patch.setattr(command, "train", instead)
-        patch.setattr(command, "build_model", lambda *a, **o: None)  # networks have tests of their own
+        if not model:
+            patch.setattr(command, "build_model", lambda *a, **o: None)  # networks have tests of their own
         with contextlib.redirect_stdout(io.StringIO()):
-            code = main(["train", "resnet8", "--preset=smoke", "--device=cpu", *arguments])
+            code = main(["train", "--preset=smoke", "--device=cpu", *arguments, *(model or ["resnet8"])])
     return code, asked, errors.getvalue()
+
+
+IMPOSSIBLE = {  # what only the data or other runs can tell, still before anything is recorded: what must be said
+    "--train-size=1000000": "train_size 1000000",
+    "--val-size=100000": "val_size 100000",
+    "--test-size=100000000": "test_size 100000000 is more than the 2000 test images",
+    "--crop-size=64": "crop_size 64 differs from the 32 pixels",
+    "--crop-size=8": "crop_size 8 differs from the 32 pixels",
+    "--augmentation=scale-crop-flip-color": "augmentation 'scale-crop-flip-color' is that of ImageNet: allowed",
+    "--teacher=nobody": "teacher 'nobody' cannot be used",
+    "--model-that-is-not": "--model-that-is-not",
+}
+
+
+@pytest.mark.parametrize("option", IMPOSSIBLE)
+def test_what_the_data_do_not_allow_is_never_half_trained(option, tmp_path, capsys):
+    arguments = ["train", "own_models:Small", "--preset=smoke", "--device=cpu", "--deterministic"]
+    assert main([*arguments, f"--results={tmp_path}", option]) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.startswith("reslib: ") and error.count("\n") == 1 and IMPOSSIBLE[option] in error
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "lock"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example("resnet21")
+@example("resnet")
+@example("os:mkdir")
+@example("a.b:")
+@example("plain99999999999999999999")
+@example("resnet1202000000002")
+@given(st.one_of(st.text(max_size=20), st.from_regex(r"\A(resnet|plain|nin|dsn|maxout)[0-9]{0,6}\Z")))
+def test_any_text_as_the_model(text):
+    code, asked, errors = run([], model=["--", text])
+    if code == 0:
+        assert asked[0].model == text and not errors
+        return
+    assert code == 2 and not asked
+    assert errors.startswith("reslib: ") and errors.count("\n") == 1
+    assert "model" in errors, errors
+
+
+OPTIONS = ("preset", "device", "time-limit", "checkpoint-every", "data-root", "results", "executor", "seeds", "gpus")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(OPTIONS), texts)
+def test_any_text_in_any_option_of_execution(option, text):
+    code, asked, errors = run([f"--{option}={text}"])
+    assert (code == 0) == bool(asked) and code in (0, 1, 2)
+    if code:
+        assert errors.startswith("reslib: ") and errors.count("\n") == 1 and not asked
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -130,11 +130,49 @@ def test_run_begun_on_the_processor_continues_on_the_gpu(tmp_path):
     assert summary["status"] == "finished" and [s["device"] for s in summary["sessions"]] == ["cpu", "cuda"]
 
 
+def test_seeds_on_streams_of_their_own_are_the_runs_they_are_alone(tmp_path):
+    from reslib.job import Execution
+    from reslib.together import train_together
+    from reslib.train import train
+
+    execution = Execution(device="cuda", deterministic=True)
+    recipes = [RECIPE.replace(seed=s, eval_every=15) for s in range(3)]
+    train_together(recipes, tmp_path / "all", execution=execution, say=lambda text: None)
+    for recipe in recipes:
+        alone = train(recipe, tmp_path / "one", execution=execution, say=lambda text: None)
+        side_by_side = train(recipe, tmp_path / "all", execution=execution)  # ended: its summary
+        assert side_by_side["weights_sha256"] == alone["weights_sha256"]
+        assert [s["step"] for s in side_by_side["sessions"]] == ["CUDA graph"]
+
+
+def test_dropout_of_seeds_at_once_is_that_of_each_alone(tmp_path):
+    from reslib.job import Execution
+    from reslib.together import train_together
+    from reslib.train import train
+
+    execution = Execution(device="cuda", deterministic=True)
+    recipes = [RECIPE.replace(model="nin", batch_size=8, iterations=8, seed=s) for s in range(2)]
+    train_together(recipes, tmp_path / "all", execution=execution, say=lambda text: None)
+    for recipe in recipes:
+        alone = train(recipe, tmp_path / "one", execution=execution, say=lambda text: None)
+        assert train(recipe, tmp_path / "all", execution=execution)["train_loss"] == pytest.approx(alone["train_loss"])
+
+
+def test_how_the_step_ran_is_in_the_record(tmp_path):
+    from reslib.job import Execution
+    from reslib.train import train
+
+    for name, eager, step in (("fast", False, "CUDA graph"), ("plain", True, "eager")):
+        summary = train(RECIPE, tmp_path / name, execution=Execution(device="cuda", eager=eager), say=lambda text: None)
+        assert summary["sessions"][0]["step"] == step
+
+
 def test_bench_smoke(tmp_path):
     from reslib.cli import main
 
     torch.use_deterministic_algorithms(False)
     argv = "bench --models resnet8 --batch-sizes 16 --devices cuda --dataset synthetic --rounds 1 --seconds 0.05"
     argv += f" --workers 0 --results {tmp_path} --scaling --depths 8 --batches 16 --widths 8"
+    argv += " --contenders usual,fp32,fast,compiled --seeds-at-once 2 --seed-models resnet8"
     assert main(argv.split()) == 0
     assert len(list((tmp_path / "bench").glob("*.json"))) == 1

@@ -10,14 +10,17 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.transforms import functional as TF
+from training import QUIET
 
-from reslib.data import imagenet, synthetic
+from reslib.data import choose_dataset, imagenet, streaming, synthetic
 from reslib.data.decode import BadImage, decode_rgb, resample, resampling_matrix, resized_crop, scaled_size
 from reslib.data.draws import centre_scale, draw, first_images, permutation, split_indices
-from reslib.data.folders import find_root, index_folder
+from reslib.data.folders import index_folder
 from reslib.data.imagenet import FolderBatches, load_folder_set
+from reslib.data.places import NotThere, OtherSet, find_root
 from reslib.errors import UserError
 from reslib.recipe import Recipe
+from reslib.train import train
 
 SIZES = [(48, 40), (40, 52), (44, 44)]  # width, height
 
@@ -43,8 +46,19 @@ def make_set(root, sizes=SIZES, train=5, val=3, classes=("n01", "n02", "n03")):
             folder = root / split / wnid
             folder.mkdir(parents=True)
             for i in range(count):
-                number = (10 if split == "val" else 0) + 3 * i + c
+                number = (15 if split == "val" else 0) + 3 * i + c  # none in both
                 (folder / f"{wnid}_{i}.JPEG").write_bytes(encoded(picture(number, sizes[number % len(sizes)])))
+    return root
+
+
+def make_imagenet(root):
+    """An image in each of 1000 classes of both splits."""
+    root.mkdir(parents=True)
+    (root / "image").write_bytes(encoded(picture(0), "JPEG"))
+    for split in ("train", "val"):
+        for c in range(1000):
+            (root / split / f"n{c:04}").mkdir(parents=True)
+            os.link(root / "image", root / split / f"n{c:04}" / "0.JPEG")
     return root
 
 
@@ -217,8 +231,17 @@ def test_ranks_share_each_batch_and_resuming_changes_nothing(kind, tmp_path):
 def test_worker_processes_change_nothing(tmp_path):
     source = on_disk(make_set(tmp_path))
     alone, helped = (FolderBatches(tiny(), source, "cpu", workers=w) for w in (0, 2))
+    assert (alone.reader.ahead, helped.reader.ahead) == (0, 8)
     for (x, y), (other_x, other_y) in zip(alone.stream(0, 7), helped.stream(0, 7), strict=True):
         assert (x == other_x).all() and (y == other_y).all()
+
+
+def test_workers_are_shared_out_on_each_machine(monkeypatch):
+    monkeypatch.setattr(streaming, "cpu_count", lambda: 32)
+    assert streaming.worker_count(None, 1) == 16 and streaming.worker_count(3, 8) == 3
+    assert streaming.worker_count(None, 8) == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # two machines of four
+    assert streaming.worker_count(None, 8) == 8
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
@@ -361,14 +384,74 @@ def test_imagenette_is_found_and_loaded(tmp_path):
     make_set(tmp_path / "imagenette-112", sizes=[(44, 44)])
     source = imagenet.load("imagenette", tmp_path)
     assert len(source.train) == 15 and source.classes == ["n01", "n02", "n03"] and not source.synthetic
-    assert imagenet.find("imagenet", tmp_path) is None
-    with pytest.raises(UserError, match="no imagenet under"):
+    with pytest.raises(NotThere, match="no imagenet under"):
         find_root(tmp_path, "imagenet")
-    make_set(tmp_path / "imagenet")
+    make_imagenet(tmp_path / "imagenet")
     source = imagenet.load("imagenet", tmp_path)
-    assert len(source.train) == 15 and len(source.fingerprint) == 16
+    assert len(source.train) == 1000 and len(source.fingerprint) == 16
     x, y = next(imagenet.batches_for(tiny(), source, "cpu").stream(0, 1))
     assert x.shape == (4, 3, 24, 24) and len(y) == 4
+
+
+def test_a_subset_is_never_taken_for_imagenet(tmp_path):
+    """Whatever its folder is called, and wherever it lies; nor is CIFAR-10, in the forms that look alike."""
+    subset, whole = make_set(tmp_path / "here" / "imagenet"), make_imagenet(tmp_path / "whole")
+    (subset / "train" / ".ipynb_checkpoints").mkdir()
+    said = []
+    assert find_root(subset, "imagenette") == subset
+    assert choose_dataset("imagenet", subset, say=said.append) == "imagenette"
+    assert said == [f"note: no ImageNet under {subset}: a subset of 3 classes stands in, {subset}"]
+    assert len(imagenet.load("imagenette", subset).classes) == 3
+    for root in (subset, tmp_path / "here"):
+        with pytest.raises(OtherSet, match="has 3 classes in train, ImageNet has 1000: a subset is data set 'imagene"):
+            find_root(root, "imagenet")
+    with pytest.raises(OtherSet, match="has 3 classes"):  # not synthetic images in the place of somebody's ImageNet
+        choose_dataset("imagenet", tmp_path / "here")
+    assert find_root(whole, "imagenet") == whole and choose_dataset("imagenet", whole) == "imagenet"
+    with pytest.raises(OtherSet, match="has 1000 classes in train: that is data set 'imagenet'"):
+        find_root(whole, "imagenette")
+    (tmp_path / "cifar" / "train" / "airplane").mkdir(parents=True)
+    assert choose_dataset("imagenet", tmp_path / "cifar", say=str) == "synthetic-imagenet"
+
+
+def test_parquet_is_told_apart_by_its_columns_and_classes(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    row = [(encoded(picture(0)), 0)]
+    write_parquet(tmp_path / "named" / "data" / "train-0.parquet", row, [f"n{i:04}" for i in range(1000)])
+    assert find_root(tmp_path / "named", "imagenet") == tmp_path / "named"
+    write_parquet(tmp_path / "counted" / "train-0.parquet", row)
+    write_parquet(tmp_path / "counted" / "train-1.parquet", [(row[0][0], 999)])
+    assert find_root(tmp_path / "counted", "imagenet") == tmp_path / "counted"
+    write_parquet(tmp_path / "few" / "train-0.parquet", row)
+    assert choose_dataset("imagenet", tmp_path / "few") == "imagenette"
+    (tmp_path / "cifar").mkdir()
+    pq.write_table(pa.table({"img": [b""], "label": [0]}), tmp_path / "cifar" / "train.parquet")
+    assert choose_dataset("imagenet", tmp_path / "cifar", say=str) == "synthetic-imagenet"
+    (tmp_path / "cifar" / "train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="Parquet files like .*train.parquet' cannot be read"):
+        choose_dataset("imagenet", tmp_path / "cifar")
+
+
+def test_a_set_too_large_for_the_memory_is_refused(tmp_path, monkeypatch):
+    root = make_set(tmp_path / "set")
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    with pytest.raises(UserError, match="24 images of 40 pixels take 0.0 GiB of memory, here are 0.0: only ImageNet"):
+        load_folder_set(root)
+
+
+def test_training_names_the_images_it_could_not_read(tmp_path):
+    root, lines = make_imagenet(tmp_path / "imagenet"), []
+    for name in ("train/n0007/0.JPEG", "val/n0003/0.JPEG", "val/n0900/0.JPEG"):
+        (root / name).unlink()
+        (root / name).write_bytes(b"<html>")
+    recipe = tiny(dataset="imagenet", model="resnet18", options="width=1", batch_size=250, iterations=5)
+    summary = train(recipe, tmp_path / "runs", tmp_path, execution=QUIET, say=lines.append)
+    assert summary["unreadable"] == ["train/n0007/0.JPEG", "val/n0003/0.JPEG", "val/n0900/0.JPEG"]
+    assert summary["unreadable_images"] == 3 and summary["status"] == "finished"
+    (note,) = [line for line in lines if "unreadable" in line]
+    assert "3 unreadable images left out: train/n0007/0.JPEG (no image format is recognised), val/n0003" in note
 
 
 def test_devkit_layout(tmp_path):

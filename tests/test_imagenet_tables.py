@@ -15,13 +15,14 @@ from torchvision.models import get_model_weights, resnet18, resnet50
 
 from reslib import evaluate, given_weights, imagenet_tables, paper
 from reslib.data import DataSource, ImageSet
+from reslib.data.places import class_name
 from reslib.errors import UserError
 from reslib.files import sha256, write_json
 from reslib.imagenet_tables import CENTRE, INTERVAL, TOP1, TOP5, caption, notes, tables
 from reslib.models import build_model
 from reslib.recipe import Recipe
 from reslib.runs import Run, load_runs, write_weights
-from reslib.studies import preset_of
+from reslib.studies import imagenet_rows, preset_of
 
 OWN = [TOP1, TOP5, INTERVAL, CENTRE, "images", "data set", "preset"]
 WNIDS = sorted(given_weights.IMAGENETTE)
@@ -249,9 +250,9 @@ def test_places_of_classes():
     categories = get_model_weights("resnet18").IMAGENET1K_V1.meta["categories"]
     names = "tench, English springer, cassette player, chain saw, church, French horn, garbage truck, gas pump"
     index = given_weights.imagenet_index(WNIDS)
-    assert [categories[i].replace("chainsaw", "chain saw") for i in index] == [
-        *names.split(", "), "golf ball", "parachute",
-    ]  # fmt: skip
+    names = [*names.split(", "), "golf ball", "parachute"]
+    assert [categories[i].replace("chainsaw", "chain saw") for i in index] == names
+    assert list(map(class_name, WNIDS)) == names and class_name("n04") == "n04"
     assert given_weights.imagenet_index(WNIDS[::-1]) == index[::-1]
     assert given_weights.imagenet_index(sorted(map(str, range(1000))))[:3] == [0, 1, 10]
     assert given_weights.imagenet_index(categories) == list(range(1000))
@@ -301,7 +302,7 @@ def test_which_files_are_weights(tmp_path, monkeypatch):
 
 def test_the_papers_six(tmp_path):
     """From stored measurements: the row is filled in by exactly the six, and by nothing less."""
-    recipes = imagenet_tables.recipes(preset_of("paper"), "imagenet", seeds=1)
+    recipes = imagenet_rows(preset_of("paper"), "imagenet", seeds=1)
     assert len({r.digest for r in recipes}) == 10
     six = [
         fake_runs({m: (20, 22)}, (seed,), dataset="imagenet", shortcut=o) for m, o, seed in imagenet_tables.PAPER_SIX

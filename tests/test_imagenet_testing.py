@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.models import resnet18
 from torchvision.transforms import functional as TF
 
+from reslib import evaluate
 from reslib.data.folders import index_folder
 from reslib.data.imagenet import FolderBatches
 from reslib.errors import UserError
@@ -211,6 +212,25 @@ def test_evaluate_views_matches_one_image_at_a_time(how, tmp_path):
         else:
             expected = multi_scale_scores(model, image[None], (32, 48), 32)[0]
         torch.testing.assert_close(views.scores[row], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_few_images_wait_for_others_of_their_shape(monkeypatch):
+    """Every image is given once, in batches of one shape, and never more than the limit are held."""
+    monkeypatch.setattr(evaluate, "WAITING", 9)
+    shapes = [(4 + i % 7, 5, 3) if i % 3 else (9, 9, 3) for i in range(60)]
+    taken, given = [], []
+
+    def images():
+        for i, shape in enumerate(shapes):
+            assert len(taken) - sum(map(len, given)) < 9
+            taken.append(i)
+            yield i, torch.full(shape, i, dtype=torch.uint8), i % 4
+
+    for index, pixels, labels in evaluate._by_shape(images(), 3):
+        assert len(index) <= 3 and tuple(pixels.shape[1:]) == shapes[index[0]]
+        assert (pixels[:, 0, 0, 0] == index).all() and (labels == index % 4).all()
+        given.append(index.tolist())
+    assert sorted(sum(given, [])) == list(range(60)) and max(map(len, given)) == 3
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -60,6 +60,67 @@ def test_trains_from_the_command_line(module, tmp_path, capsys):
     assert (run / "summary.json").read_bytes() == before
 
 
+HELPER = "def scale(x):\n    return 2 * x\n"
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_changed_network_does_not_pass_as_the_old_one(module, tmp_path, capsys, monkeypatch):
+    from reslib.executor import missing
+    from reslib.networks import load_network
+    from reslib.runs import load_runs
+    from reslib.studies import PRESETS, cifar_recipe
+    from reslib.tables import cifar10_table
+
+    file, runs_dir = tmp_path / f"{module}.py", tmp_path / "out" / "smoke" / "runs"
+    (tmp_path / f"{module}_helper.py").write_text(HELPER)
+    edit(file, "import torch\n", f"import torch\nfrom {module}_helper import scale\n")
+    command = ["train", f"{module}:MyNet", "--preset", "smoke", "--results", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*command, "--time-limit", "0"]) != 0  # interrupted before the first step
+    edit(file, "width=8", "width=6")
+    capsys.readouterr()
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert f"the code of {module}:MyNet has changed since run {module}.MyNet-synthetic-s0-" in error
+    assert error.count("\n") == 1 and "remove that run's folder" in error
+    edit(file, "width=6", "width=8")
+    edit(file, "def no_arguments():", "# A comment and empty lines are no change.\n\n\ndef no_arguments():  # nor here")
+    assert main(command) == 0, capsys.readouterr()
+    (run,) = runs_dir.iterdir()
+    recorded = json.loads((run / "summary.json").read_text())["network_source"]
+    assert len(recorded) == 12
+    recipe = cifar_recipe(f"{module}:MyNet", PRESETS["smoke"], "synthetic")
+    assert missing([recipe], runs_dir) == [] and load_network(run)
+    edit(tmp_path / f"{module}_helper.py", "2 * x", "3 * x")  # what it imports from the same folder counts too
+    capsys.readouterr()
+    assert main(command) == 1 and "has changed since" in capsys.readouterr().err
+    assert missing([recipe], runs_dir) == [recipe]  # so that the notebooks say it too
+    with pytest.raises(UserError, match="has changed since"):
+        load_network(run)
+    edit(tmp_path / f"{module}_helper.py", "3 * x", "2 * x")
+    assert missing([recipe], runs_dir) == []
+    edit(file, "def no_arguments", "def no arguments")  # it no longer runs, so it is not what it was
+    assert missing([recipe], runs_dir) == [recipe]
+    file.unlink()  # a record needs no source to stay in the table
+    assert missing([recipe], runs_dir) == []
+    assert (cifar10_table(load_runs(runs_dir))["source"] == "added").sum() == 1
+
+
+def test_the_notebook_takes_the_same_name_and_the_same_run(module, tmp_path):
+    from reslib.notebook import open_study
+
+    name = f"{module}:MyNet"
+    assert main(["train", name, "--preset", "smoke", "--results", str(tmp_path), "--device", "cpu"]) == 0
+    study = open_study("cifar10_table", "smoke", results=str(tmp_path), models=f" {name} , {module}:no_arguments")
+    (recipe,) = [r for r in study.recipes if r.model == name]
+    assert (tmp_path / "smoke" / "runs" / recipe.run_name / "summary.json").exists()
+    assert [r.model for r in study.recipes].count(f"{module}:no_arguments") == 1
+
+
 def test_factories_of_every_kind(module):
     assert build_model(f"{module}:MyNet", 7).head.out_features == 7
     assert build_model(f"{module}:MyNet", 7, shortcut="A", width=2).head.in_features == 2

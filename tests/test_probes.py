@@ -177,26 +177,37 @@ def test_a_net_that_diverges_says_so():
 @pytest.fixture(scope="module")
 def study():
     preset = dataclasses.replace(SMOKE, gradient_depths=(8,))
-    return probes.gradient_study(preset, "synthetic")
+    return probes.gradient_study(preset, "synthetic", seeds=2)
 
 
 def test_gradient_study_covers_every_combination(study):
     assert list(study.columns) == probes.COLUMNS
     start = study[(study["iteration"] == 0) & (study["kind"] == "gradient") & (study["layer"] == 1)]
-    assert len(start) == 2 * 3 * 2 and start["synthetic"].all()
+    assert len(start) == 2 * 3 * 2 * 2 and start["synthetic"].all()
+    assert start.groupby("seed")["norm"].nunique().tolist() == [12, 12] and start["norm"].nunique() == 24
     followed = study[study["iteration"] > 0]
     assert set(zip(followed["init"], followed["batch_norm"], strict=True)) == set(probes.TRAINED)
     # A network without batch norm and a naive Gaussian loses the signal on its way; He's initialisation keeps it.
     summary = probes.signal_summary(study).query("iteration == 0 and family == 'plain' and not batch_norm")
     kept = summary.set_index("init")["activation, last / first"]
-    assert kept["gaussian"] < 1e-2 and 0.1 < kept["he"] < 10
+    assert len(kept) == 6  # a row per seed
+    assert (kept["gaussian"] < 1e-2).all() and kept["he"].between(0.1, 10).all()
 
 
 def test_the_claim_reads_the_study(study):
     runs = load_runs("/nonexistent")
     board = claims.scoreboard(runs, None, None, study)
     row = board[board["claim"].str.contains("Gradients of plain nets")].iloc[0]
-    assert row["verdict"] in (claims.HOLDS, claims.FAILS) and "plain-8 he at 2" in row["evidence"]
+    smallest = study.query("kind == 'gradient' and family == 'plain' and batch_norm and init == 'he'")["norm"].min()
+    assert row["verdict"] == claims.HOLDS and smallest > probes.FROZEN
+    assert f"plain-8 smallest {smallest:.2g}" in row["evidence"] and "iterations 0 to 2, n = 2" in row["evidence"]
+    assert "SYNTHETIC DATA" in row["evidence"]
+
+
+def test_the_worst_verdict_of_several_seeds():
+    assert probes.worst_verdict(pd.Series(["healthy", "healthy"])) == "healthy"
+    assert probes.worst_verdict(pd.Series(["healthy", "vanish", "vanish"])) == "vanish (2 of 3)"
+    assert probes.worst_verdict(pd.Series(["not finite", "explode"])) == "not finite (1 of 2)"
 
 
 def test_verdicts():

@@ -1,6 +1,9 @@
 """Live progress: what it shows in a notebook, in a terminal, and when asked to be quiet."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -9,6 +12,7 @@ import pytest
 from reslib import progress
 from reslib.recipe import Recipe
 
+ROOT = Path(__file__).resolve().parent.parent
 ROW = {"iteration": 10, "test_error": 0.5}
 
 
@@ -27,6 +31,7 @@ def handle(monkeypatch):
     monkeypatch.setattr(progress, "in_notebook", lambda: True)
     monkeypatch.setattr(display, "display", lambda html, display_id: handle.shown.append(html.data) or handle)
     monkeypatch.delenv("RESLIB_PROGRESS", raising=False)
+    monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
     return handle
 
 
@@ -58,8 +63,11 @@ def test_a_terminal_gets_lines(monkeypatch, capsys):
     assert capsys.readouterr().out == "line\n"
 
 
-def test_quiet_when_asked(handle, monkeypatch, capsys):
-    monkeypatch.setenv("RESLIB_PROGRESS", "off")
+@pytest.mark.parametrize(
+    "name, value", [("RESLIB_PROGRESS", "off"), ("PYTEST_CURRENT_TEST", "notebooks/figure1.ipynb::Cell 4 (setup)")]
+)
+def test_quiet_when_asked_and_under_nbval(handle, monkeypatch, capsys, name, value):
+    monkeypatch.setenv(name, value)
     bar = progress.Progress(1)
     bar.begin(Recipe())
     bar.say("line")
@@ -76,3 +84,19 @@ def test_in_notebook_asks_the_kernel(monkeypatch):
     assert not progress.in_notebook()
     monkeypatch.setitem(sys.modules, "IPython", None)
     assert not progress.in_notebook()
+
+
+def test_nbval_tells_its_kernels_that_it_runs_them(tmp_path):
+    """A real nbval run: the notebook itself asserts that it is quiet there."""
+    pytest.importorskip("nbval", reason="nbval is not installed")
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+    cells = [nbformat.v4.new_code_cell("from reslib.progress import is_quiet\nassert is_quiet()")]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "quiet.ipynb")
+    environment = {k: v for k, v in os.environ.items() if k not in ("RESLIB_PROGRESS", "PYTEST_CURRENT_TEST")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "quiet.ipynb")], cwd=tmp_path, capture_output=True, text=True,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr

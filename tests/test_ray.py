@@ -97,8 +97,8 @@ def test_what_a_run_asks_for(nodes, device, wanted, where):
 
 
 @pytest.fixture
-def nodes(monkeypatch):
-    """A head without processors and two nodes with one each: every run sits on one of the two."""
+def start(monkeypatch):
+    """Starts a cluster: start(resources of the head, resources of a node, ...)."""
     ray = pytest.importorskip("ray", reason="ray is not installed")
     from ray.cluster_utils import Cluster
 
@@ -110,15 +110,25 @@ def nodes(monkeypatch):
     monkeypatch.setenv("RAY_agent_register_timeout_ms", "300000")
     memory = {"object_store_memory": 80_000_000, "include_dashboard": False}
     system = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 8}
-    started = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, **memory, "_system_config": system}
-    )
-    started.workers = [started.add_node(num_cpus=1, num_gpus=0, **memory) for _ in range(2)]
-    started.wait_for_nodes(timeout=240)
-    yield started
+    clusters = []
+
+    def starting(head, *others):
+        clusters.append(Cluster(initialize_head=True, head_node_args={**head, **memory, "_system_config": system}))
+        clusters[0].workers = [clusters[0].add_node(**other, **memory) for other in others]
+        clusters[0].wait_for_nodes(timeout=240)
+        return clusters[0]
+
+    yield starting
     if ray.is_initialized():
         ray.shutdown()
-    started.shutdown()
+    for cluster_ in clusters:
+        cluster_.shutdown()
+
+
+@pytest.fixture
+def nodes(start):
+    """A head without processors and two nodes with one each: every run sits on one of the two."""
+    return start({"num_cpus": 0, "num_gpus": 0}, *({"num_cpus": 1, "num_gpus": 0} for _ in range(2)))
 
 
 def patient(ask, seconds=300):
@@ -242,3 +252,36 @@ def test_ctrl_c_and_a_second_driver(nodes, tmp_path):
     assert second.returncode == 0 and second.stdout.strip().endswith("[]"), second.stdout + second.stderr
     assert rows(run) == inline([one], tmp_path / "inline")[0]
     assert len(read_json(run.summary_file)["sessions"]) == 2
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("share, at_once", [(0.25, 4), (1, 1)])
+def test_thin_nets_share_a_gpu(start, tmp_path, monkeypatch, share, at_once):
+    """Four runs on a real cluster with four processors and one GPU, in name alone: nothing is computed on it."""
+    together = start({"num_cpus": 4, "num_gpus": 1})
+
+    def stand_in(fields, runs_dir, data_root, preset, execution, threads):
+        """Waits until as many run as shall run at once; writes down how many it saw, and its GPU."""
+        from pathlib import Path
+
+        def count(kind):
+            return len(list(Path(runs_dir).glob(f"*.{kind}")))
+
+        mine, end = Path(runs_dir) / str(fields["seed"]), time.monotonic() + 240
+        mine.with_suffix(".begun").touch()
+        while count("begun") < at_once and time.monotonic() < end:
+            time.sleep(0.1)
+        running = count("begun") - count("ended")
+        mine.with_suffix(".txt").write_text(f"{running} {os.environ['CUDA_VISIBLE_DEVICES']} {execution.device}")
+        time.sleep(2)
+        mine.with_suffix(".ended").touch()
+        return "failed", "nothing was trained"
+
+    monkeypatch.setattr(cluster, "_train_one", stand_in)
+    four = [recipe(2, seed) for seed in range(4)]
+    wherever = Execution(device="auto")
+    assert len(on_ray(four, tmp_path, execution=wherever, address=together.address, gpus_per_run=share)) == 4
+    seen = [(tmp_path / f"{seed}.txt").read_text().split() for seed in range(4)]
+    assert max(int(running) for running, *_ in seen) == at_once
+    assert {(gpu, device) for _, gpu, device in seen} == {("0", "cuda")}

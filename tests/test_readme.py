@@ -12,6 +12,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_readmes_own_network_trains_and_enters_the_table(tmp_path):
     source = re.search(r"```python\n(.+?)```", README, re.S)[1]
+    assert len(source.splitlines()) <= 15
     (tmp_path / "mynet.py").write_text(source)
     command = re.search(r"^PYTHONPATH=\. reslib (train mynet:MyNet .+)$", README, re.M)[1]
     arguments = command.replace("--preset quick", "--preset smoke").split()
@@ -27,6 +28,7 @@ def test_the_readmes_own_network_trains_and_enters_the_table(tmp_path):
     table = tables.cifar10_table(load_runs(tmp_path / "smoke" / "runs"))
     row = table[table.source == "added"].iloc[0]
     assert "MyNet" in row.model and row.n == "1" and row.parameters == "20,234"
+    assert row["multiply-adds"] == "2,065,024"  # 32 x 32 x 27 x 32 + 8 x 8 x 288 x 64 + 64 x 10
 
 
 def test_files_and_folders_that_the_readme_names_exist():

@@ -8,7 +8,7 @@ import torch
 
 from reslib.recipe import Recipe
 from reslib.schedule import drop_iterations, learning_rate, plateaus
-from reslib.studies import PRESETS, cifar_recipe
+from reslib.studies import PRESETS, cifar_recipe, imagenet_recipe
 from reslib.window import Window
 
 
@@ -49,6 +49,15 @@ def test_every_step_of_a_shallow_net():
     rates = [learning_rate(recipe, i, False, []) for i in range(64_000)]
     assert runs_of(rates) == [(0.1, 32_000), (0.01, 16_000), (0.001, 16_000)]
     assert drop_iterations(recipe) == [32_000, 48_000]
+
+
+def test_fixed_steps_on_imagenet_are_those_of_30_60_and_90_epochs():
+    recipe = imagenet_recipe("resnet34", PRESETS["paper"])
+    assert recipe.schedule == "plateau"
+    drops = drop_iterations(recipe.replace(schedule="steps"))
+    assert [d * 256 / 1_281_167 for d in drops] == pytest.approx([30, 60, 90], abs=0.1)
+    rates = [learning_rate(recipe.replace(schedule="steps"), d + i, False, []) for d in drops for i in (-1, 0)]
+    assert rates == pytest.approx([0.1, 0.01, 0.01, 0.001, 0.001, 0.0001])
 
 
 def test_every_step_of_resnet110():

@@ -76,3 +76,45 @@ def test_the_time_limit_requeues(site):
     task.send_signal(signal.SIGTERM)
     assert task.wait(30) == 1
     assert (site / "asked").read_text().splitlines()[1:] == ["checkpoint", "scontrol requeue 77_3"]
+
+
+def start_imagenet(site, *arguments, **more):
+    program = site / ".venv" / "bin" / "srun"
+    program.write_text(
+        '#!/bin/bash\necho "$RESLIB_PRESET: srun $*" >> asked\n'
+        '[ -z "${SLOW:-}" ] && exit\ntrap "echo checkpoint >> asked; exit 1" TERM\ntouch ready\n'
+        "for i in {1..200}; do sleep 0.1; done\n"
+    )
+    program.chmod(0o755)
+    script = SCRIPT.with_name("imagenet.sbatch")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RESLIB_", "SLURM_"))}
+    environment |= {"HOME": str(site), "SLURM_JOB_ID": "88", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8"}
+    command = ["bash", str(script), *arguments]
+    return subprocess.Popen(command, cwd=site, env=environment | more, stderr=subprocess.PIPE, text=True)
+
+
+def test_an_imagenet_job_starts_torchrun_on_every_node(site):
+    import argparse
+
+    from reslib.commands import train
+
+    assert start_imagenet(site, "resnet50", "--seed", "1").wait(30) == 0
+    line = (site / "asked").read_text().splitlines()[-1]
+    assert line.startswith("paper: srun ") and "--nnodes 2 --nproc-per-node 8 " in line
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    asked = parser.parse_args(line.split("-m reslib train ")[1].split())
+    assert (asked.model, asked.field_accumulation, asked.field_seed) == ("resnet50", "16", "1")
+    nameless = start_imagenet(site)
+    assert nameless.wait(30) == 2 and "name a network" in nameless.stderr.read()
+
+
+def test_the_time_limit_of_an_imagenet_job_requeues_it(site):
+    job = start_imagenet(site, "resnet34", SLOW="1")
+    for _ in range(200):
+        if (site / "ready").exists():
+            break
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(30) == 1
+    assert (site / "asked").read_text().splitlines()[-2:] == ["checkpoint", "scontrol requeue 88"]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import pytest
 from fake_records import write_run
@@ -118,6 +119,28 @@ def test_unknown_speeds_are_said(tmp_path):
     assert "unknown for 4 runs" in text and "--speed" in text
     text = "\n".join(status.report(recipes(), QUICK, tmp_path, {"plain20": 1000.0}, gpus=4))
     assert "left: " in text and "on 4 devices" in text and "given" in text
+
+
+def test_the_papers_schedule_on_1_8_and_64_devices(tmp_path, capsys, monkeypatch):
+    """Every makespan lies between what cannot be beaten and what longest-first never exceeds."""
+    monkeypatch.delenv("RESLIB_DATA", raising=False)
+    arguments = ["status", "--preset", "paper", "--results", str(tmp_path), "--speed", "resnet20=20000"]
+    assert main([*arguments, "--gpus", "64"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    number = r"([\d,.]+) hours"
+    hours = {int(n): float(h.replace(",", "")) for n, h in re.findall(rf"on (\d+) devices: {number}", "\n".join(lines))}
+    (whole,) = re.findall(rf"left: {number} on one device", "\n".join(lines))
+    (longest,) = re.findall(rf"longest takes {number}", "\n".join(lines))
+    whole, longest = (float(text.replace(",", "")) for text in (whole, longest))
+    assert sorted(hours) == [8, 64]
+    for count, value in hours.items():
+        bound = max(whole / count, longest)
+        assert 0.99 * bound <= value <= 1.01 * (whole / count + longest * (1 - 1 / count))
+    assert main([*arguments, "--gpus", "2"]) == 0
+    assert re.findall(r"on (\d+) devices", capsys.readouterr().out) == ["2"]
+    assert main([*arguments, "--gpus", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "on one device" in out and " devices:" not in out
 
 
 def test_seeds_and_settings_are_named(tmp_path):

@@ -4,7 +4,19 @@ import pytest
 
 from reslib.errors import UserError
 from reslib.recipe import Recipe
-from reslib.studies import PRESETS, STUDIES, cifar_recipe, fidelity, figure1, figure6, plan, preset_of
+from reslib.studies import (
+    PAPER_SIX,
+    PRESETS,
+    STUDIES,
+    cifar10_table,
+    cifar_recipe,
+    fidelity,
+    figure1,
+    figure6,
+    imagenet_recipe,
+    plan,
+    preset_of,
+)
 
 BOTH = {"cifar": "cifar10", "imagenet": "imagenet"}
 
@@ -47,6 +59,42 @@ def test_table_row_of_every_network():
     }  # fmt: skip
 
 
+def test_the_tables_of_imagenet_are_planned():
+    """All of the paper's rows at paper, what is cheap at medium, and at quick the nets of Figure 4 alone."""
+    counts = {}
+    for name in PRESETS:
+        recipes = plan(PRESETS[name], BOTH, names=["figure4", "imagenet_tables"])
+        counts[name] = len(recipes)
+        assert {r.digest for r in recipes} <= {r.digest for r in plan(PRESETS[name], BOTH)}
+    assert counts == {"smoke": 4, "quick": 4, "medium": 7, "paper": 10}
+    six = [r for r in plan(PRESETS["paper"], BOTH, names=["imagenet_tables"]) if r.shortcut != "A"]
+    assert [(r.model, r.shortcut, r.seed) for r in six] == list(PAPER_SIX)
+    assert imagenet_recipe("resnet50", PRESETS["paper"]) == six[2]  # bottlenecks project where dimensions grow
+
+
+def test_small_imagenet_is_the_papers_protocol_over_one_number():
+    paper = imagenet_recipe("resnet34", PRESETS["paper"])
+    assert (paper.crop_size, paper.scale_range, paper.batch_size) == (224, (256, 480), 256)
+    for name, factor in (("quick", 8), ("medium", 4)):
+        small = imagenet_recipe("resnet34", PRESETS[name])
+        sizes = (small.crop_size, *small.scale_range, small.batch_size)
+        assert {big / small for big, small in zip((224, 256, 480, 256), sizes, strict=True)} == {factor}
+        assert paper.lr / small.lr == pytest.approx(factor)
+        assert small.augmentation == paper.augmentation and small.preprocessing == paper.preprocessing
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_some_rows_of_the_table_can_be_selected_on_validation_images(name):
+    preset = PRESETS[name]
+    split = [r for r in cifar10_table(preset, "cifar10") if r.val_size]
+    assert {r.model for r in split} == set(preset.split) >= {"resnet20"}
+    images = preset.scale.get("train_size") or 50_000
+    assert all((r.train_size or 45_000) + r.val_size == images for r in split)
+    assert all(r.val_size == images // 10 for r in split)  # 45k/5k, or as much of fewer images
+    if not preset.ablation:  # the same runs as the deviation "45k training images"
+        assert {r.digest for r in fidelity(preset, "cifar10")["45k training images"]} <= {r.digest for r in split}
+
+
 def test_seeds_argument_overrides_the_preset():
     recipes = figure1(PRESETS["quick"], "synthetic", 3)
     assert sorted(r.seed for r in recipes if r.model == "plain20") == [0, 1, 2]
@@ -63,3 +111,34 @@ def test_each_deviation_differs_from_the_paper_in_one_respect():
 def test_unknown_preset_is_named_with_what_is_allowed():
     with pytest.raises(UserError, match="'qick'.*smoke, quick, medium, paper.*did you mean 'quick'"):
         preset_of("qick")
+
+
+def test_a_preset_with_changed_fields_has_one_spelling_and_changes_every_run():
+    changed = preset_of("quick+lr_drops=0.25,0.5,iterations=500,nesterov=True, shortcut=B")
+    assert changed.name == "quick+iterations=500,lr_drops=0.25,0.5,nesterov=true,shortcut=B"
+    assert preset_of(changed.name) == changed and changed.base == "quick"
+    for recipe in plan(changed, BOTH):
+        assert (recipe.iterations, recipe.lr_drops, recipe.nesterov) == (500, (0.25, 0.5), True)
+    assert len(plan(changed, BOTH, names=["figure1"])) == len(plan(preset_of("quick"), BOTH, names=["figure1"]))
+    assert preset_of("medium+crop_size=64").name == "medium+crop_size=64"  # suits ImageNet alone
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("quik+lr=0.1", "did you mean 'quick'"),
+        ("quick+", "field=value"),
+        ("quick+lr", "field=value"),
+        ("quick+lr=", "field=value"),
+        ("quick+learning_rate=0.1", "recipe field 'learning_rate'"),
+        ("quick+lr=banana", "lr 'banana' is not a number"),
+        ("quick+lr=-1", "lr -1.0"),
+        ("quick+lr=0.1,lr=0.2", "given twice"),
+        ("quick+model=resnet56", "recipe field 'model'"),
+        ("quick+padding=/../../x", "padding '/../../x'"),
+    ],
+)
+def test_a_wrong_change_is_named(name, says):
+    with pytest.raises(UserError) as caught:
+        preset_of(name)
+    assert says in str(caught.value) and "\n" not in str(caught.value)

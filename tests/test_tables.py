@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from fake_frames import fake_runs
 
-from reslib import paper, stats, tables
+from reslib import evidence, paper, stats, tables
 from reslib.models import build_model
 
 FIVE = [6.45, 6.60, 6.55, 6.80, 6.70]
@@ -28,7 +28,8 @@ def test_a_trained_row():
     runs = fake_runs({"resnet110": FIVE})
     cells = row(tables.cifar10_table(runs), "ResNet-110")
     s = stats.summarize(FIVE)
-    assert cells["source"] == "trained here" and cells["n"] == "5"
+    assert cells["source"] == "trained here" and cells["n"] == "5" and cells["iterations"] == "64,000"
+    assert cells["multiply-adds"] == "40,551,040"
     assert cells[tables.LAST] == "6.62 ± 0.14" == f"{s.mean:.2f} ± {s.std:.2f}"
     assert cells[tables.INTERVAL] == f"{s.low:.2f} to {s.high:.2f}"
     assert cells["best of n seeds (%)"] == "6.45"
@@ -43,6 +44,30 @@ def test_one_seed_has_a_binomial_interval_and_no_deviation():
     cells = row(tables.cifar10_table(fake_runs({"resnet56": (1, 7.0)})), "ResNet-56")
     assert cells[tables.LAST] == "7.00" and cells[tables.INTERVAL] == "6.50 to 7.50 (binomial)"
     assert cells["against the paper"] == "+0.03, z = +0.1" and cells["best of n seeds (%)"] == ""
+
+
+def test_the_three_views_of_a_run_with_validation_images():
+    runs = fake_runs({"resnet20": [8.7, 8.9]}, val_size=5000)
+    runs["selected_test_error"] = [0.0890, 0.0888]
+    cells = row(tables.cifar10_table(runs), "ResNet-20 [val_size=5000]")
+    assert cells[tables.LAST].startswith("8.80") and cells["validation-selected (%)"] == "8.89"
+    assert cells[tables.BEST_ON_TEST] == "8.50" and cells["selection bias (points)"] == "-0.30"
+
+
+def test_errors_that_say_nothing_say_so():
+    runs = fake_runs({"resnet20": (88, 61.0), "nin": (90, 89.5), "dsn": (88, 88.0)}, iterations=200)
+    runs["train_images"] = 50_000
+    runs.loc[runs["model"] != "resnet20", "iterations"] = 30
+    table = tables.cifar10_table(runs)
+    assert row(table, "NIN")[tables.LAST] == "89.50 (no better than guessing)"  # within 2 x 0.3 points of 90
+    assert row(table, "DSN")[tables.LAST] == "88.00" and row(table, "DSN")["iterations"] == "30"
+    for text in (" ".join(tables.notes(runs)), tables.caption(runs)):
+        assert "do not compare with each other (30 iterations: NIN, DSN; 200 iterations: ResNet-20)" in text
+        assert "Not one pass over the training images: every row" in text
+    long = fake_runs({"resnet20": (3, 8.8), "resnet32": (3, 7.5)}).assign(train_images=50_000)
+    assert not tables.lengths(long) and "compare" not in tables.caption(long)
+    long.loc[1, "iterations"] = 300
+    assert "Not one pass over the training images: ResNet-32." in tables.caption(long)
 
 
 def test_z_by_hand():
@@ -113,6 +138,16 @@ def test_notes_on_mixed_data_equal_seeds_and_synthetic_images():
     assert row(tables.cifar10_table(synthetic), "ResNet-20")["data set"] == "synthetic (SYNTHETIC)"
 
 
+def test_a_caption_says_that_data_are_mixed():
+    runs = fake_runs({"plain20": [0.2, 0.21], "resnet20": [0.1, 0.11]})
+    assert "MIXED" not in tables.caption(runs) and evidence.mixed(runs) == ""
+    prints = ["aaaa"] * (len(runs) - 1) + ["bbbb"]
+    mixed = runs.assign(data_fingerprint=prints)
+    assert tables.caption(mixed).startswith("MIXED DATA, rows do not compare: aaaa, bbbb. ")
+    assert "MIXED DATA: " in evidence.evidence_line(mixed)
+    assert evidence.mixed(mixed.assign(status=["finished"] * (len(runs) - 1) + ["diverged"])) == ""
+
+
 def test_architecture_table():
     nets = [("resnet20", build_model("resnet20"), 32), ("resnet18", build_model("resnet18", num_classes=1000), 224)]
     table = tables.architecture_table(nets)
@@ -120,6 +155,9 @@ def test_architecture_table():
     assert small["parameters"] == "269,722" and small["parameters (paper)"] == "0.27M" and small["layers"] == "20"
     assert small["multiply-adds"] == "40,551,040" and small["multiply-adds (paper)"] == ""
     assert large["multiply-adds (paper)"] == "1.8 billion" and large["multiply-adds"].startswith("1,81")
+    alone = tables.architecture_table([("resnet34 C", build_model("resnet34", 1000, "C"), 224)])
+    assert alone.model.tolist() == ["ResNet-34 C"] and alone["multiply-adds (paper)"].tolist() == ["3.6 billion"]
+    assert "parameters (paper)" not in alone
 
 
 def test_saved_files(tmp_path):

@@ -286,6 +286,8 @@ def test_out_of_memory_says_what_to_do(tmp_path):
         train(recipe, tmp_path, execution=QUIET, say=silent)
     assert memory_advice(torch.OutOfMemoryError("CUDA out of memory. Tried"), recipe)
     assert memory_advice(MemoryError(), recipe)
+    assert "raise accumulation (say 3)" in memory_advice(MemoryError(), tiny(batch_size=9))  # it divides the batch
+    assert "accumulation 8: lower batch_size or" in memory_advice(MemoryError(), tiny(batch_size=8, accumulation=8))
     assert not memory_advice(RuntimeError("shapes cannot be allocated to each other"), recipe)
 
 

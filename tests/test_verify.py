@@ -195,10 +195,19 @@ def test_another_matplotlib_is_a_warning_while_little_differs(results, figure):
     assert "of the pixels differ" in only(found(results))
 
 
-def test_records_that_cannot_be_drawn_do_not_hide_the_rest(results, figure):
+def test_a_damaged_record_is_named_and_the_rest_is_drawn(results, figure):
     runs_of(results)[0].summary_file.write_text("{")
     text = "\n".join(found(results).problems)
-    assert "figure1 cannot be drawn from the records" in text and "cannot be read" in text
+    assert "plain20-cifar10-s0" in text and "summary.json cannot be read" in text
+    assert "figures/figure1.png is not what the records give" in text
+
+
+def test_what_cannot_be_drawn_does_not_hide_the_rest(results, figure, monkeypatch):
+    monkeypatch.setitem(artefacts.ARTEFACTS, "figure7", artefacts.figure7)
+    (results / "quick" / "measurements").mkdir()
+    (results / "quick" / "measurements" / "figure7.csv").write_text("nothing\n1\n")
+    findings = found(results)
+    assert "figure7 cannot be drawn from the records" in only(findings) and findings.files == 4
 
 
 @pytest.mark.parametrize(

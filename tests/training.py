@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
+import os
+from multiprocessing import forkserver
 from pathlib import Path
+
+import pytest
 
 from reslib.recipe import Recipe
 from reslib.runs import Run
@@ -73,6 +77,13 @@ def train_in_pieces(monkeypatch, recipe, runs_dir, piece: int, execution=QUIET, 
 
 
 def processes():
-    """A context whose processes start from a server that has imported torch and reslib and loaded the data."""
+    """A context whose processes start from a server that has imported torch and reslib and loaded the data.
+
+    The server is started here, with this folder on its path: before Python 3.12 it looks nowhere else and goes without
+    what it does not find, so that every process would import torch by itself.
+    """
     CONTEXT.set_forkserver_preload(["warm"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent), prepend=os.pathsep)
+        forkserver.ensure_running()
     return CONTEXT

@@ -2,6 +2,7 @@
 
 import own_models  # noqa: F401
 import torch
+import torch._inductor  # noqa: F401  use_deterministic_algorithms needs it, and it takes seconds
 
 import reslib.commands.train  # noqa: F401
 import reslib.executor  # noqa: F401

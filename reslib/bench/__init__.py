@@ -1,11 +1,13 @@
 """`reslib bench`: reslib beside the loop everyone writes, in one process, in alternating turns (README, Speed).
 
 Command: `reslib bench --models resnet20,resnet56`. Time: about 3 minutes a model on two CPU cores or on a GPU.
+All of it, with how cost grows and several seeds at once: `reslib bench --whole`, about half an hour.
 Writes results/bench/<device>-<date>.json and .md.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 
 import torch
@@ -22,7 +24,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("--models", default="resnet20,resnet56", help="names joined by commas; none: no comparison")
     parser.add_argument("--batch-sizes", default="128", help="numbers joined by commas")
     parser.add_argument("--devices", default="auto", help="auto, cpu, mps, cuda or cuda:N, joined by commas")
-    parser.add_argument("--contenders", default=CONTENDERS, help="of usual, fp32, bf16, compiled, fast; the first is 1")
+    parser.add_argument(
+        "--contenders",
+        default=CONTENDERS,
+        help="the first is the measure: see contenders.py",
+    )
     parser.add_argument("--dataset", default=None, help="cifar10 or synthetic (default: what is found)")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a turn")
@@ -30,14 +36,20 @@ def add_arguments(parser) -> None:
         "--workers", type=int, default=None, help="of the usual loop (default: one per core, at most 8)"
     )
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--tried", action="store_true", help="also what was tried and dropped, on the first model")
     parser.add_argument("--scaling", action="store_true", help="images/s against depth, batch size, width")
     for name in ("depths", "batches", "widths"):
         parser.add_argument(f"--{name}", default="", help=f"{name} of --scaling, joined by commas")
+    parser.add_argument(
+        "--seeds-at-once", type=int, default=0, metavar="N", help="N seeds one after the other, and at once"
+    )
+    parser.add_argument("--seed-models", default="resnet20", help="networks of --seeds-at-once, joined by commas")
     parser.add_argument("--loader", action="store_true", help="ImageNet loader alone, network alone, both")
     parser.add_argument("--loader-model", default="resnet18")
     parser.add_argument("--loader-dataset", default=None, help="imagenet, imagenette or synthetic-imagenet")
     parser.add_argument("--loader-steps", type=int, default=10, help="batches in a turn of --loader")
     parser.add_argument("--loader-preset", default="medium", help="whose crop and batch size --loader uses")
+    parser.add_argument("--whole", action="store_true", help="all of this for the paper's networks: one command")
     parser.add_argument("--tune", action="store_true", help="measure this processor's settings anew, compilation too")
 
 
@@ -47,6 +59,8 @@ def main(arguments) -> int:
     from .report import markdown, write
 
     try:
+        if arguments.whole:
+            _everything(arguments)
         asked = _checked(arguments)
     except UserError as error:
         raise ArgumentError(str(error)) from error
@@ -58,13 +72,15 @@ def main(arguments) -> int:
     return 0
 
 
-def measure(arguments, device, asked: dict) -> dict:
+def measure(arguments, device, asked: dict, say=print) -> dict:
     """Everything that was asked for, on one device, as one record."""
     from .. import data, tune
     from ..provenance import environment, now
     from .compare import compare
     from .loading import loading
+    from .records import TRIED
     from .scaling import scaling
+    from .seeds import seeds_at_once
 
     root, rounds, seconds = arguments.data_root, arguments.rounds, arguments.seconds
     memory = not arguments.no_memory
@@ -78,43 +94,91 @@ def measure(arguments, device, asked: dict) -> dict:
         "dataset": arguments.dataset or data.choose_dataset("cifar", root),
         "comparisons": [],
         "scaling": [],
+        "seeds": [],
         "loading": [],
     }
     if device.type == "cpu":
         if arguments.tune:
-            os.environ.setdefault("RESLIB_TUNE", "measure")
-        record["tuned"] = str(tune.choice(compilation=arguments.tune or "compiled" in asked["contenders"]))
+            tune.forget()
+        record["tuned"] = str(tune.choice())
         if os.environ.get("RESLIB_TUNE") == "measure":
             del os.environ["RESLIB_TUNE"]  # measured and kept: not again for every contender
-        print(f"  settings: {record['tuned']}")
+        say(f"  settings: {record['tuned']}")
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     source = data.load(record["dataset"], root)
     for model in asked["models"]:
         for batch in asked["batch_sizes"]:
-            print(f"{model}, batch {batch}")
+            say(f"{model}, batch {batch}")
             record["comparisons"].append(
                 compare(
-                    asked["contenders"], model, batch, source, device, rounds, seconds, root, arguments.workers, memory
+                    asked["contenders"],
+                    model,
+                    batch,
+                    source,
+                    device,
+                    rounds,
+                    seconds,
+                    root,
+                    arguments.workers,
+                    memory,
+                    say,
                 )
             )
+    if arguments.tried:
+        model, batch = (asked["models"] or ["resnet20"])[0], asked["batch_sizes"][0]
+        say(f"{model}, batch {batch}: what was tried beside the eager step")
+        record["comparisons"].append(
+            compare(("eager", *TRIED), model, batch, source, device, rounds, seconds, root, memory=False, say=say)
+        )
+    if arguments.seeds_at_once:
+        for model in asked["seed_models"]:
+            say(f"{model}, {arguments.seeds_at_once} seeds at once")
+            record["seeds"].append(
+                seeds_at_once(model, arguments.seeds_at_once, source, device, rounds, seconds, root, say=say)
+            )
     if arguments.scaling:
-        print("scaling")
+        say("scaling")
         axes = {name: asked[name] for name in ("depths", "batches", "widths")}
-        record["scaling"] = scaling(source, device, min(rounds, 3), seconds, root, memory, **axes)
+        record["scaling"] = scaling(source, device, min(rounds, 3), seconds, root, memory, **axes, say=say)
     if arguments.loader:
         dataset = arguments.loader_dataset or data.choose_dataset("imagenet", root)
-        print(f"loader: {arguments.loader_model} on {dataset}")
+        say(f"loader: {arguments.loader_model} on {dataset}")
         steps, preset = arguments.loader_steps, arguments.loader_preset
         record["loading"].append(loading(arguments.loader_model, dataset, device, rounds, steps, root, preset))
     return record
+
+
+GLANCES = {"smoke": "--models resnet8 --batch-sizes 16 --workers 0 --rounds 2 --seconds 0.1"}
+GLANCE = "--models resnet20 --rounds 3 --seconds 2"
+
+
+def glance(preset: str, dataset: str, data_root, device) -> dict:
+    """The record of a few short turns of the usual loop and reslib's eager step, for the notebook; not written."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = f"{GLANCES.get(preset, GLANCE)} --contenders usual,eager --no-memory --dataset {dataset}".split()
+    arguments = parser.parse_args([*words, *(["--data-root", str(data_root)] if data_root else [])])
+    return measure(arguments, device, _checked(arguments), say=_silent)
+
+
+def _silent(text) -> None:
+    pass
+
+
+def _everything(arguments) -> None:
+    """Fill in what --whole stands for."""
+    gpu = any(resolve_device(name).type == "cuda" for name in _words(arguments.devices))
+    arguments.models = "resnet20,resnet56,resnet110,resnet1202" if gpu else "resnet20,resnet56"
+    arguments.scaling = arguments.loader = arguments.tried = True
+    arguments.seeds_at_once = arguments.seeds_at_once or 5
 
 
 def _checked(arguments) -> dict:
     """The lists among the arguments. Raises UserError naming what is wrong before anything is measured."""
     from .contenders import NAMES
 
-    lists = {n: _words(getattr(arguments, n)) for n in ("models", "contenders", "devices")}
+    lists = {n: _words(getattr(arguments, n)) for n in ("models", "contenders", "devices", "seed_models")}
     lists |= {n: _numbers(n, getattr(arguments, n)) for n in ("batch_sizes", "depths", "batches", "widths")}
     lists["models"] = [] if lists["models"] == ["none"] else lists["models"]
     for name in lists["contenders"]:
@@ -124,7 +188,9 @@ def _checked(arguments) -> dict:
             raise UserError(f"{name} {getattr(arguments, name)} is out of range: allowed is {least} and above")
     from ..models import build_model
 
-    for model in lists["models"]:
+    if not 0 <= arguments.seeds_at_once <= 100:
+        raise UserError(f"seeds_at_once {arguments.seeds_at_once} is out of range: allowed is 0 (not measured) to 100")
+    for model in {*lists["models"], *lists["seed_models"]}:
         with torch.device("meta"):
             build_model(model, 10)
     return lists | {"devices": [resolve_device(name) for name in lists["devices"]]}

@@ -24,10 +24,12 @@ class Clock:
         self.last = time.perf_counter()
 
     def lap(self, name: str) -> None:
+        """Add the time since the last lap to what `name` took; waits for the device."""
         synchronize(self.device)
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
         self.last = now
 
     def mean(self, steps: int) -> dict[str, float]:
+        """Seconds per step of every named part."""
         return {name: seconds / steps for name, seconds in self.seconds.items()}

@@ -6,11 +6,10 @@ import statistics
 
 from ..models import build_model
 from ..recipe import parse_options
-from .contenders import contender, recipe_for
+from .contenders import LONG_RUN, contender, recipe_for
 from .memory import peak_memory
 from .roofline import Roofline, floors
 
-LONG_RUN = 64_000  # iterations of the paper's recipe
 EVALUATIONS = 128  # of such a run, every 500 iterations
 
 
@@ -21,9 +20,9 @@ def compare(names, model, batch, source, device, rounds, seconds, root=None, wor
     try:
         for name in names:
             say(f"  {name}: setting up")
-            made.append(contender(name, recipe, source, device, root, workers, say))
+            made.append(contender(name, recipe, source, device, root, workers, cold=True, say=say))
             say(f"  {name}: {made[-1].what}; ready after {made[-1].setup_seconds:.1f} s")
-        roofline = Roofline(device)
+        roofline = Roofline(device, size=None if seconds >= 1 else 512)  # a glance waits for no large product
         steps = {c.name: _steps_for(c, seconds) for c in made}
         rates = {c.name: [] for c in made}
         for turn in range(rounds):
@@ -81,6 +80,7 @@ def _row(c, rates: list[float], reference: list[float], batch: int, recipe) -> d
         "ratio_high": max(ratios),
         "seconds_per_step": batch / rate,
         "setup_seconds": c.setup_seconds,
+        "speed": getattr(c, "speed", {}),
         "parts": c.parts(3),
         "parts_are_of_the_eager_step": getattr(c, "captured", False),
         "evaluation_images_per_second": 1 / per_image,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import time
 from pathlib import Path
 
 import torch
 
-from .. import data, tune
+from .. import compilation, data, tune
 from ..engine import Step, make_optimizer, make_step, set_learning_rate
 from ..measure import error_and_loss
+from ..models.resnet import Block
 from ..networks import make_model
 from ..numerics import autocast, resolve_precision
 from ..recipe import Recipe, parse_options
@@ -23,63 +26,85 @@ NAMES = {  # contender: what it is
     "usual": "the loop everyone writes",
     "fp32": "reslib in fp32",
     "bf16": "reslib with bf16 autocast",
-    "compiled": "reslib, the measured precision, torch.compile",
-    "fast": "reslib as it trains here: precision, threads and compilation by measurement",
+    "eager": "reslib with the measured precision, layout and threads; neither compiled nor captured",
+    "compiled": "reslib with the measured precision, layout and threads, through torch.compile",
+    "fast": "reslib as it trains a long run here",
+    "contiguous": "as eager, but images and weights NCHW",
+    "freed": "as eager, but memory goes back to the system after every step",
+    "blocks": "as eager, but every residual block through torch.compile: one compilation per shape",
 }
+LONG_RUN = 64_000  # iterations of the paper's recipe
 
 
 class Reslib:
-    """`run(steps)` trains and returns the seconds it took. way: a name of NAMES but "usual"."""
+    """`run(steps)` trains and returns the seconds it took. way: a name of NAMES but "usual".
 
-    def __init__(self, way: str, recipe: Recipe, source, device, eager: bool = False, say=print):
+    threads: of the processor, where they are shared out. cold: nothing that was compiled before is used again, so that
+    the time of setting up is that of a first run.
+    """
+
+    def __init__(self, way: str, recipe: Recipe, source, device, threads=None, cold: bool = False, say=print):
         begun = time.perf_counter()
         self.name, self.recipe, self.device, self.batch = way, recipe, device, recipe.batch_size
-        fixed = way in ("fp32", "bf16")
+        fixed, cpu = way in ("fp32", "bf16"), device.type == "cpu"
         self.precision = way if fixed else resolve_precision("auto", device)
+        chosen = tune.Choice(self.precision, torch.get_num_threads(), compile=False, origin="fixed")
+        if cpu and not fixed:
+            chosen = tune.choice()
+            chosen = dataclasses.replace(chosen, compile={"fast": chosen.compile, "compiled": True}.get(way, False))
+            chosen = dataclasses.replace(chosen, layout="contiguous") if way == "contiguous" else chosen
+        self.threads = threads or chosen.threads
+        chosen, layout = dataclasses.replace(chosen, threads=self.threads), tune.LAYOUTS[chosen.layout]
         model = make_model(recipe, len(source.classes), Path())
-        self.model = model.to(device, memory_format=torch.channels_last).train()
+        self.model = model.to(device, memory_format=layout).train()
         self.batches = data.batches_for(recipe, source, device)
         optimizer = make_optimizer(recipe, self.model, device)
-        kind = Step if eager else make_step
-        self.step = kind(recipe, self.model, optimizer, device, self.precision)
-        chosen, self.threads = None, torch.get_num_threads()
-        if device.type == "cpu" and not fixed:
-            chosen = tune.choice()
-            if way == "compiled":
-                chosen = dataclasses.replace(chosen, compile=True, compile_seconds=0.0)
-            self.threads = chosen.threads
-        with self._threads():
-            if chosen and not eager:
-                tune.accelerate(self.step, chosen, say=say)
-            self.captured = type(self.step) is not Step
-            self.compiled = isinstance(self.step.loss, tune.CompiledLoss) and not self.step.loss.reason
+        self.step = (Step if way == "eager" else make_step)(recipe, self.model, optimizer, device, self.precision)
+        self.step.layout = layout
+        self.captured = type(self.step) is not Step
+        self.speed = {}
+        if way == "blocks":
+            for block in (m for m in self.model.modules() if isinstance(m, Block)):
+                block.compile(dynamic=False)
+        with self.settings(), _caches(not cold):
+            if cpu:
+                first = functools.partial(self.batches.batch, 0)
+                self.speed = compilation.accelerate(self.step, chosen, first, LONG_RUN, say=say)
+            elif way == "compiled":
+                self.step.loss = compilation.CompiledLoss(self.step.loss, say)
             self.window = Window(recipe, device)
             self.iteration, self.lr = 0, recipe.lr
             self.run(1)
-        self.compiled = self.compiled and not self.step.loss.reason
         self.setup_seconds = time.perf_counter() - begun
-        self.what = ", ".join(
-            [
-                f"{self.precision}, channels-last, images as uint8 on the device",
-                *(["whole step captured as a CUDA graph"] if self.captured else []),
-                *(["torch.compile"] if self.compiled else []),
-                *([f"{self.threads} threads"] if device.type == "cpu" else []),
-            ]
-        )
+        self.what = self._describe()
 
-    def _threads(self):
-        return Threads(self.threads)
+    def _describe(self) -> str:
+        if self.speed:
+            return f"{compilation.describe(self.precision, self.speed)}, images as uint8 in memory"
+        compiled = isinstance(self.step.loss, compilation.CompiledLoss) and not self.step.loss.reason
+        parts = [f"{self.precision}, channels-last, images as uint8 on the device"]
+        parts += [f"step: {self.step.way}"] + ["passes through torch.compile"] * compiled
+        return ", ".join(parts)
+
+    def settings(self):
+        """The settings of PyTorch that a run trains under."""
+        exact = self.device.type == "cuda" and self.precision == "fp32"
+        return Settings(self.threads, exact, keep=self.name != "freed")
 
     def run(self, steps: int) -> float:
-        with self._threads():
+        """Seconds for `steps` steps."""
+        with self.settings():
             synchronize(self.device)
             begun = time.perf_counter()
             for _ in range(steps):
-                x, y = self._next()
-                loss, wrong = self.step(x, y, self.iteration)
-                self._count(loss, wrong)
+                self.one_step()
             synchronize(self.device)
             return time.perf_counter() - begun
+
+    def one_step(self) -> None:
+        """One training step."""
+        x, y = self._next()
+        self._count(*self.step(x, y, self.iteration))
 
     def _next(self):
         lr = learning_rate(self.recipe, self.iteration, False, [])
@@ -100,10 +125,11 @@ class Reslib:
         """
         step = self.step
         step.optimizer.zero_grad(set_to_none=True)  # a captured step leaves its gradients behind
-        with self._threads():
+        with self.settings():
             clock = Clock(self.device)
             for _ in range(steps):
                 x, y = self._next()
+                x = x.contiguous(memory_format=step.layout)
                 clock.lap("data")
                 with autocast(self.device, self.precision):
                     loss, logits = step.loss(x, y, step.progress)
@@ -122,7 +148,7 @@ class Reslib:
         batches = [
             b for b, _ in zip(self.batches.eval_batches("test", 500), range(max(1, images // 500)), strict=False)
         ]
-        with self._threads():
+        with self.settings():
             error_and_loss(self.model, batches[:1], self.device, self.precision)
             synchronize(self.device)
             begun = time.perf_counter()
@@ -133,28 +159,43 @@ class Reslib:
         """Nothing of this loop runs on when it is not its turn."""
 
     def close(self) -> None:
+        """Free the device's memory."""
         self.step = self.batches = self.model = None
 
 
-class Threads:
-    """Within the block this many threads, and memory kept as `tune.accelerate` keeps it; as before after it.
+class Settings:
+    """Within the block this many threads, memory kept or not, and no TF32 if `exact`; afterwards as before.
 
     The contenders share a process: without this the usual loop would get reslib's settings.
     """
 
-    def __init__(self, count: int):
-        self.count = count
+    def __init__(self, threads: int, exact: bool = False, keep: bool = True):
+        self.threads, self.exact, self.keep, self.before = threads, exact, keep, []
 
     def __enter__(self):
-        self.before = torch.get_num_threads()
-        tune.keep_memory(True)
-        if self.count != self.before:
-            torch.set_num_threads(self.count)
+        flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        self.before.append((torch.get_num_threads(), flags))
+        tune.keep_memory(self.keep)
+        self._set(self.threads, (False, False) if self.exact else flags)
 
     def __exit__(self, *error):
         tune.keep_memory(False)
-        if self.count != self.before:
-            torch.set_num_threads(self.before)
+        self._set(*self.before.pop())
+
+    @staticmethod
+    def _set(threads, flags):
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = flags
+
+
+def _caches(used: bool):
+    """Whether torch.compile may take what it compiled before from its caches on disk."""
+    if used:
+        return contextlib.nullcontext()
+    import torch._inductor.config
+
+    return torch._inductor.config.patch(force_disable_caches=True)
 
 
 def recipe_for(model: str, batch: int, source, options: str = "") -> Recipe:
@@ -164,9 +205,9 @@ def recipe_for(model: str, batch: int, source, options: str = "") -> Recipe:
     )
 
 
-def contender(name: str, recipe: Recipe, source, device, root=None, workers=None, say=print):
+def contender(name: str, recipe: Recipe, source, device, root=None, workers=None, cold: bool = False, say=print):
     """The named contender, set up and warm."""
     if name == "usual":
         options = parse_options(recipe.options)
         return UsualLoop(recipe.model, recipe.batch_size, source, device, root, workers, options)
-    return Reslib(name, recipe, source, device, say=say)
+    return Reslib(name, recipe, source, device, cold=cold, say=say)

@@ -1,7 +1,12 @@
-"""ImageNet: the loader alone, the network alone, and both together; the slower of the first two bounds the third."""
+"""ImageNet: the loader alone, the network alone, and both together; the slower of the first two bounds the third.
+
+A loader with worker processes works ahead. Every turn with it begins with an empty queue, or batches made while nobody
+measured would count; the network's turns come when the workers are gone.
+"""
 
 from __future__ import annotations
 
+import collections
 import itertools
 import statistics
 import time
@@ -13,7 +18,7 @@ from ..engine import make_optimizer, make_step
 from ..models import build_model
 from ..numerics import resolve_precision
 from ..studies import imagenet_recipe, preset_of
-from ..tune import accelerate
+from ..tune import choice, keep_memory
 from .clock import synchronize
 
 
@@ -28,33 +33,31 @@ def loading(
     net = build_model(model, len(source.classes), recipe.shortcut)
     net.to(device, memory_format=torch.channels_last).train()
     step = make_step(recipe, net, make_optimizer(recipe, net, device), device, precision)
-    accelerate(step, say=say)
-    stream = batches.stream(0, 1 << 40)
-    x, y = next(stream)
-    step(x, y, 0)
+    if device.type == "cpu":
+        keep_memory()
+        torch.set_num_threads(choice().threads)
+    rates = {"loader_alone": [], "model_alone": [], "both": []}
 
-    def loader_alone():
-        for _ in itertools.islice(stream, steps):
-            pass
+    def turn(name, images):
+        """Time a step for each of `steps` batches, or their making alone."""
+        synchronize(device)
+        begun = time.perf_counter()
+        for i, (x, y) in enumerate(itertools.islice(images, steps)):
+            if name != "loader_alone":
+                step(x, y, i % recipe.iterations)
+        synchronize(device)
+        rates[name].append(steps * recipe.batch_size / (time.perf_counter() - begun))
 
-    def model_alone():
-        for i in range(steps):
-            step(x, y, i % recipe.iterations)
-
-    def both():
-        for i, (images, labels) in enumerate(itertools.islice(stream, steps)):
-            step(images, labels, i % recipe.iterations)
-
-    kinds = {"loader_alone": loader_alone, "model_alone": model_alone, "both": both}
-    rates = {name: [] for name in kinds}
-    for _ in range(rounds):
-        for name, work in kinds.items():
-            synchronize(device)
-            begun = time.perf_counter()
-            work()
-            synchronize(device)
-            rates[name].append(steps * recipe.batch_size / (time.perf_counter() - begun))
-    stream.close()
+    for number in range(rounds):
+        stream = batches.stream(number * steps, 1 << 40)
+        x, y = next(stream)
+        if not number:
+            step(x, y, 0)  # set-up and capture are not measured
+        for name in ("loader_alone", "both"):
+            collections.deque(itertools.islice(stream, batches.reader.ahead), maxlen=0)  # what is ready is not measured
+            turn(name, stream)
+        stream.close()
+        turn("model_alone", itertools.repeat((x, y)))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, value in medians.items():
         say(f"  {name.replace('_', ' ')}: {value:.0f} images/s")

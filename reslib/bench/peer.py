@@ -82,6 +82,7 @@ class UsualLoop:
             yield from self.loader
 
     def run(self, steps: int) -> float:
+        """Seconds for `steps` steps."""
         synchronize(self.device)
         begun = time.perf_counter()
         for x, y in itertools.islice(self.batches, steps):
@@ -139,6 +140,7 @@ class UsualLoop:
             time.sleep(min(2.0, 2 * self.workers * self.batch / 2000 / self.workers))
 
     def close(self) -> None:
+        """End the loader's worker processes."""
         self.batches.close()
         iterator = getattr(self.loader, "_iterator", None)
         if iterator is not None:  # workers that stay alive end with their iterator

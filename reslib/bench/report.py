@@ -30,10 +30,12 @@ def free_name(folder: Path, stem: str) -> str:
 
 
 def name_of(stem: str, number: int) -> str:
+    """File name without suffix of the number-th record of one machine."""
     return stem if number == 1 else f"{stem}-{number}"
 
 
 def markdown(record: dict) -> str:
+    """A record as a Markdown page."""
     env = record["environment"]
     lines = [
         f"# Speed on {env['device_name']}",
@@ -45,6 +47,8 @@ def markdown(record: dict) -> str:
     ]
     for part in record["comparisons"]:
         lines += ["", *_comparison(part)]
+    for part in record.get("seeds", []):
+        lines += ["", *_seeds(part)]
     if record["scaling"]:
         lines += ["", *_scaling(record["scaling"])]
     for part in record["loading"]:
@@ -108,6 +112,19 @@ def _comparison(part: dict) -> list[str]:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _seeds(part: dict) -> list[str]:
+    lines = [
+        f"## {part['seeds']} seeds of {part['model']} at once, batch {part['batch_size']}, {part['precision']}",
+        "",
+        "| way | images/s in all | cost in single runs |",
+        "| --- | ---: | ---: |",
+    ]
+    for name, rate in part["images_per_second"].items():
+        shown = f"{name} ({part['processes_at_once']} at a time)" if name == "processes" else name
+        lines.append(f"| {shown} | {rate:.0f} | {part['cost_in_runs'][name]:.2f} |")
+    return lines + [f"\n{name} failed: {reason}" for name, reason in part["failed"].items()]
 
 
 def _scaling(records: list[dict]) -> list[str]:

@@ -33,6 +33,7 @@ class Roofline:
         self.rates: dict[str, list[float]] = {"fp32": [], "bf16": [], "copy": []}
 
     def measure(self) -> None:
+        """Measure the rate of every matrix product (multiply-adds/s) and of a copy (bytes/s) once more."""
         for name, (a, b) in self.matrices.items():
             self.rates[name].append(self.n**3 / self._best(lambda a=a, b=b: torch.mm(a, b)))
         moved = 2 * self.source.numel() * 4  # read and written

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from .. import data
 from ..cli import ArgumentError
-from ..data import cifar, imagenet
+from ..data import cifar
+from ..data.parquet import parquet_files
+from ..data.places import NotThere, OtherSet, find_root
 from ..errors import UserError, choose
 
 ACTIONS = ("show", "download", "verify")
@@ -38,7 +40,15 @@ def examine(root: Path, strict: bool) -> int:
     """Print a line per real data set; the exit code. strict: finding none is a failure, and details are printed."""
     found, failed = 0, 0
     for name in ("cifar10", "imagenet", "imagenette"):
-        place = locate(name, root)
+        try:
+            place = locate(name, root)
+        except OtherSet as error:
+            print(f"{name}: not found: {error}")
+            continue
+        except UserError as error:
+            print(f"{name}: DAMAGED: {error}")
+            failed += 1
+            continue
         if place is None:
             print(f"{name}: not found")
             continue
@@ -64,14 +74,16 @@ def examine(root: Path, strict: bool) -> int:
 
 
 def locate(name: str, root: Path) -> tuple[str, Path] | None:
-    """(form, folder) of a data set below the root, or None."""
+    """(form, folder) of a data set below the root, or None. Raises OtherSet where a subset lies in ImageNet's place."""
     if name == "cifar10":
         return cifar.find(root)
-    folder = imagenet.find(name, root)
-    if folder is None or (name == "imagenette" and folder == imagenet.find("imagenet", root)):
-        return None  # class folders in the root itself are taken for ImageNet, as `choose_dataset` does
-    parquet = any(folder.glob("train*.parquet")) or any(folder.glob("data/train*.parquet"))
-    return "parquet" if parquet else "class folders", folder
+    try:
+        folder = find_root(root, name)
+    except OtherSet:
+        raise
+    except NotThere:
+        return None
+    return "parquet" if parquet_files(folder, ("train",)) else "class folders", folder
 
 
 def checked(name: str, form: str, source) -> str:
@@ -86,6 +98,7 @@ def checked(name: str, form: str, source) -> str:
 
 
 def download(given: str | None) -> int:
+    """`reslib data download`: fetch CIFAR-10 unless it is there; returns the exit code."""
     root = Path(given or os.environ.get("RESLIB_DATA") or "~/.cache/reslib-data").expanduser().resolve()
     place = cifar.find(root)
     if place:

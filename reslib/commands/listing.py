@@ -14,7 +14,7 @@ DATA = {
     "cifar10": "CIFAR-10: 50,000 training and 10,000 test images of 32 pixels",
     "synthetic": "its embedded stand-in, made by code: 10,000 and 2,000 images of 32 pixels",
     "imagenet": "ImageNet (ILSVRC 2012), read from disk in use",
-    "imagenette": "ten classes of ImageNet, held in memory",
+    "imagenette": "ten classes of ImageNet (or another subset of it), held in memory",
     "synthetic-imagenet": "their embedded stand-in: 2,000 and 1,000 images of 64 pixels",
 }
 
@@ -39,6 +39,7 @@ def main(arguments) -> int:
 
 
 def models() -> list[str]:
+    """The lines of `reslib list models`: input, parameters and multiply-adds of every network."""
     rows = [("model", "input", "parameters", "multiply-adds")]
     for name in model_names():
         size, classes = (224, 1000) if is_imagenet(name) else (32, 10)
@@ -51,6 +52,7 @@ def models() -> list[str]:
 
 
 def studies() -> list[str]:
+    """The lines of `reslib list studies`: networks and runs of every figure and table."""
     rows = [("study", "data", "networks and runs at quick and at paper")]
     for name, (study, kind) in STUDIES.items():
         dataset = {"cifar": "cifar10", "imagenet": "imagenet"}[kind]
@@ -64,8 +66,10 @@ def _size(recipes) -> str:
 
 
 def presets() -> list[str]:
+    """The lines of `reslib list presets`."""
     return aligned([("preset", "purpose"), *((p.name, p.purpose) for p in PRESETS.values())])
 
 
 def data() -> list[str]:
+    """The lines of `reslib list data`."""
     return aligned([("data set", ""), *((name, DATA[name]) for name in CHOICES["dataset"])])

@@ -7,7 +7,7 @@ from ..data import choose_dataset
 from ..errors import UserError, choose
 from ..executor import EXECUTORS, execute
 from ..runs import results_root
-from ..studies import PRESETS, STUDIES, plan, preset_of
+from ..studies import STUDIES, plan, preset_of
 from .train import synthetic_name
 
 
@@ -52,6 +52,7 @@ def main(arguments) -> int:
 
 
 def train_runs(arguments, preset, results) -> list[str]:
+    """Train what the chosen notebooks need; returns one line per failed run."""
     studies = [n for n in (arguments.notebooks or STUDIES) if n in STUDIES]
     for name in arguments.notebooks:
         if arguments.runs_only:
@@ -79,8 +80,7 @@ def train_runs(arguments, preset, results) -> list[str]:
 
 def datasets_of(preset: str, data_root, studies=tuple(STUDIES), download: bool = False, say=print) -> dict[str, str]:
     """The data set of each kind that a preset trains on: synthetic for smoke, else what is found."""
-    choose("preset", preset, PRESETS)
     kinds = {STUDIES[name][1] for name in studies}
-    if preset == "smoke":
+    if preset_of(preset).base == "smoke":
         return {kind: synthetic_name(kind) for kind in kinds}
     return {kind: choose_dataset(kind, data_root, download=download, say=say) for kind in kinds}

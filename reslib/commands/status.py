@@ -13,13 +13,16 @@ from ..runs import Run, results_root
 from ..studies import cifar_recipe, imagenet_recipe, plan, preset_of
 from .reproduce import datasets_of
 
+MAKESPANS = (8,)  # devices for which the makespan is printed on the way to --gpus: a node of a cluster
 STATES = ("done", "running", "interrupted", "missing", "diverged", "damaged")
 
 
 def add_arguments(parser) -> None:
     add_common(parser)
     parser.add_argument("--seeds", type=int, default=0, help="seeds per network (default: the preset's)")
-    parser.add_argument("--gpus", type=int, default=0, metavar="N", help="also the time on N devices side by side")
+    parser.add_argument(
+        "--gpus", type=int, default=0, metavar="N", help="also the makespan on up to N devices side by side"
+    )
     parser.add_argument(
         "--speed", default="", metavar="MODEL=IMAGES/S,...", help="speeds to reckon with, before measured ones"
     )
@@ -53,16 +56,21 @@ def report(recipes: list[Recipe], preset, results, given: dict[str, float] | Non
     found = [m for m in found if m.device in ("", device)]
 
     groups: dict[tuple, list] = {}
+    usual: dict[tuple, dict] = {}  # the preset's recipe of a network, whatever the seed
     for recipe, state in zip(recipes, states, strict=True):
-        groups.setdefault((recipe.model, _settings(recipe, preset), recipe.dataset), []).append((recipe, state))
+        network = recipe.model, recipe.dataset
+        usual[network] = usual.get(network) or _usual(recipe, preset)
+        settings = _settings(recipe, usual[network])
+        groups.setdefault((recipe.model, settings, recipe.dataset), []).append((recipe, state))
     rows = [("network", "data", "iterations", "M mult-adds", "images/s", "speed", "h/run", "h left", "runs")]
-    left, sources = [], Counter()
+    left, names, sources = [], [], Counter()
     for (model, settings, dataset), members in groups.items():
         recipe = members[0][0]
         speed = schedule_plan.speed_of(recipe, preset.name, found, given)
         sources[speed.source.split()[0]] += 1
         hours = [schedule_plan.hours_left(r, state, speed) for r, state in members]
         left += hours
+        names += [recipe.model] * len(hours)
         whole = schedule_plan.hours_left(recipe, missing, speed)
         rows.append(
             (
@@ -77,16 +85,21 @@ def report(recipes: list[Recipe], preset, results, given: dict[str, float] | Non
                 describe([(r.seed, state) for r, state in members]),
             )
         )
+    damaged = [
+        f"DAMAGED: {run.path} (`reslib verify` says how)"
+        for run, state in zip(runs, states, strict=True)
+        if state.status == "damaged"
+    ]
     counts = Counter(state.status for state in states)
     total = ", ".join(f"{counts[s]} {s}" for s in STATES if counts[s])
-    lines = [*aligned(rows, right=(2, 3, 4, 6, 7)), "", f"{len(recipes)} runs: {total}"]
+    lines = [*aligned(rows, right=(2, 3, 4, 6, 7)), "", f"{len(recipes)} runs: {total}", *damaged]
     others = len(there - {run.path.name for run in runs})
     if others:
         lines.append(f"{others} further run folders are not in this plan")
-    return lines + _time(left, states, sources, device, gpus)
+    return lines + _time(left, names, sources, device, gpus)
 
 
-def _time(left, states, sources, device, gpus) -> list[str]:
+def _time(left, names, sources, device, gpus) -> list[str]:
     todo = [hours for hours in left if not hours == 0]
     unknown = sum(map(math.isnan, todo))
     if not todo:
@@ -98,10 +111,13 @@ def _time(left, states, sources, device, gpus) -> list[str]:
             "give --speed MODEL=IMAGES/S"
         ]
     lines = [f"left: {_number(sum(todo))} hours on one device"]
-    if gpus:
-        longest = f"the longest run takes {_number(max(todo))}"
+    for count in sorted({n for n in (*MAKESPANS, gpus) if 1 < n <= gpus}):
+        hours = schedule_plan.makespan(todo, count)
+        lines.append(f"on {count} devices: {_number(hours)} hours ({sum(todo) / hours:.3g} times as fast)")
+    if gpus > 1:
+        longest, name = max(zip(left, names, strict=True))
         lines.append(
-            f"on {gpus} devices: {_number(schedule_plan.makespan(todo, gpus))} hours (longest first; {longest})"
+            f"a run stays on one device, the longest first; the longest takes {_number(longest)} hours: {name}"
         )
     if sources["measured"] or sources["scaled"]:
         lines.append(f"speeds measured on {device or 'the device of the unfinished runs'}, evaluations included")
@@ -170,11 +186,15 @@ def aligned(rows: list[tuple], right: tuple[int, ...] = ()) -> list[str]:
     return lines
 
 
-def _settings(recipe: Recipe, preset) -> str:
+def _usual(recipe: Recipe, preset) -> dict:
+    return (imagenet_recipe if is_imagenet(recipe.model) else cifar_recipe)(
+        recipe.model, preset, recipe.dataset
+    ).to_dict()
+
+
+def _settings(recipe: Recipe, usual: dict) -> str:
     """Where a recipe differs from the preset's usual one of its network."""
-    usual = (imagenet_recipe if is_imagenet(recipe.model) else cifar_recipe)(recipe.model, preset, recipe.dataset)
-    mine, theirs = recipe.to_dict(), usual.to_dict()
-    changed = {k: v for k, v in mine.items() if v != theirs[k] and k != "seed"}
+    changed = {k: v for k, v in recipe.to_dict().items() if v != usual[k] and k != "seed"}
     return ", ".join(
         v if k == "options" else f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in changed.items()
     )

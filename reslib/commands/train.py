@@ -38,8 +38,9 @@ def main(arguments) -> int:
     except UserError as error:
         raise ArgumentError(str(error)) from error
     execution = replace(execution_of(arguments), wait=not arguments.no_wait)
-    runs_dir = results_root(arguments.results) / arguments.preset / "runs"
-    summary = train(recipe, runs_dir, arguments.data_root, arguments.preset, execution)
+    preset = preset_of(arguments.preset).name
+    runs_dir = results_root(arguments.results) / preset / "runs"
+    summary = train(recipe, runs_dir, arguments.data_root, preset, execution)
     if summary["status"] == "diverged":
         print(f"{recipe.run_name}: diverged: {summary['message']}")
         return 1
@@ -51,6 +52,7 @@ def main(arguments) -> int:
 
 
 def recipe_of(arguments):
+    """The recipe that the command line asks for: the preset's, with the fields that were given."""
     preset = preset_of(arguments.preset)
     fields = {n: getattr(arguments, f"field_{n}") for n in field_types() if n not in SET_ELSEWHERE}
     changes = {name: parse_field(name, text) for name, text in fields.items() if text is not None}
@@ -58,7 +60,7 @@ def recipe_of(arguments):
     dataset = changes.pop("dataset", None)
     if dataset is None:
         kind = "imagenet" if imagenet else "cifar"
-        dataset = synthetic_name(kind) if preset.name == "smoke" else choose_dataset(kind, arguments.data_root)
+        dataset = synthetic_name(kind) if preset.base == "smoke" else choose_dataset(kind, arguments.data_root)
     make = imagenet_recipe if imagenet else cifar_recipe
     return make(arguments.model, preset, dataset, **changes)
 
@@ -79,4 +81,5 @@ def check_network(recipe: Recipe) -> None:
 
 
 def synthetic_name(kind: str) -> str:
+    """The synthetic stand-in for data of kind "cifar" or "imagenet"."""
     return {"cifar": "synthetic", "imagenet": "synthetic-imagenet"}[kind]

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..errors import UserError, choose
+from ..files import folder_of
 from . import cifar, synthetic
 from .memory import MemoryBatches
 from .sets import DataSource, ImageSet, fingerprint, image_set
@@ -20,7 +21,7 @@ SYNTHETIC_SIZES = {"synthetic": (32, 10_000, 2_000), "synthetic-imagenet": (64, 
 def data_root(root: str | Path | None = None) -> Path:
     """The data root: the argument, $RESLIB_DATA, or ~/.cache/reslib-data. A given root must exist."""
     given = root or os.environ.get("RESLIB_DATA")
-    path = Path(given or "~/.cache/reslib-data").expanduser().resolve()
+    path = folder_of("data root", given or "~/.cache/reslib-data")
     if given and not path.is_dir():
         raise UserError(f"data root {str(given)!r} is not a folder")
     return path
@@ -30,7 +31,8 @@ def choose_dataset(kind: str, root: str | Path | None = None, download: bool = F
     """The real set where it is found (or can be downloaded), else the synthetic one, said loudly.
 
     kind: "cifar" gives "cifar10" or "synthetic"; "imagenet" gives "imagenet", "imagenette" or "synthetic-imagenet".
-    RESLIB_DOWNLOAD=off never downloads; a download that would take over ten minutes is given up.
+    RESLIB_DOWNLOAD=off never downloads; a download that would take over ten minutes is given up. Raises UserError for
+    a folder that is named as ImageNet and has not its classes.
     """
     choose("kind of data", kind, ("cifar", "imagenet"))
     path = data_root(root)
@@ -48,11 +50,21 @@ def choose_dataset(kind: str, root: str | Path | None = None, download: bool = F
             f"*** SYNTHETIC DATA *** {reason}: using the embedded synthetic set. Its errors say nothing about CIFAR-10."
         )
         return "synthetic"
-    from . import imagenet
+    from .places import NotThere, OtherSet, count_classes, find_root
 
+    refused = None
     for name in ("imagenet", "imagenette"):
-        if imagenet.find(name, path):
+        try:
+            folder = find_root(path, name)
+            if name == "imagenette":
+                say(f"note: no ImageNet under {path}: a subset of {count_classes(folder)} classes stands in, {folder}")
             return name
+        except OtherSet as error:
+            refused = refused or error
+        except NotThere:
+            continue
+    if refused:  # somebody's ImageNet with a class missing: synthetic images are not what is wanted
+        raise refused
     say(f"*** SYNTHETIC DATA *** no ImageNet-style folders under {path}: using larger synthetic images.")
     return "synthetic-imagenet"
 

@@ -28,7 +28,9 @@ def cached(root: Path, kind: str, files: Iterable[Path], decode: Callable[[], di
     place = root / FOLDER / f"{kind}-{digest.hexdigest()[:16]}.npz"
     with contextlib.suppress(Exception):  # absent or damaged, which zip's check sums tell: decode again
         with np.load(place, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+            arrays = {name: stored[name] for name in stored.files}
+        if all(isinstance(array, np.ndarray) for array in arrays.values()):  # numpy gives the bytes of other members
+            return arrays
     arrays = decode()
     if any(array.dtype.hasobject for array in arrays.values()):  # not images and labels: the caller will say so
         return arrays

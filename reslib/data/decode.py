@@ -44,6 +44,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image).clip(0, 65535)
         return Image.fromarray((values // (256 if values.max() > 255 else 1)).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
+        if not np.isfinite(np.asarray(image)).all():
+            raise BadImage("a pixel is not a number")
         return Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 

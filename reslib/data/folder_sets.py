@@ -22,12 +22,15 @@ from safetensors.torch import save_file
 from ..errors import UserError
 from ..files import whole_file
 from .decode import BadImage, centre_view, decode_rgb
-from .folders import ImageList, cache_folder, fingerprint, index_folder
+from .folders import index_folder
+from .image_list import ImageList, cache_folder, fingerprint
 
 MAX_STORED = 256  # pixels on a side: the shorter side of the paper's single-crop test
 
 
 class FolderSet(NamedTuple):
+    """The images of an ImageNet-style folder at one size, in memory."""
+
     train_images: torch.Tensor  # (N, S, S, 3) uint8
     train_labels: torch.Tensor  # (N,) int64
     test_images: torch.Tensor
@@ -42,7 +45,7 @@ def load_folder_set(root: str | Path, size: int = 0, workers: int = 0) -> Folder
 
     Images are stored at size x size (shorter side resized, centre kept); size 0 keeps images that are already square
     and equal, and otherwise takes their median shorter side, at most 256. Unreadable images are left out and named in
-    report["skipped"]. UserError for a broken layout or a class without one readable image.
+    report["skipped"]. UserError for a broken layout, a class without one readable image, or too little memory.
     """
     started = time.perf_counter()
     root = Path(root).expanduser()
@@ -52,6 +55,7 @@ def load_folder_set(root: str | Path, size: int = 0, workers: int = 0) -> Folder
         checksums = {split: np.array([crc for crc, _ in rows], np.int64) for split, rows in inspected.items()}
         mark = fingerprint(lists["train"], lists["test"], {"train": checksums["train"], "val": checksums["test"]})
         size = size or _stored_size([shape for rows in inspected.values() for _, shape in rows if shape])
+        _check_memory(root, sum(map(len, lists.values())), size)
         path = cache_folder(root.parent) / f"{root.name}-{mark}-{size}.safetensors"
         tensors, skipped, cached = *_read_cache(path), True
         if not tensors:
@@ -82,6 +86,15 @@ def _inspect(item: tuple[ImageList, int]) -> tuple[int, tuple[int, int] | None]:
             return zlib.crc32(data), image.size
     except Exception:
         return zlib.crc32(data), None
+
+
+def _check_memory(root: Path, images: int, size: int) -> None:
+    needed, there = images * size * size * 3, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UserError(
+            f"{str(root)!r}: {images:,} images of {size} pixels take {needed / 2**30:.1f} GiB of memory, here are "
+            f"{there / 2**30:.1f}: only ImageNet with all its 1000 classes is read from disk in use"
+        )
 
 
 def _stored_size(shapes: list[tuple[int, int]]) -> int:

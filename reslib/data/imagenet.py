@@ -27,11 +27,13 @@ from .decode import (
 )
 from .draws import centre_scale, draw, first_images, permutation, split_indices
 from .folder_sets import FolderSet, load_folder_set
-from .folders import ImageList, find_root, fingerprint, index_folder
-from .sets import DataSource, ImageSet
+from .folders import index_folder
+from .image_list import ImageList, fingerprint
+from .places import find_root
+from .sets import DataSource, ImageSet, check_apart
 from .streaming import OnDisk
 
-__all__ = ["FolderBatches", "FolderSet", "batches_for", "draw", "find", "load", "load_folder_set"]
+__all__ = ["FolderBatches", "FolderSet", "batches_for", "draw", "load", "load_folder_set"]
 
 # RGB statistics of ImageNet's training images in 0..1, widely published: channel means and standard deviations, and the
 # principal components of RGB values (eigenvalues of their covariance; columns of VECTORS)
@@ -42,16 +44,11 @@ VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.
 STATISTICS_PIXELS = 1 << 24  # a small set's statistics come from about this many pixels of evenly spaced images
 
 
-def find(dataset: str, data_root: str | Path) -> Path | None:
-    """The folder of "imagenet" or "imagenette" at or below the data root, or None."""
-    try:
-        return find_root(data_root, dataset)
-    except UserError:
-        return None
+def load(dataset: str, data_root: str | Path, say=print) -> DataSource:
+    """A subset decoded into memory, ImageNet as ImageLists decoded in use. UserError if missing or broken.
 
-
-def load(dataset: str, data_root: str | Path) -> DataSource:
-    """Imagenette decoded into memory, ImageNet as ImageLists decoded in use. UserError if missing or broken."""
+    say(text) is told of images of a subset that cannot be read; those of ImageNet show in use (FolderBatches.skipped).
+    """
     root = find_root(data_root, dataset)
     if dataset == "imagenet":
         train, test = index_folder(root)
@@ -61,7 +58,9 @@ def load(dataset: str, data_root: str | Path) -> DataSource:
     origin = f"{root.name}, {data.report['size']} pixels"
     if skipped:
         origin += f", {len(skipped)} unreadable images left out: {', '.join(sorted(skipped)[:5])}"
+        say(f"note: {origin}")
     train, test = ImageSet(data.train_images, data.train_labels), ImageSet(data.test_images, data.test_labels)
+    check_apart(train, test, str(root))
     return DataSource(dataset, train, test, data.classes, data.fingerprint, origin)
 
 
@@ -127,6 +126,7 @@ class FolderBatches:
             yield self.normalise(pixels, alpha), labels
 
     def has(self, part: str) -> bool:
+        """Whether there are images of this part: "train", "val" or "test"."""
         return part in self.sets
 
     def eval_batches(
@@ -172,6 +172,8 @@ def colour_statistics(images: torch.Tensor, index: np.ndarray) -> tuple[np.ndarr
 
 class _InMemory:
     """Resizes, crops and flips each image of a batch by its own parameters, as two batched matrix products."""
+
+    ahead = 0  # batches made before they are asked for
 
     def __init__(self, recipe, source, device: torch.device):
         self.recipe, self.device = recipe, device

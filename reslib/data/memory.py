@@ -75,6 +75,11 @@ class MemoryBatches:
                 raise UserError(f"{source.name}: images of {found} pixels, expected {size, size}")
         if recipe.crop_size != size:
             raise UserError(f"crop_size {recipe.crop_size} differs from the {size} pixels of {source.name}")
+        if recipe.augmentation == "scale-crop-flip-color":
+            raise UserError(
+                f"augmentation {recipe.augmentation!r} is that of ImageNet: allowed with {source.name} are crop-flip "
+                "and none"
+            )
         self.recipe, self.device = recipe, device
         self.count = len(train)
         self.pad = size // 8 if recipe.augmentation == "crop-flip" else 0  # 4 pixels of 32
@@ -105,6 +110,7 @@ class MemoryBatches:
             yield self.batch(iteration, rank, world)
 
     def batch(self, iteration: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B / world, 3, H, W) and labels (B / world,) of one iteration: the share of process `rank`."""
         share = self.recipe.batch_size // world
         first = iteration * self.recipe.batch_size + rank * share
         draws = self._draws(first, share)
@@ -144,6 +150,7 @@ class MemoryBatches:
         return self._epochs[epoch]
 
     def has(self, part: str) -> bool:
+        """Whether there are images of this part: "train", "val" or "test"."""
         return part in self.sets
 
     def eval_batches(self, part: str, batch_size: int = 500, rank: int = 0, world: int = 1) -> Iterator[tuple]:
@@ -170,9 +177,9 @@ def normalisation(images: torch.Tensor, preprocessing: str) -> tuple[torch.Tenso
     mean = torch.zeros(images.shape[1:], dtype=torch.float64)
     square = torch.zeros(3, dtype=torch.float64)
     for chunk in images.split(2000):
-        values = chunk.double()
-        mean += values.sum(0)
-        square += values.square().mean((1, 2)).sum(0)
+        mean += chunk.float().sum(0)  # exact: 2000 * 255 is below 2**24
+        if preprocessing == "channel-std":  # takes a second
+            square += chunk.double().square().mean((1, 2)).sum(0)
     mean /= len(images)
     channel = mean.mean((0, 1))
     scale = torch.full((3,), 1 / 255, dtype=torch.float64)

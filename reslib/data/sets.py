@@ -10,6 +10,8 @@ import torch
 
 from ..errors import UserError
 
+LEAK = 0.01  # share of test images also trained on from which a test error means nothing
+
 
 @dataclass
 class ImageSet:
@@ -23,9 +25,11 @@ class ImageSet:
 
     @staticmethod
     def joined(parts: list[ImageSet]) -> ImageSet:
+        """Several sets as one, in order."""
         return ImageSet(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
 
     def take(self, indices) -> ImageSet:
+        """The images at these indices, in that order."""
         return ImageSet(self.images[indices], self.labels[indices])
 
 
@@ -73,6 +77,18 @@ def shared_images(first: ImageSet, second: ImageSet) -> int:
     """How many images of `second` are also, pixel for pixel, in `first`."""
     known = set(_hashes(first))
     return sum(mark in known for mark in _hashes(second))
+
+
+def check_apart(train: ImageSet, test: ImageSet, what: str, say=print) -> None:
+    """Raise UserError when the two sets look swapped or share more than LEAK of the test images; say(text) of fewer."""
+    if len(test) > len(train):
+        raise UserError(f"{what}: {len(train)} training and {len(test)} test images: train and test look swapped")
+    shared = shared_images(train, test)
+    if shared:
+        fault = f"{what}: {shared} of {len(test)} test images are also training images"
+        if shared > LEAK * len(test):
+            raise UserError(f"{fault}: a test error on them means nothing, allowed is at most {LEAK:.0%}")
+        say(f"note: {fault}")
 
 
 def _hashes(part: ImageSet) -> list[bytes]:

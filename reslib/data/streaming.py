@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import UserError
 from .decode import BadImage, centre_view, decode_rgb, resized_crop, scaled_size
 from .draws import centre_scale, draw
-from .folders import ImageList
+from .image_list import ImageList
 
+AHEAD = 4  # batches that each worker keeps ready
 MAX_SKIPS = 1000  # unreadable images in a row after which the whole set is taken to be unreadable
 
 
@@ -24,7 +25,13 @@ class OnDisk:
         self.lists = {"train": source.train, "val": source.train, "test": source.test}
         self.crop, self.device, self.workers, self.skipped = recipe.crop_size, device, workers, skipped
 
+    @property
+    def ahead(self) -> int:
+        """Batches that may be ready before they are asked for (in a job of one process)."""
+        return AHEAD * worker_count(self.workers, 1)
+
     def train(self, keys, world: int):
+        """Batches of training views by keys: pixels (N, 3, S, S), labels (N,), colour shifts (N, 3)."""
         for pixels, labels, bad, alpha in self._load(self.views, keys, world):
             self.skipped.update(bad)
             yield (
@@ -34,12 +41,14 @@ class OnDisk:
             )
 
     def centre(self, chunks, part: str, world: int):
+        """Batches of centre crops of a part: pixels (N, 3, S, S), labels (N,); unreadable images are left out."""
         for pixels, labels, bad in self._load(CentreViews(self.crop, self.lists[part]), chunks, world):
             self.skipped.update(bad)
             if len(labels):
                 yield self._pixels(pixels), labels.to(self.device, non_blocking=True)
 
     def whole(self, index: np.ndarray, part: str, world: int):
+        """Whole images of a part one by one: (index, pixels, label); unreadable ones are left out."""
         for i, pixels, label, bad in self._load(WholeImages(self.lists[part]), index.tolist(), world):
             self.skipped.update(bad)
             if not bad:
@@ -56,13 +65,20 @@ class OnDisk:
 
 
 def cpu_count() -> int:
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def worker_count(asked: int | None, world: int) -> int:
+    """Worker processes for one of a job's `world` processes: as asked, or one per CPU of its share, at most 16."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world)) if world > 1 else 1  # torchrun: processes on this machine
+    return min(16, max(1, cpu_count() // here)) if asked is None else asked
+
+
 def load_keys(dataset: Dataset, keys, workers: int | None, device: torch.device, world: int = 1) -> DataLoader:
-    """dataset[key] for every key in order, computed in `workers` processes (default: one per CPU, at most 16)."""
-    workers = min(16, max(1, cpu_count() // world)) if workers is None else workers
-    pinned, ahead = device.type == "cuda", 4 if workers else None
+    """dataset[key] for every key in order, computed in `workers` processes (default: see `worker_count`)."""
+    workers = worker_count(workers, world)
+    pinned, ahead = device.type == "cuda", AHEAD if workers else None
     return DataLoader(
         dataset,
         None,

@@ -80,8 +80,21 @@ def figure4(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         Line2D([], [], color=GREY, linewidth=2, label="validation error (centre crop)"),
     ]
     legend_above(fig, handles)
-    sign(fig, shown, _notes(runs, shown))
+    sign(fig, shown, " · ".join(filter(None, [_imagenet_scale(shown), _notes(runs, shown)])))
     return fig
+
+
+def _imagenet_scale(shown: pd.DataFrame) -> str:
+    """In which sizes and with how many images the nets were trained, beside the paper's."""
+    if shown.empty or not {"crop_size", "scale_range", "batch_size"} <= set(shown):
+        return ""
+    parts = []
+    for (crop, scales, batch), group in shown.groupby(["crop_size", shown["scale_range"].map(tuple), "batch_size"]):
+        text = f"crops of {crop} pixels from shorter sides {scales[0]} to {scales[1]}, batch {batch}"
+        images = group["train_images"].dropna() if "train_images" in group else []
+        parts.append(text + (f", {int(max(images)):,} training images" if len(images) else ""))
+    papers = set(shown["dataset"]) == {"imagenet"} and set(shown["crop_size"]) == {224}
+    return "; ".join(parts) + ("" if papers else " (paper: 224 from 256 to 480, batch 256, 1.28 million images)")
 
 
 def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
@@ -101,7 +114,8 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     for ax, (title, models) in zip(axes[0], panels, strict=True):
         ends.append(_panel(ax, shown, curves, [("train_error", TRAIN), ("test_error", TEST)], models))
         ax.set_title(title)
-        ax.set_ylabel("error (%)")
+        if ax is axes[0][0]:  # the other panels have the same axis; a label there would touch the line ends' labels
+            ax.set_ylabel("error (%)")
         for model in models if real else ():
             if model in paper.TABLE6 and model in set(shown["model"]):
                 row = paper.TABLE6[model]
@@ -114,7 +128,7 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     _label_ends(axes[0], ends)
     handles = [Line2D([], [], color=GREY, label="training error", **TRAIN)]
     handles.append(Line2D([], [], color=GREY, label="test error", **TEST))
-    if real:
+    if _paper_in_sight(axes[0]):  # not after a short schedule, whose errors are far from the paper's
         handles.append(Line2D([], [], color=GREY, linestyle=":", linewidth=1, label="test error, paper (Table 6)"))
     legend_above(fig, handles)
     sign(fig, shown, _notes(runs, shown))
@@ -151,7 +165,7 @@ def depth_view(runs: pd.DataFrame) -> Figure:
             ax.minorticks_off()
         ax.set_xlabel("layers")
         ax.set_ylabel(f"final {title} error (%)")
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.06 * ax.get_ylim()[1])  # room for the marks of the largest
     if handles := axes[0][0].get_legend_handles_labels()[0]:
         legend_above(fig, handles)
     several = len(chosen) and chosen.groupby("model")["seed"].nunique().max() > 1
@@ -216,6 +230,16 @@ def _label_ends(axes: np.ndarray, ends: list) -> None:
             if line.get_label() == "_end" and not low <= line.get_ydata()[0] <= high:
                 line.set_visible(False)
         end_labels(ax, labels)
+
+
+def _paper_in_sight(axes: np.ndarray) -> bool:
+    """Whether one of the paper's errors lies within the limits of its panel."""
+    return any(
+        ax.get_ylim()[0] <= line.get_ydata()[0] <= ax.get_ylim()[1]
+        for ax in axes
+        for line in ax.lines
+        if line.get_label() == "_paper"
+    )
 
 
 def _share_limits(axes: np.ndarray, shown: pd.DataFrame, paper_top: float | None) -> None:

@@ -11,6 +11,8 @@ from .. import paper
 from .style import FAMILY_NAME, colour, legend_above, marker, new_figure, say, sign, warn_synthetic
 
 LOOK = {"plain": (0, (3, 1.5)), "resnet": "-"}  # plain nets dashed, as in Figure 7
+INIT_NAME = {"he": "He", "xavier": "Xavier", "gaussian": "Gaussian"}
+KIND_NAME = {"activation": "activation (root mean square)", "gradient": "gradient of the weights (L2 norm)"}
 
 
 def figure7(responses: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure:
@@ -33,8 +35,8 @@ def figure7(responses: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure
         bottom.plot(np.arange(1, len(std) + 1), np.sort(std.values)[::-1], **look)
     for ax, order in ((top, "in layer order"), (bottom, "sorted by magnitude, largest first")):
         ax.set_xlabel(f"3x3 layer, {order}")
-        ax.set_ylabel("std of the response")
-        ax.set_ylim(bottom=0)
+        ax.set_ylabel("standard deviation")
+        ax.set_ylim(0, 1.06 * ax.get_ylim()[1])  # room for the marks of the largest
         ax.margins(x=0.01)
         if not models:
             say(ax, "no responses measured at this preset")
@@ -71,10 +73,11 @@ def gradients_figure(df: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figu
             dead = _draw_norms(ax, part)
             ax.set_yscale("log")
             if j == 0:
-                ax.set_ylabel(f"{kind} norm")
+                ax.set_ylabel(KIND_NAME[kind])
             if i == 0:
                 lines = dead.count("\n") + bool(dead)  # between the title and the panel, where no curve is
-                ax.set_title(f"{'batch norm' if batch_norm else 'no batch norm'}, {init}", pad=6 + 9 * lines)
+                title = f"{'batch norm' if batch_norm else 'no batch norm'}, {INIT_NAME.get(init, init)}"
+                ax.set_title(title, pad=6 + 9 * lines)
             if i == len(kinds) - 1:
                 ax.set_xlabel("layer (1 is next to the image)")
             if part.empty:
@@ -91,7 +94,9 @@ def gradients_figure(df: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figu
     ]  # fmt: skip
     legend_above(fig, handles, columns=max(2, int(width / 1.3)))
     first, last = df["iteration"].min(), df["iteration"].max()
-    sign(fig, runs, f"at iteration {last}" if first == last else f"thin: iteration {first}; bold: iteration {last}")
+    seeds = df["seed"].nunique() if "seed" in df else 1
+    shown = f"at iteration {last}" if first == last else f"thin: iteration {first}; bold: iteration {last}"
+    sign(fig, runs, f"{shown} · {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}, one batch each")
     _warn(fig, df, runs)
     return fig
 

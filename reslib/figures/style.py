@@ -43,10 +43,12 @@ SYNTHETIC_NOTE = "SYNTHETIC DATA: not a result about natural images"
 
 
 def colour(depth: int) -> str:
+    """The colour of a depth, the same in every figure."""
     return COLOURS.get(int(depth), "#6A3D9A")
 
 
 def marker(depth: int) -> str:
+    """The marker of a depth, the same in every figure."""
     return MARKERS.get(int(depth), "*")
 
 
@@ -87,6 +89,7 @@ def warn_synthetic(fig: Figure) -> None:
 
 
 def legend_above(fig: Figure, handles: list, columns: int = 5) -> None:
+    """One legend above all axes."""
     fig.legend(
         handles=handles, loc="outside upper center", ncols=min(len(handles), columns), frameon=False, fontsize=8.5
     )

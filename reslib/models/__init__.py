@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
-import os
-import re
 import sys
+import typing
+from pathlib import Path
 
 from torch import nn
 
 from ..errors import UserError, choose, shown
+from ..names import CIFAR_DEPTHS, family_and_depth, is_imagenet
+from ..own_network import look_in_current_folder
 from .baselines import BASELINE_RECIPES, BASELINES
 from .resnet import IMAGENET_BLOCKS, OPTIONS, ResNet, cifar_resnet, imagenet_resnet
 
-__all__ = ["BASELINES", "BASELINE_RECIPES", "ResNet", "build_model", "family_and_depth", "is_imagenet", "model_names"]
-
-CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)  # Table 6
+__all__ = [
+    "BASELINES", "BASELINE_RECIPES", "ResNet", "build_model", "family_and_depth", "is_imagenet",
+    "look_in_current_folder", "model_names",
+]  # fmt: skip
 
 
 def model_names() -> list[str]:
     """The names of the paper; any other CIFAR depth 6n+2 works as well."""
     depths = CIFAR_DEPTHS + tuple(IMAGENET_BLOCKS)
     return [f"{kind}{depth}" for kind in ("plain", "resnet") for depth in depths] + list(BASELINES)
-
-
-def family_and_depth(name: str) -> tuple[str, int]:
-    """("resnet", 20) for "resnet20", ("plain", 56) for "plain56"; other networks give (name, 0)."""
-    match = re.fullmatch(r"(plain|resnet)([1-9]\d*)", name)
-    return (match[1], int(match[2])) if match else (name, 0)
-
-
-def is_imagenet(name: str) -> bool:
-    return family_and_depth(name)[1] in IMAGENET_BLOCKS
 
 
 def build_model(name: str, num_classes: int = 10, shortcut: str | None = None, **options) -> nn.Module:
@@ -81,8 +75,9 @@ def _check_options(name: str, options: dict, accepted) -> None:
 
 def _foreign(name: str, num_classes: int, options: dict) -> nn.Module:
     module_name, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path and "" not in sys.path:  # the `reslib` script does not look in the current folder
-        sys.path.append(os.getcwd())
+    if module_name.partition(".")[0] in sys.stdlib_module_names:  # some of these run when they are imported
+        raise UserError(f"model {name!r} is of Python's own library, which has no networks")
+    look_in_current_folder()
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError, SyntaxError, TypeError) as error:
@@ -93,6 +88,8 @@ def _foreign(name: str, num_classes: int, options: dict) -> nn.Module:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):
         signature = None
+    if not _may_make_networks(factory, signature):
+        raise UserError(f"model {name!r} is neither a torch.nn.Module nor a function that makes one")
     if signature:
         if "num_classes" in signature.parameters or _accepted(factory) is None:
             options = {"num_classes": num_classes, **options}
@@ -104,3 +101,25 @@ def _foreign(name: str, num_classes: int, options: dict) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(f"model {name!r} gave a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _may_make_networks(factory, signature) -> bool:
+    """Classes of networks, functions of the user's own files, and those of libraries that say that they make networks.
+
+    Not any function of any library: a recipe from elsewhere could name one that writes files or reads a pickle.
+    """
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    if inspect.isclass(factory):
+        return issubclass(factory, nn.Module)
+    module = sys.modules.get(getattr(factory, "__module__", None) or "")
+    if module is None or inspect.isbuiltin(factory) or module.__name__.partition(".")[0] in sys.stdlib_module_names:
+        return False
+    if not {"site-packages", "dist-packages"} & set(Path(getattr(module, "__file__", None) or "").parts):
+        return True
+    try:
+        made = typing.get_type_hints(factory).get("return")
+    except Exception:  # annotations that cannot be evaluated
+        made = None
+    says_so = inspect.isclass(made) and issubclass(made, nn.Module)
+    return says_so or (signature is not None and "num_classes" in signature.parameters)

@@ -2,83 +2,219 @@
 
     python tests/chaos/harness.py --kills 100
 
-A kill comes after a random time, or in the middle of writing checkpoint, metrics, weights or summary: half of the
-temporary file is written, or it has just taken its name. After each run: the same rows, the same bits of the weights,
-no leftovers. Sessions must join without a gap. Prints one line per run; exit code 1 if anything differs.
+The process that trains keeps a journal of where it is (start, warm-up, step, evaluation, checkpoint, log, end, weights,
+summary), so that every death is counted where it struck. A kill is one of three: SIGKILL at a random moment inside a
+chosen phase; SIGKILL when half of a file is written, or just after it took its name; SIGKILL at any time at all.
+Nothing may be lost beyond the steps since the last checkpoint; in the end there must be the same rows and the same bits
+of the weights, and no leftovers. Prints one line per run; exit code 1 if anything differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from training import QUIET, processes, rows_of, silent, tiny, weights_of  # noqa: E402
 
+from reslib import engine, outcome  # noqa: E402
+from reslib import train as loop  # noqa: E402
 from reslib.runs import Run, read_json  # noqa: E402
 from reslib.train import Execution, train  # noqa: E402
 
-FILES = ("checkpoint.pt", "metrics.csv", "weights.safetensors", "summary.json", "recipe.json")
-SHARP = Execution(device="cpu", deterministic=True, checkpoint_seconds=0.0)
+PHASES = ("start", "warm-up", "step", "evaluation", "checkpoint", "log", "weights", "summary")
+FILES = ("recipe.json", "checkpoint.pt", "metrics.csv", "weights.safetensors", "summary.json")
+INTERVALS = (0.0, 60.0)  # seconds between checkpoints: one after every step, or after evaluations alone
 RECIPES = (
     tiny(iterations=30, options="dropout=0.5", val_size=10),
     tiny(iterations=24, accumulation=2, warmup_lr=0.01, warmup_window=5, lr_drops=(0.3, 0.6)),
 )
 
 
-def victim(recipe, runs_dir, target="", countdown=0, after=False):
-    """Train; with a target, die by SIGKILL at the countdown-th time that this file is replaced."""
-    replace, seen = os.replace, 0
+@dataclass(frozen=True)
+class Plan:
+    """How one process is to die: in the `count`-th visit of a phase, at the `count`-th writing of a file, or whenever.
 
-    def deadly(source, destination):
-        nonlocal seen
-        if Path(destination).name == target:
-            seen += 1
-            if seen == countdown:
-                if after:
-                    replace(source, destination)
-                else:
-                    os.truncate(source, os.path.getsize(source) // 2)
+    moment: 0 to 1, when within the phase, as a share of what the phase usually takes.
+    """
+
+    phase: str = ""
+    file: str = ""
+    count: int = 1
+    moment: float = 0.0
+    half: bool = True  # of a file: half of it is written under its temporary name; else it has just taken its name
+    after: float = 0.0  # seconds, when neither phase nor file is given
+
+
+def any_plan(chance: random.Random, number: int) -> Plan:
+    """Phases and files in turn, the moment by chance; a fifth of the kills at any time."""
+    kinds = [*PHASES, *FILES[:2], "", "", "", *FILES[2:]]
+    kind = kinds[number % len(kinds)]
+    late = kind in ("weights", "summary", "start", "weights.safetensors", "summary.json", "recipe.json")
+    most = 1 if late else 3 if kind == "warm-up" else 6  # the warm-up is soon over
+    plan = {"count": chance.randint(1, most), "moment": chance.random(), "half": chance.random() < 0.5}
+    where = {"phase": kind} if kind in PHASES else {"file": kind}
+    return Plan(**plan, **where, after=chance.uniform(0.0, 0.8))
+
+
+# --- The victim ------------------------------------------------------------------------------------------------------
+
+
+class Witness:
+    """Follows the training from inside: writes the journal, and kills where the plan says."""
+
+    def __init__(self, journal: Path, plan: Plan):
+        self.file = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)  # unbuffered: it survives the kill
+        self.plan, self.visits, self.seconds, self.warming_up = plan, Counter(), {}, False
+
+    def note(self, text: str) -> None:
+        os.write(self.file, f"{text}\n".encode())
+
+    @contextlib.contextmanager
+    def inside(self, phase: str):
+        self.note(f"> {phase}")
+        self.visits[phase] += 1
+        killer, begun = None, time.perf_counter()
+        if phase == self.plan.phase and self.visits[phase] == self.plan.count:
+            delay = self.plan.moment * self.seconds.get(phase, 0.002)
+            killer = threading.Thread(target=lambda: (time.sleep(delay), os.kill(os.getpid(), signal.SIGKILL)))
+            killer.start()
+        yield
+        self.seconds[phase] = time.perf_counter() - begun
+        if killer:
+            killer.join()  # the phase was shorter than usual: it ends here all the same
+        self.note(f"< {phase}")
+
+    def watch(self, owner, name: str, phase, told=None) -> None:
+        """Replace a function by one that tells when it is entered and left; phase: its name or what gives it."""
+        function = getattr(owner, name)
+
+        def watched(*arguments, **options):
+            with self.inside(phase if isinstance(phase, str) else phase()):
+                result = function(*arguments, **options)
+                if told:
+                    self.note(told(result, *arguments))
+            return result
+
+        setattr(owner, name, watched)
+
+    def watch_everything(self) -> None:
+        rate = loop.learning_rate
+
+        def learning_rate(recipe, iteration, warming_up, history):
+            self.warming_up = warming_up
+            return rate(recipe, iteration, warming_up, history)
+
+        loop.learning_rate = learning_rate
+        self.watch(loop, "prepare", "start", lambda job, *_: f"begun {job.state.iteration}")
+        self.watch(engine.Step, "__call__", lambda: "warm-up" if self.warming_up else "step", _done)
+        self.watch(loop, "evaluate", "evaluation")
+        self.watch(loop, "save", "checkpoint", lambda _, job: f"saved {job.state.iteration}")
+        self.watch(loop, "finish", "end")
+        self.watch(Run, "write_metrics", "log")
+        self.watch(outcome, "write_weights", "weights")
+        self.watch(Run, "finish", "summary")
+        rename = os.replace
+
+        def deadly(source, destination):
+            name = Path(destination).name
+            self.visits[name] += 1
+            strikes = name == self.plan.file and self.visits[name] == self.plan.count
+            if strikes and self.plan.half:
+                os.truncate(source, os.path.getsize(source) // 2)
+            if not strikes or not self.plan.half:
+                rename(source, destination)
+            if strikes:
+                self.note(f"{'half of' if self.plan.half else 'just after'} {name}")
                 os.kill(os.getpid(), signal.SIGKILL)
-        replace(source, destination)
 
-    if target:
         os.replace = deadly
-    train(recipe, runs_dir, execution=SHARP, say=silent)
 
 
-def torture(context, recipe, runs_dir: Path, chance: random.Random, kills: int) -> dict[str, int]:
-    """Kill the training of one recipe `kills` times at most, then let it end; how often it died of what."""
-    deaths = {}
-    for attempt in range(kills + 1):
-        target, arguments = "", ()
-        if attempt < kills and chance.random() < 0.6:
-            target = chance.choice(FILES)
-            countdown = chance.randint(1, 6) if target in FILES[:2] else 1
-            arguments = (target, countdown, chance.random() < 0.5)
-        process = context.Process(target=victim, args=(recipe, str(runs_dir), *arguments))
+def _done(result, step, x, y, iteration) -> str:
+    return f"done {iteration + 1}"
+
+
+def victim(recipe, runs_dir, journal: Path, plan: Plan, interval: float):
+    Witness(journal, plan).watch_everything()
+    train(recipe, runs_dir, execution=Execution("cpu", deterministic=True, checkpoint_seconds=interval), say=silent)
+
+
+# --- What the journal tells -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Life:
+    """One process, from its journal."""
+
+    where: str = ""  # at its end: the innermost phase, the file it was writing, or ""
+    begun: int | None = None  # iteration it continued from
+    saved: int = 0  # iteration of its last whole checkpoint
+    done: int = 0  # iterations trained
+
+
+def life(journal: Path, saved: int) -> Life:
+    """saved: the last checkpoint of the process before."""
+    found, stack = Life(saved=saved), []
+    for line in journal.read_text().splitlines() if journal.exists() else ():
+        word, _, rest = line.partition(" ")
+        if word == ">":
+            stack.append(rest)
+        elif word == "<":
+            stack.pop()
+        elif word in ("begun", "saved", "done"):
+            setattr(found, word, int(rest))
+        else:
+            found.where = line
+    found.where = found.where or (stack[-1] if stack else "between" if found.begun is not None else "before the start")
+    return found
+
+
+def torture(context, recipe, runs_dir: Path, chance: random.Random, kills: int, first: int) -> tuple[Counter, list]:
+    """Kill the training of one recipe `kills` times at most, then let it end: (deaths by place, faults)."""
+    deaths, faults, before = Counter(), [], None
+    for attempt in range(4 * kills + 1):
+        last = sum(deaths.values()) >= kills
+        plan = Plan() if last else any_plan(chance, first + attempt)
+        if plan.phase == "warm-up" and not recipe.warmup_lr:
+            plan = replace(plan, phase="step")
+        journal = runs_dir.with_name(f"{runs_dir.name}-{attempt}.journal")
+        interval = chance.choice(INTERVALS)
+        process = context.Process(target=victim, args=(recipe, str(runs_dir), journal, plan, interval))
         process.start()
-        if attempt < kills and not target:
-            time.sleep(chance.uniform(0.0, 0.8))
+        if not (plan.phase or plan.file or last):
+            process.join(plan.after)
             process.kill()
         process.join(300)
         assert process.exitcode in (0, -signal.SIGKILL), f"exit code {process.exitcode}"
+        now = life(journal, before.saved if before else 0)
+        if now.begun is not None and before and now.begun < before.saved:
+            faults.append(f"continued at {now.begun}, a checkpoint of {before.saved} was written")
+        if now.begun is not None and before and now.begun > max(before.done, before.saved):
+            faults.append(f"continued at {now.begun}, only {before.done} iterations were trained")
+        if now.begun is not None:
+            now.saved, now.done = max(now.saved, now.begun), max(now.done, now.begun)
+            before = now
         if process.exitcode:
-            deaths[target or "time"] = deaths.get(target or "time", 0) + 1
+            deaths[now.where] += 1
         elif Run(runs_dir, recipe).ended:
             break
-    return deaths
+    return deaths, faults
 
 
-def faults(recipe, runs_dir: Path, whole: Path) -> list[str]:
+def differences(recipe, runs_dir: Path, whole: Path) -> list[str]:
     """What differs between the tortured run and the one left alone."""
     run, found = Run(runs_dir, recipe), []
     if not run.ended:
@@ -101,10 +237,10 @@ def faults(recipe, runs_dir: Path, whole: Path) -> list[str]:
     return found
 
 
-def chaos(kills: int, seed: int, folder: Path, say=print) -> tuple[int, dict[str, int], list[str]]:
-    """Torture runs until `kills` kills have struck: (runs, deaths by kind, faults)."""
+def chaos(kills: int, seed: int, folder: Path, say=print) -> tuple[int, Counter, list[str]]:
+    """Torture runs until `kills` kills have struck: (runs, deaths by place, faults)."""
     context, chance = processes(), random.Random(seed)
-    deaths, found, runs = {}, [], 0
+    deaths, found, runs = Counter(), [], 0
     for number, recipe in enumerate(RECIPES):
         reference = context.Process(target=train, args=(recipe, folder / f"whole{number}", None, "", QUIET, silent))
         reference.start()
@@ -113,12 +249,13 @@ def chaos(kills: int, seed: int, folder: Path, say=print) -> tuple[int, dict[str
     while sum(deaths.values()) < kills:
         number = runs % len(RECIPES)
         recipe, runs_dir = RECIPES[number], folder / f"run{runs}"
-        struck = torture(context, recipe, runs_dir, chance, min(8, kills - sum(deaths.values())))
-        wrong = faults(recipe, runs_dir, folder / f"whole{number}")
-        for kind, count in struck.items():
-            deaths[kind] = deaths.get(kind, 0) + count
+        todo = min(8, kills - sum(deaths.values()))
+        struck, wrong = torture(context, recipe, runs_dir, chance, todo, first=8 * (runs // len(RECIPES)))
+        wrong += differences(recipe, runs_dir, folder / f"whole{number}")
+        deaths += struck
         found += [f"run {runs}: {fault}" for fault in wrong]
-        say(f"run {runs}: killed {struck or 'never'}: {'; '.join(wrong) or 'same rows, same weights'}")
+        listed = ", ".join(f"{n} {where}" for where, n in sorted(struck.items()))
+        say(f"run {runs}: killed {listed or 'never'}: {'; '.join(wrong) or 'same rows, same weights'}")
         runs += 1
         if not wrong:
             shutil.rmtree(runs_dir)
@@ -132,7 +269,9 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         runs, deaths, found = chaos(arguments.kills, arguments.seed, Path(folder))
-    print(f"{sum(deaths.values())} kills in {runs} runs ({deaths}): {len(found)} faults")
+    for where, count in sorted(deaths.items(), key=lambda item: -item[1]):
+        print(f"  {count:>3} {where}")
+    print(f"{sum(deaths.values())} kills in {runs} runs: {len(found)} faults")
     return 1 if found else 0
 
 

@@ -1,0 +1,206 @@
+"""The benchmark's records as frames: what the notebook `speed` draws."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from ..errors import UserError
+from ..runs import read_json
+from ..tune import MARGIN
+from .report import PARTS
+
+COMMITTED = Path(__file__).resolve().parent.parent.parent / "results" / "bench"  # of the checkout
+
+
+def load_records(*folders: Path) -> list[dict]:
+    """The records of `reslib bench` in these folders, each once, oldest first. Raises UserError for a damaged one."""
+    files = {path.resolve() for folder in folders for path in Path(folder).glob("[!.]*.json")}
+    records = []
+    for path in sorted(files):
+        record = read_json(path)
+        if missing := {"date", "environment", "comparisons", "scaling"} - set(record):
+            raise UserError(f"{path} is no record of `reslib bench`: {', '.join(sorted(missing))} missing")
+        records.append(record | {"file": path.name})
+    return sorted(records, key=lambda r: r["date"])
+
+
+def hardware(record: dict) -> str:
+    """The device without its number of threads."""
+    return re.sub(r" \(\d+ threads?\)$", "", record["environment"]["device_name"])
+
+
+def comparisons(records: list[dict]) -> pd.DataFrame:
+    """A row per record, network, batch size and contender."""
+    rows = []
+    for record in records:
+        for number, part in enumerate(record["comparisons"]):
+            for row in part["contenders"]:
+                turns = row["images_per_second_turns"]
+                memory = (row.get("peak_memory_mib") or {}).values()
+                rows.append(
+                    {
+                        "file": record["file"],
+                        "comparison": f"{record['file']}#{number}",
+                        "device": hardware(record),
+                        "kind": record["environment"]["device"],
+                        "date": record["date"],
+                        "load": record["load"],
+                        "torch": record["environment"]["torch"],
+                        "commit": record["environment"]["commit"][:10],
+                        "dataset": record["dataset"],
+                        "model": part["model"],
+                        "batch_size": part["batch_size"],
+                        **{k: row[k] for k in ("contender", "what", "precision", "images_per_second", "ratio")},
+                        **{k: row[k] for k in ("ratio_low", "ratio_high", "setup_seconds", "share_of_matrix_rate")},
+                        "low": min(turns),
+                        "high": max(turns),
+                        "bf16_rate": part["machine"]["bf16_multiply_adds_per_second"]
+                        / part["machine"]["fp32_multiply_adds_per_second"],
+                        "hours_to_64k": row["seconds_to_the_end_of_64k"] / 3600,
+                        "peak_memory_mib": max(memory, default=None),
+                        **{f"{name} (ms)": 1000 * row["parts"].get(name, 0.0) for name in PARTS},
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def latest(frame: pd.DataFrame, *contenders: str) -> pd.DataFrame:
+    """Per device, network and batch size the rows of the last comparison in which all of these contenders ran."""
+    kept = []
+    for _, group in frame.groupby(["device", "model", "batch_size"], sort=False) if len(frame) else ():
+        having = [
+            rows for _, rows in group.groupby("comparison", sort=False) if set(contenders) <= set(rows["contender"])
+        ]
+        kept += having[-1:]
+    return pd.concat(kept, ignore_index=True) if kept else frame.iloc[:0]
+
+
+BF16_FULL_RATE = 1.5  # of the fp32 rate of matrix products: from there on bf16 counts as running at full rate
+CPU_GOALS = {True: {"resnet20": 3.0, "resnet56": 2.5}, False: {"resnet20": 1.8, "resnet56": 1.5}}  # bf16 at full rate?
+CUDA_GOALS = {"resnet20": (10.0, 3.0), "resnet110": (8.0, 12.0), "resnet1202": (None, 90.0)}  # ratio; minutes to 64k
+SHARE_GOAL, START_GOAL = 0.6, 60.0  # of the matrix rate, ResNet-20; seconds of setting up on a GPU
+
+
+def goals(frame: pd.DataFrame) -> pd.DataFrame:
+    """What was aimed at and what the records say; a device kind without a record is named as not measured."""
+    rows, frame = [], latest(frame, "usual", "fast")
+
+    def row(device, model, goal, measured, reached):
+        verdict = {None: "not measured", True: "reached", False: "missed"}[reached]
+        rows.append({"hardware": device, "network": model, "goal": goal, "measured": measured, "verdict": verdict})
+
+    for (device, kind, model), group in frame.groupby(["device", "kind", "model"], sort=False) if len(frame) else ():
+        fast, rates = group[group["contender"] == "fast"].iloc[0], group.set_index("contender")["images_per_second"]
+        minutes, ratio = 60 * fast["hours_to_64k"], fast["ratio"]
+        least, limit = CUDA_GOALS.get(model, (None, None)) if kind == "cuda" else (None, None)
+        if kind == "cpu":
+            least = CPU_GOALS[bool(fast["bf16_rate"] >= BF16_FULL_RATE)].get(model)
+        if least:
+            row(device, model, f"at least {least:g}x the usual loop", f"{ratio:.2f}x", bool(ratio >= least))
+        if limit:
+            row(device, model, f"64k iterations in {limit:g} minutes", f"{minutes:.1f} minutes", bool(minutes < limit))
+            start = fast["setup_seconds"]
+            row(device, model, f"set up in {START_GOAL:g} s", f"{start:.1f} s", bool(start < START_GOAL))
+        if kind == "cpu" and model == "resnet20":
+            share = fast["share_of_matrix_rate"]
+            row(device, model, f"{SHARE_GOAL:.0%} of the matrix rate", f"{share:.0%}", bool(share >= SHARE_GOAL))
+        if kind == "cpu" and "fp32" in rates:
+            against = rates["fast"] / rates["fp32"]
+            row(device, model, "not slower than eager fp32", f"{against:.2f}x", bool(against >= 1 / MARGIN))
+    if "cuda" not in set(frame["kind"] if len(frame) else ()):
+        for model, (least, limit) in CUDA_GOALS.items():
+            aim = f"at least {least:g}x the usual loop; " if least else ""
+            row("a CUDA GPU", model, f"{aim}64k iterations in {limit:g} minutes", "", None)
+    return pd.DataFrame(rows)
+
+
+def scaling(records: list[dict]) -> pd.DataFrame:
+    """A row per point of `--scaling`; of points measured again on one device the last."""
+    rows = []
+    for record in records:
+        for point in record["scaling"]:
+            memory = (point.get("peak_memory_mib") or {}).values()
+            turns = point.get("images_per_second_turns") or [None]
+            rows.append(
+                {
+                    "device": hardware(record),
+                    **{k: point.get(k) for k in ("axis", "value", "model", "batch_size", "width", "precision")},
+                    "images_per_second": point.get("images_per_second"),
+                    "low": min(turns),
+                    "high": max(turns),
+                    "peak_memory_mib": max(memory, default=None),
+                    "failed": point.get("failed", ""),
+                }
+            )
+    frame = pd.DataFrame(rows)
+    return frame.drop_duplicates(["device", "axis", "value"], keep="last") if rows else frame
+
+
+def seeds(records: list[dict]) -> pd.DataFrame:
+    """A row per way of training several seeds at once."""
+    rows = [
+        {
+            "device": hardware(record),
+            **{k: part[k] for k in ("model", "batch_size", "seeds", "precision", "processes_at_once")},
+            "way": way,
+            "images_per_second": rate,
+            "cost_in_runs": part["cost_in_runs"][way],
+        }
+        for record in records
+        for part in record.get("seeds", [])
+        for way, rate in part["images_per_second"].items()
+    ]
+    return pd.DataFrame(rows)
+
+
+TRIED = {  # contender: (what, what was expected of it before it was measured, what became of it)
+    "contiguous": (
+        "NCHW instead of channels-last",
+        "slower: oneDNN works on blocks of channels and has to reorder at every layer that is not a convolution",
+        "measured anew on every processor (tune.py); channels-last unless it loses",
+    ),
+    "freed": (
+        "memory given back to the system after every step",
+        "an eighth slower in fp32: each step's activations are mapped and zeroed anew, page by page",
+        "dropped; glibc is told to keep memory (tune.py)",
+    ),
+    "bf16": (
+        "bf16 autocast",
+        "twice as fast by the processor's flags",
+        "measured on every processor; kept only where it wins",
+    ),
+    "blocks": (
+        "torch.compile of each residual block: a compilation per shape, not per layer",
+        "as fast as compiling the whole net, at a fraction of the compile time",
+        "dropped on processors; see the text",
+    ),
+    "compiled": (
+        "torch.compile of the whole net with its loss",
+        "a third faster: batch norm, ReLU and addition are fused",
+        "kept where a trial on the network itself wins and the run is long enough",
+    ),
+}
+
+
+def tried(records: list[dict]) -> pd.DataFrame:
+    """What was tried beside the eager step: predicted, measured (from the records), and what became of it."""
+    rows = []
+    frame = latest(comparisons(records), "eager", "contiguous")
+    for (device, model), group in frame.groupby(["device", "model"], sort=False) if len(frame) else ():
+        speeds = group.set_index("contender")["images_per_second"]
+        for name, (what, expected, became) in TRIED.items():
+            if name in speeds:
+                rows.append(
+                    {
+                        "tried": what,
+                        "predicted": expected,
+                        "network": model,
+                        "measured, of eager": speeds[name] / speeds["eager"],
+                        "kept?": became,
+                        "hardware": device,
+                    }
+                )
+    return pd.DataFrame(rows)

@@ -1,0 +1,279 @@
+"""torch.compile of a training step on a processor: tried on the network itself, and kept only where it wins.
+
+Compiling takes from ten seconds to minutes and gains from nothing to a third of the time, more on shallow nets than on
+deep ones, so neither flags nor a small probe can tell. A run that is long enough compiles its own forward and backward
+pass, compares both ways in turn, keeps the faster one, and remembers the answer beside the cache of tune.py.
+Nothing of a trial stays: weights, statistics, gradients and random state are as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .engine import Step
+from .errors import UserError
+from .files import write_json
+from .numerics import autocast
+from .tune import LONG, MARGIN, TRIALS, Choice, cache_file, cores, machine_key
+
+PAYS_AFTER = 20.0  # times as long as the compilation must the rest of the run be
+SECONDS_PER_LAYER = 2.0  # of a compilation, until one has been timed here
+TOLERANCE = {"fp32": 0.01, "bf16": 0.1}  # of loss and gradient, relative: how far the compiled pass may be off
+ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Seconds of one forward and backward pass of a network both ways, and what compiling took."""
+
+    eager: float
+    compiled: float | None  # None: it could not be compiled, or computed something else
+    compile_seconds: float
+    layers: int
+
+    @property
+    def wins(self) -> bool:
+        """Whether compiled is faster by more than the margin."""
+        return self.compiled is not None and self.compiled * MARGIN < self.eager
+
+    def __str__(self) -> str:
+        other = "none" if self.compiled is None else f"{1000 * self.compiled:.0f} ms"
+        return (
+            f"a pass takes {1000 * self.eager:.0f} ms eager, {other} compiled; compilation {self.compile_seconds:.0f} s"
+        )
+
+
+class CompiledLoss:
+    """`loss(x, y, progress)` through torch.compile; eager for good, said once, when compiling fails."""
+
+    def __init__(self, loss, say=print):
+        self.eager, self.say = loss, say
+        self.reason = cannot_compile()
+        self.call, self.proved = loss, bool(self.reason)
+        if self.reason:
+            say(f"not compiled: {self.reason}")
+        else:  # the random numbers of dropout are those of the eager step
+            self.call = torch.compile(loss, dynamic=False, options={"fallback_random": True})
+
+    def __call__(self, x, y, progress):
+        if self.proved:
+            return self.call(x, y, progress)
+        try:
+            result = self.call(x, y, progress)
+        except Exception as error:  # compilers fail in many ways; a real error shows again in eager mode
+            self.reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            self.say(f"not compiled: {self.reason}")
+            self.call = self.eager
+            result = self.eager(x, y, progress)
+        self.proved = True
+        return result
+
+
+@cache
+def cannot_compile() -> str:
+    """Why torch.compile will not work here for the processor; empty if nothing speaks against it."""
+    compiler = os.environ.get("CXX")
+    names = [compiler] if compiler else ["g++", "clang++", "cl"]
+    if not any(shutil.which(name) for name in names):
+        return f"no C++ compiler ({', '.join(names)}) is installed"
+    return ""
+
+
+def accelerate(
+    step: Step, chosen: Choice, batch, left: int, limit: float | None = None, before=None, say=print
+) -> dict:
+    """Give a step on the processor the chosen threads and, where it pays, compiled passes; what was done, as evidence.
+
+    batch: () -> (x, y) of a step. left: steps still to go; limit: seconds, at most, that this process will train.
+    before: the evidence of the session that the run continues: the same threads and kind of step give the same bits.
+    """
+    if before and not chosen.pinned and before["threads"] <= cores():
+        chosen = dataclasses.replace(chosen, threads=before["threads"])
+    if chosen.threads != torch.get_num_threads():
+        torch.set_num_threads(chosen.threads)
+    begun = time.perf_counter()
+    compiled, why = _decide(step, chosen, batch, left, limit, before, say)
+    if compiled is not None:
+        step.loss, step.way = compiled, "compiled"
+    evidence = {"threads": chosen.threads, "layout": chosen.layout, "compiled": compiled is not None, "why": why}
+    evidence["set_up_seconds"] = round(time.perf_counter() - begun, 2)
+    if changed := [name for name in ("threads", "layout", "compiled") if before and before[name] != evidence[name]]:
+        was = ", ".join(f"{name} {before[name]}" for name in changed)
+        say(f"note: it was begun with {was}; continued otherwise, its bits are not those of an undisturbed run")
+    return evidence
+
+
+def describe(precision: str, evidence: dict) -> str:
+    """The evidence in one line for the user."""
+    threads = f"{evidence['threads']} thread{'s' * (evidence['threads'] > 1)}"
+    way = "compiled" if evidence["compiled"] else "not compiled"
+    return f"{precision}, {evidence['layout']}, {threads}, {way} ({evidence['why']})"
+
+
+def _decide(step, chosen, batch, left, limit, before, say) -> tuple[CompiledLoss | None, str]:
+    """The compiled loss to train with, or None, and why."""
+    if chosen.compile is False:
+        reasons = {"given": "as RESLIB_TUNE says", "default": "short or deterministic"}
+        return None, reasons.get(chosen.origin, "as asked for")
+    if reason := unsuitable(step):
+        return None, reason
+    if chosen.compile is None and before is not None and not before["compiled"]:
+        return None, "as the run was begun"
+    sure = bool(chosen.compile or (before and before["compiled"]))
+    if reason := cannot_compile():
+        if sure:
+            say(f"not compiled: {reason}")
+        return None, reason
+    x, y = batch()
+    x, y = x[: len(x) // step.parts], y[: len(y) // step.parts]
+    key = network_key(step, x, chosen)
+    known = None if sure else known_trials().get(key)
+    if known and not known.wins:
+        return None, f"measured before: {known}"
+    passes = Passes(step, x, y)
+    if not sure:
+        expected = known.compile_seconds if known else expected_seconds(step)
+        rest = left * min(passes.seconds(step.loss) for _ in range(2))
+        if left < LONG or (rest if limit is None else min(rest, limit)) < PAYS_AFTER * expected:
+            return None, f"too short to win back about {expected:.0f} s of compilation"
+        if known is None:
+            say(f"compiling the step to see whether that is faster, about {expected:.0f} s ...")
+            loss, trial = try_compiled(passes, say)
+            remember(key, trial)
+            return (loss if trial.wins else None), str(trial)
+    loss = CompiledLoss(step.loss, say)
+    passes.seconds(loss)  # compiles
+    if loss.reason:
+        return None, loss.reason
+    if chosen.compile:
+        return loss, "as RESLIB_TUNE says" if chosen.origin == "given" else "as asked for"
+    return loss, f"measured before: {known}" if known else "as the run was begun"
+
+
+def unsuitable(step: Step) -> str:
+    """Why this step is not compiled whatever a measurement would say; empty if nothing speaks against it."""
+    if type(step) is not Step or step.device.type != "cpu":
+        return "not a plain step on the processor"
+    if step.group.world > 1:
+        return "one of several processes"
+    if not type(step.model).__module__.startswith("reslib.") and not getattr(step.model, "compilable", False):
+        # torch.compile would freeze numbers that a forward pass draws or counts in Python, without a word
+        return "a network of one's own without `compilable = True`"
+    if getattr(step.model, "activation_checkpointing", False):
+        return "activation checkpointing"
+    return ""
+
+
+class Passes:
+    """Forward and backward passes of a step's network on one batch, that leave no trace in it."""
+
+    def __init__(self, step: Step, x, y):
+        self.step, self.x, self.y = step, x.contiguous(memory_format=step.layout), y
+
+    def seconds(self, loss) -> float:
+        """Seconds of one forward and backward pass."""
+        return self.run(loss)[0]
+
+    def run(self, loss) -> tuple[float, float, list[torch.Tensor]]:
+        """(seconds, loss, gradients) of one pass through `loss`."""
+        step, state = self.step, torch.get_rng_state()
+        kept = [b.clone() for b in step.model.buffers()]
+        try:
+            torch.manual_seed(0)
+            begun = time.perf_counter()
+            with autocast(step.device, step.precision):
+                value, _ = loss(self.x, self.y, step.progress)
+            value.backward()
+            taken = time.perf_counter() - begun
+            gradients = [p.grad for p in step.model.parameters() if p.grad is not None]
+        finally:
+            step.optimizer.zero_grad(set_to_none=True)
+            torch.set_rng_state(state)
+            with torch.no_grad():
+                for buffer, old in zip(step.model.buffers(), kept, strict=True):
+                    buffer.copy_(old)
+        return taken, float(value.detach()), gradients
+
+
+def try_compiled(passes: Passes, say=print, rounds: int = ROUNDS) -> tuple[CompiledLoss | None, Trial]:
+    """Compile these passes and compare them with the eager ones, in results and in time, in turn."""
+    step = passes.step
+    loss = CompiledLoss(step.loss, say)
+    layers = layers_of(step.model)
+    begun = time.perf_counter()
+    theirs = passes.run(loss)
+    compile_seconds = time.perf_counter() - begun
+    mine = passes.run(step.loss)
+    if loss.reason or (off := difference(mine, theirs)) > TOLERANCE[step.precision]:
+        if not loss.reason:
+            say(f"not compiled: loss or gradient would be off by {100 * off:.1f}%")
+        return None, Trial(mine[0], None, compile_seconds, layers)
+    eager, compiled = [], []
+    for _ in range(rounds):
+        eager.append(passes.seconds(step.loss))
+        compiled.append(passes.seconds(loss))
+    return loss, Trial(min(eager), min(compiled), compile_seconds, layers)
+
+
+def difference(mine, theirs) -> float:
+    """The larger of the relative differences of two passes' losses and gradients."""
+    (_, value, gradients), (_, other, others) = mine, theirs
+    if len(gradients) != len(others):
+        return float("inf")
+    off = sum((g - o).double().square().sum() for g, o in zip(gradients, others, strict=True))
+    size = sum(g.double().square().sum() for g in gradients)
+    return max(abs(value - other) / max(abs(value), 1e-9), float((off / size.clamp(min=1e-18)).sqrt()))
+
+
+def layers_of(model: nn.Module) -> int:
+    """Convolutions and fully connected layers of a network."""
+    return sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules())
+
+
+def expected_seconds(step: Step) -> float:
+    """What compiling this step will take, by the compilations timed on this machine."""
+    rates = [t.compile_seconds / t.layers for t in known_trials().values() if t.layers]
+    return layers_of(step.model) * max(rates, default=SECONDS_PER_LAYER)
+
+
+def network_key(step: Step, x, chosen: Choice) -> str:
+    """What a trial is remembered under: network, shape of a batch, precision, layout and threads."""
+    r = step.recipe
+    shape = "x".join(map(str, x.shape))
+    return f"{r.model} {r.options} {r.shortcut} | {shape} | {step.precision} {chosen.layout} {chosen.threads} threads"
+
+
+def trials_file() -> Path:
+    """Beside the cache of tune.py."""
+    return cache_file().with_name(TRIALS)
+
+
+def known_trials() -> dict[str, Trial]:
+    """network_key -> Trial of this machine; a damaged file counts as empty."""
+    try:
+        entries = json.loads(trials_file().read_text())[machine_key()]
+        return {key: Trial(**entry) for key, entry in entries.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def remember(key: str, trial: Trial) -> None:
+    """Keep a trial for this machine; a cache that cannot be written is no error."""
+    with contextlib.suppress(UserError):  # a cache that cannot be written costs a compilation per run
+        mine = {k: dataclasses.asdict(t) for k, t in (known_trials() | {key: trial}).items()}
+        try:
+            machines = dict(json.loads(trials_file().read_text()))
+        except (OSError, ValueError, TypeError):
+            machines = {}
+        write_json(trials_file(), machines | {machine_key(): mine})

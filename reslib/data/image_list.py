@@ -1,0 +1,98 @@
+"""Encoded images on disk with their labels, whatever the layout: what finding them gives and decoding takes."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+
+VAL_NAMES = ("val", "validation")
+LAYOUTS = (
+    "train/<class>/* and val/<class>/*, train/<class>/* and val/* with the ILSVRC2012 devkit, "
+    "or train*.parquet and validation*.parquet"
+)
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Encoded images on disk with their labels. `names` are bytes: a million Python strings would be copied per worker.
+
+    With `blob`, images lie one after another in that file, image i in bytes offsets[i] to offsets[i + 1].
+    """
+
+    root: str
+    names: np.ndarray  # (N,) bytes, path relative to root
+    labels: np.ndarray  # (N,) int64
+    classes: tuple[str, ...]
+    blob: str = ""
+    offsets: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, i: int) -> str:
+        """The i-th image's path below the root."""
+        return os.fsdecode(self.names[i])
+
+    def read(self, i: int) -> bytes:
+        """The encoded bytes of image i; empty if the file cannot be read, which decoding then reports."""
+        try:
+            if not self.blob:
+                return Path(self.root, self.name(i)).read_bytes()
+            with open(self.blob, "rb") as file:
+                file.seek(int(self.offsets[i]))
+                return file.read(int(self.offsets[i + 1] - self.offsets[i]))
+        except OSError:
+            return b""
+
+    def sizes(self) -> np.ndarray:
+        """Encoded size of every image in bytes."""
+        if self.blob:
+            return np.diff(self.offsets)
+        with ThreadPoolExecutor(8) as pool:
+            paths = (Path(self.root, os.fsdecode(n)) for n in self.names)
+            return np.fromiter(pool.map(lambda p: p.stat().st_size, paths), np.int64, len(self))
+
+
+def fingerprint(train: ImageList, val: ImageList, contents: dict[str, np.ndarray] | None = None) -> str:
+    """Sixteen hexadecimal digits for file names, labels, sizes and, where given, a checksum of every image's bytes."""
+    digest = hashlib.sha256()
+    for split, images in (("train", train), ("val", val)):
+        for part in ("\n".join(images.classes).encode(), b"\0".join(images.names.tolist()), images.labels.tobytes()):
+            digest.update(len(part).to_bytes(8, "little") + part)
+        digest.update(images.sizes().astype("<i8").tobytes())
+        if contents is not None:
+            digest.update(contents[split].astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder(beside: Path) -> Path:
+    """A writable folder for derived files: beside the data, else the user's cache, else the temporary folder."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reslib"
+    for folder in (beside / ".reslib-cache", user, Path(tempfile.gettempdir()) / f"reslib-cache-{getpass.getuser()}"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    raise UserError(
+        f"no writable folder for decoded images: tried beside {str(beside)!r}, {user} and the temporary one"
+    )
+
+
+def check_same_classes(root: Path, train: tuple[str, ...], val: tuple[str, ...]) -> None:
+    """Raise UserError naming the classes that only one of the two splits has."""
+    only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
+    if only_train or only_val:
+        shown = [f"only in {where}: {', '.join(c[:5])}" for where, c in (("train", only_train), ("val", only_val)) if c]
+        count = len(only_train) + len(only_val)
+        raise UserError(f"train and val of {str(root)!r} differ in {count} classes; {'; '.join(shown)}")

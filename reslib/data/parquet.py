@@ -1,0 +1,116 @@
+"""ImageNet-style sets in Parquet files, in the Hugging Face layout: `image` struct with `bytes`, and `label`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from ..files import alone, whole_file
+from .image_list import LAYOUTS, VAL_NAMES, ImageList, cache_folder, check_same_classes
+
+
+def parquet_files(root: Path, prefixes: tuple[str, ...]) -> list[Path]:
+    """The files named so in a folder or in data/ below it, in order."""
+    for folder in (root, root / "data"):
+        files = sorted({f for prefix in prefixes for f in folder.glob(f"{prefix}*.parquet")})
+        if files:
+            return files
+    return []
+
+
+def parquet_classes(files: list[Path]) -> int | None:
+    """Number of classes of training files with `image` and `label`; None for files of another kind."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(files[0])
+        if not {"image", "label"} <= set(schema.names):
+            return None
+        if names := _class_names(schema):
+            return len(names)
+        labels = pa.concat_tables(pq.read_table(file, columns=["label"]) for file in files)["label"]
+        return 1 + max((v for v in labels.unique().to_pylist() if v is not None), default=-1)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"Parquet files like {str(files[0])!r} cannot be read: {_line(error)}") from error
+
+
+def _class_names(schema) -> list[str]:
+    """The names of the classes in the Hugging Face description of the columns; empty without one."""
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    return features.get("label", {}).get("names") or []
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def index_parquet(root: Path) -> tuple[ImageList, ImageList]:
+    """Training and validation images of Parquet files in the Hugging Face layout. UserError says what is missing."""
+    shards = {"train": parquet_files(root, ("train",)), "val": parquet_files(root, VAL_NAMES)}
+    if not shards["val"]:
+        raise UserError(f"{str(root)!r} has train*.parquet but no validation*.parquet: allowed are {LAYOUTS}")
+    train, val = (_unpack_parquet(root, split, files) for split, files in shards.items())
+    for split, images in (("train", train), ("val", val)):
+        empty = np.flatnonzero(np.bincount(images.labels, minlength=len(train.classes)) == 0)
+        if split == "train" and len(empty):
+            raise UserError(f"train*.parquet in {str(root)!r} has no images of {len(empty)} classes, first {empty[0]}")
+        if images.labels.max() >= len(train.classes):
+            raise UserError(
+                f"{split} labels in {str(root)!r} reach {images.labels.max()} with {len(train.classes)} classes"
+            )
+    check_same_classes(root, train.classes, val.classes)
+    return train, val
+
+
+def _unpack_parquet(root: Path, split: str, files: list[Path]) -> ImageList:
+    """Copy the encoded images of Parquet files into one flat file, once: Parquet itself has no fast access to one row.
+
+    Needs as much disk as the Parquet files (about 140 GB for ImageNet).
+    """
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(files[0])
+    if not {"image", "label"} <= set(schema.names):
+        raise UserError(
+            f"{str(files[0])!r} has columns {', '.join(schema.names)}: needed are image (with bytes) and label"
+        )
+    identity = "".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}\n" for f in files)
+    stem = cache_folder(root) / f"{split}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    blob, index = stem.with_suffix(".bin"), stem.with_suffix(".npz")
+    with alone(stem.with_suffix(".lock")):  # of the processes of a job the first one unpacks
+        if not index.is_file():
+            _unpack(split, files, blob, index)
+    packed = np.load(index)
+    labels = packed["labels"]
+    if not len(labels) or (labels < 0).any():
+        raise UserError(
+            f"{split}*.parquet in {str(root)!r}: {int((labels < 0).sum())} of {len(labels)} images have no label"
+        )
+    classes = _class_names(schema) or map(str, range(int(labels.max()) + 1))
+    return ImageList(str(root), packed["names"], labels, tuple(classes), str(blob), packed["offsets"])
+
+
+def _unpack(split: str, files: list[Path], blob: Path, index: Path) -> None:
+    import pyarrow.parquet as pq
+
+    needed, free = sum(f.stat().st_size for f in files), shutil.disk_usage(blob.parent).free
+    if needed > free:
+        raise UserError(f"unpacking {split}*.parquet needs {needed >> 20} MiB in {blob.parent}, free are {free >> 20}")
+    labels, offsets, names = [], [0], []
+    with whole_file(blob, "wb") as file:
+        for path in files:
+            for batch in pq.ParquetFile(path).iter_batches(256, columns=["image", "label"]):
+                for image, label in zip(batch["image"].to_pylist(), batch["label"].to_pylist(), strict=True):
+                    data = (image or {}).get("bytes") or b""
+                    file.write(data)
+                    offsets.append(offsets[-1] + len(data))
+                    labels.append(-1 if label is None else label)
+                    names.append(f"{path.name}:{len(labels) - 1}".encode())
+    with whole_file(index, "wb") as file:
+        np.savez(file, labels=np.array(labels, np.int64), offsets=np.array(offsets, np.int64), names=np.array(names))

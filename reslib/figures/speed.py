@@ -1,0 +1,171 @@
+"""The benchmark's records: the loops side by side, where a step's time goes, and how cost grows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from .. import paper
+from .style import legend_above, new_figure, say, sign
+
+PART_COLOURS = {  # of a step; Okabe and Ito
+    "data": "#E69F00", "forward": "#56B4E9", "backward": "#0072B2", "optimiser": "#009E73", "metrics": "#CC79A7",
+}  # fmt: skip
+CONTENDERS = {"usual": "#BBBBBB", "fast": "#222222"}  # greys: the colours stand for the parts of a step
+OTHERS = "#777777"
+DEVICES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+MARKERS = "osD^v"
+
+
+def contenders_figure(frame: pd.DataFrame) -> Figure:
+    """Images/s with the range of the turns (left) and the parts of a step (right), a row of panels per network.
+
+    frame: rows of one device from `bench.records.comparisons`.
+    """
+    groups = list(frame.groupby(["model", "batch_size"], sort=False)) if len(frame) else []
+    bars = [len(group) for _, group in groups] or [2]
+    height = 1.1 + sum(0.55 + 0.34 * n for n in bars)
+    fig, axes = new_figure(8.6, height, len(bars), 2, gridspec_kw={"height_ratios": [n + 0.8 for n in bars]})
+    if not groups:
+        for ax in axes[0]:
+            say(ax, "no record of this comparison")
+        sign(fig, None)
+        return fig
+    for (left, right), ((model, batch), group) in zip(axes, groups, strict=True):
+        _rates(left, group, f"{_label(model)}, batch {batch}")
+        _parts(right, group)
+    axes[-1][0].set_xlabel("images/s (median; line: range of the turns)")
+    axes[-1][1].set_xlabel("ms per step")
+    legend_above(fig, [Patch(color=c, label=n) for n, c in PART_COLOURS.items()])
+    sign(fig, None, evidence(frame))
+    return fig
+
+
+def evidence(frame: pd.DataFrame) -> str:
+    """Hardware, software, data and date of a device's rows."""
+    columns = ("device", "dataset", "torch", "commit", "date", "load")
+    names = {"torch": "torch ", "commit": "commit ", "dataset": "data ", "load": "load at the start "}
+    texts = []
+    for column in columns:
+        values = [v for v in frame[column].unique() if v is not None] if column in frame else []
+        if len(values):
+            shown = sorted({str(v)[:10] if column == "date" else str(v) for v in values})
+            texts.append(names.get(column, "") + ", ".join(shown))
+    return " · ".join(texts)
+
+
+def _rates(ax, group: pd.DataFrame, title: str) -> None:
+    places = np.arange(len(group))[::-1]
+    rates = group["images_per_second"].to_numpy()
+    inks = [CONTENDERS.get(name, OTHERS) for name in group["contender"]]
+    ax.barh(places, rates, height=0.62, color=inks)
+    ax.hlines(places, group["low"], group["high"], color="#222222", linewidth=1.2)
+    ax.set_yticks(places, group["contender"])
+    ax.set_title(title, loc="left")
+    ax.set_xlim(0, 1.32 * group["high"].max())
+    ax.grid(axis="y", visible=False)
+    for place, rate, ratio, high in zip(places, rates, group["ratio"], group["high"], strict=True):
+        ax.text(high, place, f"  {rate:.0f} ({ratio:.2f}x)", va="center", fontsize=7.5)
+
+
+def _parts(ax, group: pd.DataFrame) -> None:
+    places, start = np.arange(len(group))[::-1], np.zeros(len(group))
+    for name, ink in PART_COLOURS.items():
+        widths = group[f"{name} (ms)"].to_numpy()
+        ax.barh(places, widths, height=0.62, left=start, color=ink)
+        start = start + widths
+    ax.set_yticks(places, [""] * len(group))
+    ax.grid(axis="y", visible=False)
+
+
+AXES = (  # axis of the measurement, column, title, x label, y label
+    ("depth", "images_per_second", "speed against depth", "layers", "images/s"),
+    ("depth", "peak_memory_mib", "memory against depth", "layers", "peak memory (GiB)"),
+    ("batch", "images_per_second", "speed against batch size", "images in a batch", "images/s"),
+    ("width", "images_per_second", "speed against width", "filters of the first stage", "images/s"),
+)
+
+
+def scaling_figure(frame: pd.DataFrame) -> Figure:
+    """Images/s against depth, batch size and width, and peak memory against depth, on logarithmic axes.
+
+    frame: rows of `bench.records.scaling`, a line per device. A thin line in the panels of depth and width has the
+    slope of the multiply-adds: a net on it is bound by arithmetic.
+    """
+    fig, axes = new_figure(8.6, 6.2, 2, 2)
+    devices = list(frame["device"].unique()) if len(frame) else []
+    for ax, (axis, column, title, x_label, y_label) in zip(axes.flat, AXES, strict=True):
+        ax.set(title=title, xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+        part = frame[(frame["axis"] == axis) & frame[column].notna()] if devices else frame
+        if part.empty:
+            say(ax, "not measured")
+            continue
+        unit = 1024 if column == "peak_memory_mib" else 1
+        for number, device in enumerate(devices):
+            points = part[part["device"] == device].sort_values("value")
+            look = {"color": DEVICES[number % len(DEVICES)], "marker": MARKERS[number % len(MARKERS)]}
+            ax.plot(points["value"], points[column] / unit, label=device, markersize=4.5, **look)
+            if column == "images_per_second":
+                low, high = points["low"].astype(float), points["high"].astype(float)
+                ax.fill_between(points["value"], low, high, color=look["color"], alpha=0.18, linewidth=0)
+        _guide(ax, axis, column, part, devices[0])
+        _plain_ticks(ax, sorted(part["value"].unique()))
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    if handles:
+        legend_above(fig, handles, columns=2)
+    failed = frame[frame["failed"] != ""] if devices else frame
+    notes = [f"{r.axis} {r.value}: {r.failed}" for r in failed.itertuples()]
+    sign(fig, None, " · ".join(["batch 128, 16 filters, ResNet-20 where not varied", *notes]))
+    return fig
+
+
+def _guide(ax, axis: str, column: str, part: pd.DataFrame, device: str) -> None:
+    """The slope of the work: 1/layers, or 1/width squared."""
+    if column != "images_per_second" or axis == "batch":
+        return
+    points = part[part["device"] == device].sort_values("value")
+    x = points["value"].to_numpy(float)
+    y = points[column].iloc[-1] * (x[-1] / x) ** (2 if axis == "width" else 1)
+    ax.plot(x, y, color="#888888", linewidth=0.8, linestyle=(0, (4, 2)), zorder=0)
+    ax.annotate(
+        "slope of the multiply-adds", (x[0], y[0]), fontsize=7, color="#666666", xytext=(4, 2),
+        textcoords="offset points", annotation_clip=True,
+    )  # fmt: skip
+
+
+def _plain_ticks(ax, values) -> None:
+    ax.xaxis.set_major_locator(FixedLocator(values))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+
+
+def seeds_figure(frame: pd.DataFrame) -> Figure:
+    """What N seeds cost, in single runs, by each way; frame: rows of `bench.records.seeds`."""
+    groups = list(frame.groupby(["device", "model", "seeds"], sort=False)) if len(frame) else []
+    bars = [len(g) for _, g in groups] or [1]
+    fig, axes = new_figure(8.6, 0.9 + sum(0.5 + 0.32 * n for n in bars), len(bars), 1)
+    if not groups:
+        say(axes[0][0], "not measured")
+    for ax, ((device, model, count), group) in zip(axes[:, 0], groups, strict=False):
+        group = group.sort_values("cost_in_runs", ascending=False)
+        places = np.arange(len(group))
+        ax.barh(places, group["cost_in_runs"], height=0.62, color="#0072B2")
+        ax.axvline(count, color="#888888", linewidth=0.9, linestyle=(0, (4, 2)))
+        ax.set_yticks(places, group["way"])
+        ax.grid(axis="y", visible=False)
+        ax.set_title(f"{count} seeds of {_label(model)} on {device}", loc="left")
+        for place, cost in zip(places, group["cost_in_runs"], strict=True):
+            ax.text(cost, place, f" {cost:.2f}", va="center", fontsize=7.5)
+    axes[-1][0].set_xlabel("time of all seeds in single runs (dashed: one after the other)")
+    sign(fig, None)
+    return fig
+
+
+def _label(model: str) -> str:
+    return paper.label(model)

@@ -1,0 +1,120 @@
+"""Several runs at once in one process: a step of each in turn, on a CUDA GPU each on a stream of its own.
+
+A thin net fills a small part of a large GPU, and one of its kernels ends before the next has spread. The captured steps
+of several seeds on several streams overlap. Every run goes through the loop of train.py with its own network, data
+order, checkpoints and record, so that its numbers are those it has alone. On a processor nothing overlaps: there
+`--executor local` uses the cores better.
+
+Command: `reslib reproduce --executor together --workers 5 --seeds 5`. What it gains: `reslib bench --seeds-at-once 5`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import distributed
+from .errors import UserError
+from .job import PLAIN, Execution, Job, prepare
+from .numerics import resolve_device
+from .outcome import finish
+from .recipe import Recipe
+from .runs import Run
+from .stopping import Interrupted, StopSignal
+from .train import ended, memory_advice, steps
+
+AT_ONCE = 5  # runs, where the caller does not say
+
+
+@dataclass
+class Member:
+    """One of several runs that share a device."""
+
+    job: Job
+    loop: object  # the generator of train.steps
+    stream: object  # torch.cuda.Stream, or None for the device's usual order
+
+
+def train_together(
+    recipes: list[Recipe],
+    runs_dir: Path,
+    data_root=None,
+    preset="",
+    execution: Execution = PLAIN,
+    say=print,
+    failed=None,
+) -> None:
+    """Train runs side by side. failed(recipe, error) is told of one that fails; the others go on.
+
+    Raises Interrupted, when every run has its checkpoint, after a signal or at the time limit.
+    """
+    device = resolve_device(execution.device)
+    threads, stopped = torch.get_num_threads(), None
+
+    def fail(recipe, error):
+        if advice := memory_advice(error, recipe):
+            error = UserError(advice)
+        if failed is None:
+            raise error
+        failed(recipe, error)
+
+    with contextlib.ExitStack() as locks, StopSignal(execution.time_limit) as stop:
+        members = []
+        try:
+            for recipe in recipes:
+                run = Run(runs_dir, recipe)
+                try:
+                    locks.enter_context(run.lock(execution.wait, say))
+                    if not ended(run, distributed.ALONE):
+                        members.append(_member(run, data_root, preset, execution, device, stop, say))
+                except Exception as error:
+                    fail(recipe, error)
+            for member in members:  # its seconds and images/s are those of a shared device
+                member.job.sessions[-1]["runs_at_once"] = len(members)
+            while members:
+                for member in tuple(members):
+                    try:
+                        with _on(member.stream):
+                            next(member.loop)
+                        continue
+                    except StopIteration as end:
+                        with _on(member.stream):
+                            summary = end.value or finish(member.job)
+                        say(f"{member.job.recipe.run_name}: {summary['status']}")
+                    except Interrupted as reason:
+                        stopped = reason
+                    except Exception as error:
+                        fail(member.job.recipe, error)
+                    members.remove(member)
+        finally:
+            torch.set_num_threads(threads)
+    if stopped is None and stop.signal:  # it came when the last run was at its end
+        stopped = Interrupted(f"{stop.signal}; the same command continues")
+    if stopped is not None:
+        raise stopped
+
+
+def _member(run, data_root, preset, execution, device, stop, say) -> Member:
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    if run.recipe_file.exists():
+        run.check_recipe()
+    with _on(stream):
+        job = prepare(run, data_root, preset, execution, distributed.ALONE, say)
+    run.begin()  # only now: what cannot be trained leaves no record
+    if getattr(job.model, "stochastic", False) and stream is not None:
+        # The seeds of dropout lie in one place on the device for all graphs: in the usual order none is overwritten.
+        stream.synchronize()
+        stream = None
+    return Member(job, steps(job, execution, stop, say, _silent), stream)
+
+
+def _on(stream):
+    """The block's work goes onto this stream."""
+    return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def _silent(row) -> None:
+    pass

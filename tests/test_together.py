@@ -1,0 +1,56 @@
+"""Several runs at once in one process: each is the run it is alone."""
+
+import pytest
+import torch
+from training import QUIET, rows_of, silent, tiny, weights_of
+
+from reslib.errors import UserError
+from reslib.executor import execute, missing
+from reslib.runs import Run
+from reslib.stopping import Interrupted
+from reslib.together import train_together
+from reslib.train import Execution, train
+
+SEEDS = [tiny(seed=s, iterations=6 + 3 * s, options="dropout=0.5") for s in range(3)]
+
+
+def test_every_seed_is_what_it_is_alone(tmp_path):
+    said = []
+    assert execute(SEEDS, tmp_path / "all", execution=QUIET, executor="together", workers=3, say=said.append) == []
+    for recipe in SEEDS:
+        alone = train(recipe, tmp_path / "one", execution=QUIET, say=silent)
+        assert rows_of(tmp_path / "all", recipe) == rows_of(tmp_path / "one", recipe)
+        assert weights_of(tmp_path / "all", recipe) == weights_of(tmp_path / "one", recipe)
+        summary = Run(tmp_path / "all", recipe).summary()
+        assert summary["test_error"] == alone["test_error"] and summary["sessions"][0]["runs_at_once"] == 3
+    first, last = (next(i for i, line in enumerate(said) if f"seed {s}" in line) for s in (0, 2))
+    ends = [i for i, line in enumerate(said) if line.endswith("finished")]
+    assert first < last < ends[0], "the runs went on in turn"
+
+
+def test_groups_follow_each_other(tmp_path):
+    said = []
+    assert execute(SEEDS, tmp_path, execution=QUIET, executor="together", workers=2, say=said.append) == []
+    assert [line.split()[0] for line in said if line.startswith("[")] == ["[2/3]", "[3/3]"]
+    assert missing(SEEDS, tmp_path) == []
+
+
+def test_a_failure_stops_no_other(tmp_path):
+    bad = [tiny(model="own_models:Hungry"), tiny(train_size=10**7)]
+    failures = execute([bad[0], SEEDS[0], bad[1]], tmp_path, execution=QUIET, executor="together", say=silent)
+    assert len(failures) == 2 and "out of memory" in " ".join(failures) and "train_size" in " ".join(failures)
+    assert missing([SEEDS[0]], tmp_path) == []
+    with pytest.raises(UserError, match="out of memory"):
+        train_together([bad[0]], tmp_path, execution=QUIET, say=silent)
+
+
+def test_stopped_together_they_go_on_together(tmp_path):
+    with pytest.raises(Interrupted, match="time limit"):
+        train_together(SEEDS, tmp_path / "cut", execution=Execution(device="cpu", time_limit=0.0), say=silent)
+    assert all(Run(tmp_path / "cut", r).checkpoint_file.exists() for r in SEEDS)
+    threads = torch.get_num_threads()
+    train_together(SEEDS, tmp_path / "cut", execution=QUIET, say=silent)
+    assert torch.get_num_threads() == threads
+    for recipe in SEEDS:
+        train(recipe, tmp_path / "whole", execution=QUIET, say=silent)
+        assert weights_of(tmp_path / "cut", recipe) == weights_of(tmp_path / "whole", recipe)
