@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reslib import compilation, data, figures, tune
-from reslib.bench import compare, contenders, loading, peer, records, report, roofline, scaling, seeds
+from reslib.bench import compare, contenders, loading, memory, peer, records, report, roofline, scaling, seeds
 from reslib.cli import main
 from reslib.data.sets import DataSource, image_set
 from reslib.models import build_model
@@ -406,3 +406,9 @@ def test_importing_reslib_costs_little_beyond_torch():
     code = "import time, torch; begun = time.process_time(); import reslib.notebook; print(time.process_time() - begun)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 2.0
+
+
+def test_peak_memory_of_the_usual_loop_counts_its_workers():
+    recipe = contenders.recipe_for("resnet8", 8, data.load("synthetic"))
+    peaks = memory.peak_memory("usual", recipe, None, CPU, workers=1, steps=1)
+    assert set(peaks) == {"process", "largest_worker"} and peaks["process"] > 100  # MiB: torch alone takes more

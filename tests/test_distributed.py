@@ -118,6 +118,7 @@ def test_a_killed_job_continues_with_nothing_repeated_or_lost(tmp_path, disks):
         time.sleep(0.005)
     for process in members:
         process.kill()
+    for process in members:
         process.join(200)
     assert not run.ended and [p.exitcode for p in members] == [-signal.SIGKILL] * 2
     for process in (again := together([recipe], tmp_path / "killed", disks=disks)):

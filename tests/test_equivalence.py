@@ -12,7 +12,7 @@ from reslib.recipe import Recipe
 
 CPU = torch.device("cpu")
 # At a learning rate of 0.01 training is chaotic already: after fifty steps, weights that differed by 1e-7 are an eighth
-# of the way apart, almost as far as bf16 brings them. At 0.001 kinds of difference can be told apart (measured, fractions
+# of the way apart, almost as far as bf16 brings them. At 0.001 kinds of difference can be told apart (measured, parts
 # of the way): rounding in another order 0.007, bf16 0.03, a learning rate that is wrong by a tenth 0.07, no crops 0.27.
 RECIPE = Recipe(model="resnet8", dataset="synthetic", batch_size=16, lr=0.001, train_size=512)
 TOLERANCE = {"bf16": {"weights": 0.05, "loss": 0.0005}, "compiled": {"weights": 0.02, "loss": 0.0001}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
@@ -17,11 +18,12 @@ def peak_memory(name: str, recipe, root, device, workers=None, steps: int = 3) -
     """
     if device.type == "cuda":
         return _on_gpu(name, recipe, root, device, workers, steps)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
+    arguments = (name, recipe, root, str(device), workers, steps, torch.get_num_threads())
+    # Not a Pool: its processes may not start the usual loop's workers.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.apply(_on_processor, (name, recipe, root, str(device), workers, steps, torch.get_num_threads()))
-        except (RuntimeError, MemoryError):
+            return pool.submit(_on_processor, *arguments).result()
+        except (RuntimeError, MemoryError):  # BrokenProcessPool, of a process that was killed, is among them
             return None
 
 
