@@ -263,6 +263,7 @@ def command(arguments, out):
 
     from reslib.cli import main
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, such as CI, start ignoring it
     sys.stderr = open(out, "w", buffering=1)  # noqa: SIM115
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     sys.exit(main(arguments))
