@@ -250,9 +250,7 @@ def test_records_become_frames_and_figures(tmp_path, monkeypatch, source):
     parts = frame[[f"{name} (ms)" for name in report.PARTS]]
     assert (parts.sum(axis=1) > 0).all()
     table = records.tried(loaded)
-    ratios = frame.images_per_second / frame.images_per_second[0]
-    ratios = frame.images_per_second / frame.images_per_second[0]
-    assert table["measured, of eager"].tolist() == pytest.approx(ratios[1:].tolist())
+    assert table["measured, of eager"].tolist() == frame.ratio[1:].tolist() and frame.ratio[0] == 1
     points = records.scaling(loaded)
     assert points.axis.tolist() == ["depth", "depth", "batch", "width"] and points.failed.iloc[-1]
     for figure in (figures.contenders_figure(frame), figures.scaling_figure(points)):
@@ -406,6 +404,15 @@ def test_importing_reslib_costs_little_beyond_torch():
     code = "import time, torch; begun = time.process_time(); import reslib.notebook; print(time.process_time() - begun)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 2.0
+
+
+def test_peak_memory_is_of_the_contender_whatever_its_parent_holds():
+    """Linux starts a process's count at what its parent held: a gibibyte here, which must not be seen there."""
+    recipe = contenders.recipe_for("resnet8", 8, data.load("synthetic"))
+    without = memory.peak_memory("fp32", recipe, None, CPU, steps=1)["process"]
+    ballast = torch.ones(1 << 28)
+    with_it = memory.peak_memory("fp32", recipe, None, CPU, steps=1)["process"]
+    assert ballast.sum() > 0 and with_it == pytest.approx(without, rel=0.2)
 
 
 def test_peak_memory_of_the_usual_loop_counts_its_workers():

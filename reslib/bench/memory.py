@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import torch
 
@@ -55,11 +56,24 @@ def _on_processor(name, recipe, root, device, workers, steps, threads):
     made.run(steps)
     made.close()
     unit = 1024 if os.uname().sysname == "Linux" else 1  # kilobytes there, bytes on macOS
-    peaks = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB}
+    own = _high_water() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peaks = {"process": own / MIB}
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / MIB
     if getattr(made, "workers", 0):
         peaks["largest_worker"] = largest
     return peaks
+
+
+def _high_water() -> int:
+    """Bytes of main memory that this process held at most; 0 where the system does not say.
+
+    Linux starts `ru_maxrss` of a new process at what its parent held, which may be more than this one ever will.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, ValueError, StopIteration):
+        return 0
 
 
 def _silent(text: str) -> None:

@@ -190,15 +190,15 @@ def tried(records: list[dict]) -> pd.DataFrame:
     rows = []
     frame = latest(comparisons(records), "eager", "contiguous")
     for (device, model), group in frame.groupby(["device", "model"], sort=False) if len(frame) else ():
-        speeds = group.set_index("contender")["images_per_second"]
+        ratios = group.set_index("contender")["ratio"]  # of turns side by side, to the first contender: eager
         for name, (what, expected, became) in TRIED.items():
-            if name in speeds:
+            if name in ratios:
                 rows.append(
                     {
                         "tried": what,
                         "predicted": expected,
                         "network": model,
-                        "measured, of eager": speeds[name] / speeds["eager"],
+                        "measured, of eager": ratios[name],
                         "kept?": became,
                         "hardware": device,
                     }
