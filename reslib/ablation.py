@@ -204,8 +204,8 @@ def learning_curves(groups: dict[str, list[Recipe]], runs: pd.DataFrame, curves:
     shown = pd.concat(members.values())
     curves = curves[curves["run"].isin(shown["run"])]
     unit = [iteration_axis(ax, curves["iteration"].max() if len(curves) else 0) for ax in axes[0]][0]
-    for ax, kind in zip(axes[0], ("training", "test"), strict=True):
-        ends = []
+    ends: list[list[tuple[float, str, str]]] = [[], []]
+    for ax, kind, ending in zip(axes[0], ("training", "test"), ends, strict=True):
         for ink, (name, group) in zip(COLOURS, members.items(), strict=False):
             column = f"{kind.removesuffix('ing')}_error"
             band = seed_band(curves[curves["run"].isin(group["run"])], column)
@@ -214,11 +214,12 @@ def learning_curves(groups: dict[str, list[Recipe]], runs: pd.DataFrame, curves:
             x = band.index / unit
             ax.plot(x, band["mean"], color=ink, linewidth=1.8, label=name)
             ax.fill_between(x, band["low"], band["high"], color=ink, alpha=0.18, linewidth=0)
-            ends.append((float(band["mean"].iloc[-1]), name, ink))
+            ending.append((float(band["mean"].iloc[-1]), name, ink))
         ax.set_ylabel(f"{kind} error (%)")
-        if not ends:
+        if not ending:
             say(ax, "no finished runs at this preset")
-        end_labels(ax, ends)
+    for ax, ending in zip(axes[0], ends, strict=True):  # now that both panels have set their common limits
+        end_labels(ax, ending)
     several = any(len(group) > 1 for group in members.values())
     sign(fig, shown, "bands: smallest to largest of the seeds" if several else "")
     return fig

@@ -13,7 +13,7 @@ import sys
 import traceback
 
 from .errors import UserError
-from .stopping import sigterm_as_ctrl_c
+from .stopping import sigterm_raises
 
 COMMANDS = {  # name: (module with add_arguments(parser) and main(arguments) -> exit code, help)
     "reproduce": ("commands.reproduce", "run the notebooks with papermill, training what is missing"),
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
-        with sigterm_as_ctrl_c():  # at the start and the end of a run; in between a checkpoint is written first
+        with sigterm_raises(KeyboardInterrupt):  # at both ends of a run; in between a checkpoint is written first
             return _run(argv)
     except (Exception, KeyboardInterrupt) as error:
         if "--traceback" in argv and not isinstance(error, ArgumentError):

@@ -1,7 +1,7 @@
 """torch.compile of a training step on a processor: tried on the network itself, and kept only where it wins.
 
-Compiling takes from ten seconds to minutes and gains from nothing to a third of the time, more on shallow nets than on
-deep ones, so neither flags nor a small probe can tell. A run that is long enough compiles its own forward and backward
+Compiling takes up to minutes, and what it gains depends on network and machine, down to nothing: neither flags nor a
+small probe can tell (results/bench). A run that is long enough compiles its own forward and backward
 pass, compares both ways in turn, keeps the faster one, and remembers the answer beside the cache of tune.py.
 Nothing of a trial stays: weights, statistics, gradients and random state are as they were.
 """
@@ -24,8 +24,9 @@ from torch import nn
 from .engine import Step
 from .errors import UserError
 from .files import write_json
+from .machine import cores
 from .numerics import autocast
-from .tune import LONG, MARGIN, TRIALS, Choice, cache_file, cores, machine_key
+from .tune import LONG, MARGIN, TRIALS, Choice, cache_file, machine_key
 
 PAYS_AFTER = 20.0  # times as long as the compilation must the rest of the run be
 SECONDS_PER_LAYER = 2.0  # of a compilation, until one has been timed here

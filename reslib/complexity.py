@@ -29,12 +29,13 @@ def multiply_adds(model: nn.Module, input_size: int = 32, fc: bool = True, chann
     that looks at values) is counted by a real forward pass in evaluation mode. The model itself is left as it was.
     """
     try:
-        return _count(copy.deepcopy(model).to("meta"), input_size, fc, channels)
-    except (NotImplementedError, RuntimeError):
-        return _count(copy.deepcopy(model).to("cpu"), input_size, fc, channels)
+        return count(copy.deepcopy(model).to("meta"), input_size, fc, channels)
+    except (NotImplementedError, RuntimeError):  # what is wrong with the network itself is raised again below
+        return count(copy.deepcopy(model).to("cpu"), input_size, fc, channels)
 
 
-def _count(model: nn.Module, input_size: int, fc: bool, channels: int) -> int:
+def count(model: nn.Module, input_size: int, fc: bool, channels: int) -> int:
+    """As `multiply_adds`, by a forward pass of this very model where it lies; it is left in evaluation mode."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.no_grad(), _Multiplications() as counter:
         model.eval()(torch.zeros(1, channels, input_size, input_size, device=device))

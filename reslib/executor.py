@@ -5,7 +5,6 @@ Results do not depend on it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -22,12 +21,13 @@ import torch
 from . import own_network
 from .errors import UserError, choose
 from .job import PLAIN, Execution
+from .machine import available_memory, cores
 from .numerics import faster_precision, resolve_device
 from .recipe import Recipe
 from .runs import Run, read_json
-from .stopping import Interrupted
+from .stopping import Interrupted, sigterm_raises
 from .train import train
-from .tune import cores
+from .tune import DEFAULT_THREADS
 
 EXECUTORS = ("auto", "inline", "local", "together", "ray")
 CPU_WORKERS = 4  # at most: beyond, the deepest net on one thread would last longer than all others together
@@ -63,8 +63,8 @@ def execute(
 
     executor: "inline"; "local": `workers` processes at once (0: one per GPU, or up to four that share the CPU cores);
     "together": `workers` runs at once in this process (together.py); "auto": local where that means more than one
-    process; "ray": an existing cluster at `address`. A time limit counts
-    for the whole call. Raises Interrupted when it is reached.
+    process; "ray": an existing cluster at `address`. A time limit counts for the whole call. Raises Interrupted when it
+    is reached.
     """
     choose("executor", executor, EXECUTORS)
     todo = missing(recipes, runs_dir)
@@ -127,16 +127,7 @@ def local_workers(execution: Execution, asked: int, runs: int) -> int:
     """
     if asked or _gpus(execution):
         return min(asked or _gpus(execution), runs)
-    return max(1, min(cores(), CPU_WORKERS, available_memory() // WORKER_MEMORY, runs))
-
-
-def available_memory() -> int:
-    """Bytes of main memory that new processes can have; where the system does not say, enough for one worker."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, StopIteration):
-        return WORKER_MEMORY
+    return max(1, min(cores(), CPU_WORKERS, (available_memory() or WORKER_MEMORY) // WORKER_MEMORY, runs))
 
 
 def _together(todo, runs_dir, data_root, preset, execution, workers, say) -> list[str]:
@@ -158,7 +149,7 @@ def _together(todo, runs_dir, data_root, preset, execution, workers, say) -> lis
 def _local(todo, runs_dir, data_root, preset, execution, workers, say) -> list[str]:
     gpus = _gpus(execution)
     count = local_workers(execution, workers, len(todo))
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores()) // count)
+    threads = max(1, DEFAULT_THREADS // count)
     say(f"{count} at once, {f'on {gpus} GPUs' if gpus else f'processes of {threads} threads'}")
     if not gpus:
         faster_precision()  # measured once, before the workers disturb each other
@@ -177,7 +168,7 @@ def _local(todo, runs_dir, data_root, preset, execution, workers, say) -> list[s
         processes.append(context.Process(target=_work, args=arguments))  # not daemons: loaders have workers
         processes[-1].start()
     failures, interrupted, ended = [], None, 0
-    with _sigterm_as_interrupted():
+    with sigterm_raises(Interrupted, "SIGTERM received; every run has a checkpoint; the same command continues"):
         try:
             while any(p.is_alive() for p in processes) or not answers.empty():
                 try:
@@ -202,23 +193,6 @@ def _local(todo, runs_dir, data_root, preset, execution, workers, say) -> list[s
             failures.append(f"{recipe.run_name} failed: its process died; the same command continues it")
             say(failures[-1])
     return failures
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupted():
-    """SIGTERM raises Interrupted here, so that the worker processes are stopped too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number, frame):
-        raise Interrupted("SIGTERM received; every run has a checkpoint; the same command continues")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _end_with_parent() -> None:

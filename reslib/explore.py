@@ -21,7 +21,7 @@ from .figures.style import SYNTHETIC_NOTE, new_figure
 from .models import build_model, is_imagenet
 from .networks import load_network, make_model
 from .recipe import Recipe
-from .runs import load_runs
+from .records import load_runs
 from .studies import cifar_recipe
 
 CHANNELS = 8  # feature maps drawn per stage

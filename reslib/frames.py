@@ -10,7 +10,8 @@ import pandas as pd
 from .errors import UserError
 from .files import write_text
 from .recipe import Recipe
-from .runs import ENDED, load_curves, load_runs
+from .records import load_curves, load_runs
+from .runs import ENDED
 
 
 def frames(

@@ -18,7 +18,7 @@ from .errors import UserError, choose
 from .files import alone, write_json
 from .provenance import source
 from .runs import is_locked
-from .stopping import sigterm_as_ctrl_c
+from .stopping import sigterm_raises
 from .studies import preset_of
 
 TEMPORARY = ".running.ipynb"
@@ -59,7 +59,7 @@ def run_notebooks(arguments, results: Path) -> int:
     os.environ["RESLIB_DOWNLOAD"] = "off"  # the runs before this have tried; twelve kernels need not try again
     if is_locked(out.parent):
         print(f"another process executes notebooks into {out}: waiting for it", flush=True)
-    with sigterm_as_ctrl_c(), alone(out.parent / "lock"):
+    with sigterm_raises(KeyboardInterrupt), alone(out.parent / "lock"):
         failures = run_batch(names, out, values)
     written = sorted(p for kind in ("figures", "tables") for p in (out.parent / kind).glob("*.*"))
     print(f"{len(names) - len(failures)} of {len(names)} notebooks done; figures and tables in {out.parent}:")

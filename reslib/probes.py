@@ -24,6 +24,7 @@ from .engine import Step, make_optimizer, set_learning_rate
 from .errors import UserError
 from .measure import exact_statistics
 from .networks import load_network, make_model
+from .provenance import device_name
 from .recipe import Recipe
 from .schedule import learning_rate
 from .studies import Preset, cifar_recipe
@@ -33,7 +34,10 @@ TRAINED = (("he", True), ("he", False))  # initialisation and batch norm of the 
 STATISTICS_IMAGES = 1000
 RESPONSES = ["run", "model", "family", "depth", "seed", "synthetic", "layer", "std"]  # columns
 KINDS = ("activation", "gradient", "backward")
-COLUMNS = ["kind", "model", "family", "depth", "seed", "init", "batch_norm", "iteration", "layer", "norm", "synthetic"]
+COLUMNS = [
+    "kind", "model", "family", "depth", "seed", "init", "batch_norm", "iteration", "layer", "norm", "synthetic",
+    "evidence",  # preset, data and hardware in words: the figure is drawn from this table alone
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,7 @@ def gradient_study(
     Columns: COLUMNS.
     """
     budget, device, source = BUDGETS[preset.base], torch.device(device), data.load(dataset, data_root)
+    measured_on = f"preset {preset.name} · data {dataset} ({source.fingerprint}) · {device_name(device)}"
     at_end = {0, 1, budget.steps // 4, budget.steps}
     frames, batches = [], {}
     grid = itertools.product(
@@ -231,7 +236,7 @@ def gradient_study(
         frame = norms_along_training(recipe, source, device, at, batches=batches[seed])
         net = {"model": recipe.model, "family": family, "depth": depth, "seed": seed, "init": init}
         frames.append(frame.assign(**net, batch_norm=batch_norm, synthetic=source.synthetic))
-    return pd.concat(frames, ignore_index=True)[COLUMNS]
+    return pd.concat(frames, ignore_index=True).assign(evidence=measured_on)[COLUMNS]
 
 
 def signal_summary(measured: pd.DataFrame) -> pd.DataFrame:

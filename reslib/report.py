@@ -1,7 +1,7 @@
 """`reslib report`: one self-contained HTML page and results.csv from the records of every preset found.
 
 Figures and tables are the files that the notebooks wrote; the scoreboard and the list of runs come from the records.
-The same files give the same page. Time: 7 s of processor time for 10,000 runs on two busy CPU cores.
+The same files give the same page. Time: `python scripts/scale.py` measures it for 10,000 runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import pandas as pd
 from . import claims, evidence, frames, report_page
 from .errors import UserError
 from .files import write_text
-from .runs import load_curves, load_runs, results_root
+from .records import load_curves, load_runs
+from .runs import results_root
 from .studies import CIFAR_STUDIES, PRESETS, plan, preset_of
 
 PRESET_ORDER = ("paper", "medium", "quick", "smoke")  # what weighs most comes first

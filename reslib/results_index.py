@@ -9,7 +9,7 @@ import pandas as pd
 from . import artefacts, evidence, tables
 from .files import write_text
 from .notebooks import notebook_names
-from .runs import load_runs
+from .records import load_runs
 from .studies import folders_of_presets, preset_of
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
@@ -18,8 +18,8 @@ HEAD = """# Results
 Written by `reslib verify --write-index` from the records; `reslib verify` checks them. Each folder is a preset:
 
 - `runs/<network>-<data>-s<seed>-<recipe>/`: a run's record: `recipe.json`, `metrics.csv` (a row per evaluation, errors
-  as fractions) and `summary.json` (commit, hardware, data fingerprint). `python -c "from reslib.runs import load_runs"`
-  reads them into a pandas frame.
+  as fractions) and `summary.json` (commit, hardware, data fingerprint). `reslib.records.load_runs` reads them into a
+  pandas frame.
 - `figures/`, `tables/`: drawn from the records (errors in percent); `measurements/`: what the probes measured.
 - `notebooks/`: the executed notebooks.
 """

@@ -105,7 +105,7 @@ def network_cost(model: str, shortcut: str | None, options: str, size: int, clas
     counted = SMALL if is_imagenet(model) and size % SMALL == 0 else size
     with _without_drawing(), _one_thread():
         network = build_model(model, classes, shortcut, **parse_options(options))
-        whole, convolutions = (complexity._count(network, counted, fc=fc, channels=3) for fc in (True, False))
+        whole, convolutions = (complexity.count(network, counted, fc=fc, channels=3) for fc in (True, False))
     return convolutions * (size // counted) ** 2 + whole - convolutions, complexity.parameters(network)
 
 

@@ -46,14 +46,17 @@ class StopSignal:
 
 
 @contextlib.contextmanager
-def sigterm_as_ctrl_c():
-    """Within the block SIGTERM raises KeyboardInterrupt, which cleans up behind itself and ends with a clear line."""
+def sigterm_raises(error: type[BaseException], *arguments):
+    """Within the block SIGTERM raises `error(*arguments)`, so that what is open is closed and the user is told.
+
+    In a thread other than the main one, where signals do not arrive, nothing changes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number, frame):
-        raise KeyboardInterrupt
+        raise error(*arguments)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -11,6 +11,7 @@ from .errors import UserError, choose, shown
 from .names import family_and_depth
 from .recipe import Recipe, field_types, parse_field
 
+BOTTLENECKS = 50  # layers from which the ImageNet nets are built of bottlenecks (Table 1)
 WARMED_UP = 110  # layers from which the paper warms up (section 4.2)
 
 
@@ -49,9 +50,7 @@ class Preset:
 def imagenet_over(factor: int, **length) -> dict:
     """Recipe fields of the ImageNet protocol divided by one number: every length in pixels, the batch, and its rate.
 
-    The rate follows the batch, so that an image moves the weights as far as in the paper. It matters: 240 iterations of
-    ResNet-18 over 8 on Imagenette end at 71% error with 0.1 / 8, and at 83% with 0.1 (torchvision's net in a loop of
-    its own: 71% and 83%; chance is 90%).
+    The rate follows the batch, so that an image moves the weights as far as in the paper.
     """
     return {
         "batch_size": 256 // factor,
@@ -195,7 +194,8 @@ def split_of(preset: Preset) -> dict:
 
 def imagenet_recipe(model: str, preset: Preset, dataset: str = "imagenet", seed: int = 0, **changes) -> Recipe:
     """The recipe of one ImageNet network: shortcuts of option A as in Figure 4, bottlenecks with B (section 4.1)."""
-    shortcut = "B" if model in ("resnet50", "resnet101", "resnet152") else "A"
+    family, depth = family_and_depth(model)
+    shortcut = "B" if family == "resnet" and depth >= BOTTLENECKS else "A"
     values = {"model": model, "dataset": dataset, "seed": seed, "shortcut": shortcut, **preset.imagenet}
     return Recipe(**{**values, **preset.changes, **changes})
 
@@ -242,35 +242,35 @@ PAPER_SIX = (
 )  # fmt: skip
 
 
-def imagenet_rows(preset: Preset, dataset: str, seeds: int = 0, models: tuple[str, ...] = ()) -> list[Recipe]:
+def imagenet_rows(preset: Preset, dataset: str, seeds: int = 0, models: tuple[str, ...] | None = None) -> list[Recipe]:
     """The runs behind every row of Tables 2 to 5 that can be trained: the nets of Figure 4, then the paper's six.
 
-    models: of the six these alone.
+    models: of the six these alone; None: all.
     """
     six = [
         imagenet_recipe(model, preset, dataset, seed, shortcut=option)
         for model, option, seed in PAPER_SIX
-        if not models or model in models
+        if models is None or model in models
     ]
     return figure4(preset, dataset, seeds) + six
 
 
 def imagenet_tables(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
     """Those rows of Tables 2 to 5 that the preset trains: all of them at "paper"."""
-    if not preset.imagenet_rows:
-        return figure4(preset, dataset, seeds)
     return imagenet_rows(preset, dataset, seeds, preset.imagenet_rows)
 
 
-DEVIATIONS = {  # what other reproductions do differently: Recipe fields that change
-    "RGB mean and std": {"preprocessing": "channel-std"},
-    "RGB mean only": {"preprocessing": "channel-mean"},
-    "45k training images": {},  # split_of(preset)
-    "shortcut option B": {"shortcut": "B"},
-    "Nesterov momentum": {"nesterov": True},
-    "black padding": {"padding": "black"},
-    "one crop per batch": {"crops": "batch"},
-}
+def deviations(preset: Preset) -> dict[str, dict]:
+    """What other reproductions do differently: name -> Recipe fields that change."""
+    return {
+        "RGB mean and std": {"preprocessing": "channel-std"},
+        "RGB mean only": {"preprocessing": "channel-mean"},
+        "45k training images": split_of(preset),
+        "shortcut option B": {"shortcut": "B"},
+        "Nesterov momentum": {"nesterov": True},
+        "black padding": {"padding": "black"},
+        "one crop per batch": {"crops": "batch"},
+    }
 
 
 def fidelity(preset: Preset, dataset: str, seeds: int = 0) -> dict[str, list[Recipe]]:
@@ -281,8 +281,8 @@ def fidelity(preset: Preset, dataset: str, seeds: int = 0) -> dict[str, list[Rec
         return [cifar_recipe(model, preset, dataset, s, **values) for s in preset.seeds_of(model, seeds)]
 
     groups = {"paper": runs(preset.ablation_model)}
-    for name, changes in DEVIATIONS.items():
-        groups[name] = runs(preset.ablation_model, **(changes or split_of(preset)))
+    for name, changes in deviations(preset).items():
+        groups[name] = runs(preset.ablation_model, **changes)
     for depth in preset.deep:
         if depth == WARMED_UP:
             groups[f"no warm-up (ResNet-{depth})"] = runs(f"resnet{depth}", warmup_lr=0.0)

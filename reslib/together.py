@@ -77,11 +77,11 @@ def train_together(
             while members:
                 for member in tuple(members):
                     try:
-                        with _on(member.stream):
+                        with on_stream(member.stream):
                             next(member.loop)
                         continue
                     except StopIteration as end:
-                        with _on(member.stream):
+                        with on_stream(member.stream):
                             summary = end.value or finish(member.job)
                         say(f"{member.job.recipe.run_name}: {summary['status']}")
                     except Interrupted as reason:
@@ -101,7 +101,7 @@ def _member(run, data_root, preset, execution, device, stop, say) -> Member:
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     if run.recipe_file.exists():
         run.check_recipe()
-    with _on(stream):
+    with on_stream(stream):
         job = prepare(run, data_root, preset, execution, distributed.ALONE, say)
     run.begin()  # only now: what cannot be trained leaves no record
     if getattr(job.model, "stochastic", False) and stream is not None:
@@ -111,7 +111,7 @@ def _member(run, data_root, preset, execution, device, stop, say) -> Member:
     return Member(job, steps(job, execution, stop, say, _silent), stream)
 
 
-def _on(stream):
+def on_stream(stream):
     """The block's work goes onto this stream."""
     return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
 

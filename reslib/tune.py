@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from .errors import UserError, choose
 from .files import write_json
+from .machine import cores, user_cache
 from .models import build_model
 
 VERSION = 3  # of what is measured; a change makes cached choices stale
@@ -55,8 +56,7 @@ class Choice:
 
 def cache_file() -> Path:
     """$RESLIB_CACHE/tune.json, by default in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("RESLIB_CACHE") or f"{base}/reslib").expanduser() / "tune.json"
+    return Path(os.environ.get("RESLIB_CACHE") or user_cache()).expanduser() / "tune.json"
 
 
 def machine_key() -> str:
@@ -70,11 +70,6 @@ def machine_key() -> str:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     threads = f"OMP {asked or '-'} | {DEFAULT_THREADS} threads"
     return f"{name} | {cores()} cores | {threads} | torch {torch.__version__} | v{VERSION}"
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choice() -> Choice:

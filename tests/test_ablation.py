@@ -110,7 +110,7 @@ def test_the_studies_own_groups_are_read():
     groups = studies.fidelity(preset, "cifar10", 2)
     errors = {name: [0.08 + 0.001 * i for i, _ in enumerate(recipes)] for name, recipes in groups.items()}
     rows = ablation.table(groups, frame(groups, errors))
-    assert len(rows) == len(studies.DEVIATIONS) + 2  # and the statistics, and no warm-up
+    assert len(rows) == len(studies.deviations(preset)) + 2  # and the statistics, and no warm-up
     assert (rows["n"] == 2).all() and (rows["n reference"] == 2).all()
     np.testing.assert_allclose(rows["difference"].iloc[1:], 0, atol=1e-9)
 
@@ -138,3 +138,17 @@ def test_learning_curves_draw_a_line_per_group():
         own = curves[curves["run"].isin(runs.loc[runs["nesterov"], "run"])]
         np.testing.assert_allclose(ax.lines[1].get_ydata(), 100 * own.groupby("iteration")[column].mean())
     assert "no finished runs" in ablation.learning_curves(groups, runs.iloc[:0], curves).axes[0].texts[0].get_text()
+
+
+def test_learning_curves_label_lines_where_they_end():
+    groups = groups_of(3)
+    runs = frame(groups, ERRORS)
+    curves = fake_curves(runs)
+    curves["test_error"] /= 4  # the panels share their limits, which the second one moves
+    fig = ablation.learning_curves(groups, runs, curves)
+    low, high = fig.axes[0].get_ylim()
+    for ax in fig.axes:
+        ends = sorted(line.get_ydata()[-1] for line in ax.lines)
+        places = sorted(low + text.xy[1] * (high - low) for text in ax.texts)
+        assert len(places) == len(ends) == 2
+        assert np.mean(places) == pytest.approx(np.mean(ends), abs=(high - low) / 100)  # moved apart symmetrically

@@ -1,7 +1,7 @@
 """Data that nobody should train on is refused by name before training, whatever form it has.
 
 Truncated, bit-flipped and wrong-checksum files, shapes, types, labels and swapped sets of the torchvision layout are in
-test_cifar_data.py; damaged files of ImageNet-style sets in test_imagenet_data.py.
+test_cifar_data.py; damaged files of ImageNet-style sets in test_imagenet_files.py.
 """
 
 import io

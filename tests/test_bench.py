@@ -156,9 +156,29 @@ def test_command_writes_json_and_markdown(tmp_path, capsys, monkeypatch, source)
     assert record["environment"]["torch"] == torch.__version__ and record["dataset"] == "synthetic"
     assert [c["contender"] for c in record["comparisons"][0]["contenders"]] == ["fp32", "fast"]
     page = path.with_suffix(".md").read_text()
-    assert page == report.markdown(record) and "## resnet8, batch 8" in page and page in capsys.readouterr().out
-    again = report.write(tmp_path / "bench", record)
-    assert again != path and path.exists()  # a second one of the day replaces nothing
+    assert page == report.markdown(record) and "## resnet8, batch 8" in page
+    out = capsys.readouterr().out.splitlines()
+    assert [line for line in page.splitlines() if line and line not in out] == [] and out.count(
+        page.splitlines()[0]
+    ) == 1
+    again = report.Report(tmp_path / "bench")
+    again.write(record)
+    assert again.path != path and path.exists()  # a second one of the day replaces nothing
+
+
+def test_what_was_measured_before_a_failure_is_kept(tmp_path, monkeypatch, source):
+    def fails(*args, **kwargs):
+        raise RuntimeError("the seventh seed")
+
+    monkeypatch.setattr(data, "load", lambda name, root: source)
+    monkeypatch.setattr(compare, "Roofline", lambda device, size: roofline.Roofline(device, size=64))
+    monkeypatch.setattr(seeds, "seeds_at_once", fails)
+    argv = "bench --models resnet8 --batch-sizes 8 --devices cpu --dataset synthetic --rounds 1 --seconds 0.01"
+    argv += f" --workers 0 --no-memory --contenders fp32 --seeds-at-once 2 --results {tmp_path}"
+    with pytest.raises(RuntimeError, match="the seventh seed"):
+        main([*argv.split(), "--traceback"])
+    (path,) = (tmp_path / "bench").glob("*.json")
+    assert len(json.loads(path.read_text())["comparisons"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -184,9 +204,6 @@ def test_scaling_goes_on_after_what_does_not_fit(source):
     assert [r["axis"] for r in records] == ["depth", "batch", "width", "width"]
     assert all(r["images_per_second"] > 0 for r in records[:3])
     assert "failed" in records[3] and "images_per_second" not in records[3]
-
-
-# --- Several seeds at once -------------------------------------------------------------------------------------------
 
 
 def test_stacked_seeds_train_as_each_does_alone(source):
@@ -229,9 +246,6 @@ def test_seeds_in_processes_of_their_own(source):
     recipes = [contenders.recipe_for("resnet8", 8, data.load("synthetic")).replace(seed=s) for s in (0, 1)]
     rates = seeds.processes("fp32", recipes, CPU, None, steps=2, rounds=2)
     assert len(rates) == 2 and all(rate > 0 for rate in rates)
-
-
-# --- Records as frames and figures -----------------------------------------------------------------------------------
 
 
 def test_records_become_frames_and_figures(tmp_path, monkeypatch, source):
@@ -301,84 +315,6 @@ def test_loading_measures_all_three():
     )
     assert set(record["images_per_second"]) == {"loader_alone", "model_alone", "both"}
     assert all(rate > 0 for rate in record["images_per_second"].values())
-
-
-# --- Settings by measurement -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def measured(monkeypatch):
-    """Measuring without the time it takes: calls are counted, and bf16 wins."""
-    monkeypatch.delenv("RESLIB_TUNE")
-    calls = []
-    result = tune.Choice("bf16", 1, seconds={"fp32, 1 thread": 2.0, "bf16, 1 thread": 1.0})
-    monkeypatch.setattr(tune, "measure", lambda: calls.append(1) or result)
-    return calls
-
-
-def test_measured_once_then_cached(measured):
-    assert tune.choice().origin == "measured" and tune.choice().origin == "cached" and len(measured) == 1
-    assert tune.choice().precision == "bf16" and "bf16, 1 thread 1000 ms" in str(tune.choice())
-
-
-def test_forgotten_choices_are_measured_again(measured):
-    tune.choice()
-    compilation.remember("net", compilation.Trial(1.0, 0.5, 9.0, 8))
-    tune.forget()
-    tune.forget()  # nothing left to remove
-    assert not compilation.known_trials() and tune.choice().origin == "measured" and len(measured) == 2
-
-
-def test_another_machine_measures_for_itself(measured, monkeypatch):
-    tune.choice()
-    monkeypatch.setattr(tune, "machine_key", lambda: "another processor")
-    tune.choice()
-    assert len(measured) == 2 and len(json.loads(tune.cache_file().read_text())) == 2
-
-
-@pytest.mark.parametrize(
-    "text", ["{", "[]", '{"KEY": {"precision": "fp8", "threads": 1, "layout": "contiguous"}}', '{"KEY": 3}']
-)
-def test_damaged_cache_is_measured_again(measured, text):
-    tune.cache_file().parent.mkdir(parents=True)
-    tune.cache_file().write_text(text.replace("KEY", tune.machine_key().replace('"', "")))
-    assert tune.choice().origin == "measured"
-
-
-def test_cache_that_cannot_be_written_is_fine(measured, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path / "file" / "below"))
-    assert tune.choice().precision == "bf16" and tune.choice().precision == "bf16" and len(measured) == 2
-
-
-def test_environment_overrides(measured, monkeypatch):
-    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32")
-    assert (tune.choice().precision, tune.choice().threads, tune.choice().origin) == ("fp32", 1, "given")
-    monkeypatch.setenv("RESLIB_TUNE", "measure")
-    before = len(measured)
-    tune.choice()
-    assert len(measured) == before + 1
-    for wrong, said in (
-        ("precision=fp8", "fp8"),
-        ("threads=0", "0"),
-        ("speed=high", "speed"),
-        ("compile=7", "7"),
-        ("layout=nhwc", "nhwc"),
-    ):
-        monkeypatch.setenv("RESLIB_TUNE", wrong)
-        with pytest.raises(tune.UserError, match=said):
-            tune.choice()
-
-
-def test_measuring_leaves_threads_and_random_state_alone(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    chosen = tune.measure(rounds=1)
-    assert chosen.precision in tune.PRECISIONS and chosen.layout in tune.LAYOUTS
-    assert set(chosen.seconds) == {
-        "fp32, 1 thread", "bf16, 1 thread", f"{chosen.precision} contiguous, 1 thread"
-    }  # fmt: skip
-    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
 
 
 def test_without_a_compiler_eager_is_used_and_said(monkeypatch, source):

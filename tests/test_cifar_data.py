@@ -7,27 +7,15 @@ import pickle
 import struct
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from cifar_sets import TEST, TRAIN, fault, made_up, random, same
 
 from reslib import data
 from reslib.data import cifar
 from reslib.data.cifar import CLASSES, FOLDER, TEST_FILES, TRAIN_FILES, find, load, restricted_unpickle
 from reslib.data.sets import ImageSet, fingerprint, shared_images
 from reslib.errors import UserError
-
-random = np.random.default_rng(0)
-
-
-def made_up(count, seed):
-    generator = np.random.default_rng(seed)
-    return generator.integers(0, 256, (count, 32, 32, 3), np.uint8), np.arange(count) % 10
-
-
-TRAIN, TEST = made_up(60, 1), made_up(20, 2)
 
 
 def batch(images, labels):
@@ -68,42 +56,6 @@ def put(tmp_path, monkeypatch):
         put(name, batch(TRAIN[0][12 * i : 12 * i + 12], TRAIN[1][12 * i : 12 * i + 12]))
     put("test_batch", batch(*TEST))
     return put
-
-
-def png(image, kind="PNG"):
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, kind)
-    return out.getvalue()
-
-
-def write_parquet(folder, split, images, labels, shards=1, cells=None):
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(shards):
-        part = (
-            slice(i, None, shards) if shards == 1 else slice(i * len(images) // shards, (i + 1) * len(images) // shards)
-        )
-        rows = cells or [{"bytes": png(image), "path": None} for image in images[part]]
-        table = pa.table({"img": rows, "label": list(labels[part])[: len(rows)]})
-        pq.write_table(table, folder / f"{split}-{i:05}-of-{shards:05}.parquet")
-
-
-def write_folders(root, split, images, labels):
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        folder = root / split / CLASSES[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{i:03}.png").write_bytes(png(image))
-
-
-def same(found: ImageSet, images, labels):
-    assert found.images.dtype == torch.uint8 and found.labels.dtype == torch.int64
-    assert np.array_equal(found.images, images) and np.array_equal(found.labels, labels)
-
-
-def fault(root) -> str:
-    with pytest.raises(UserError) as caught:
-        load(*find(root), say=lambda text: None)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_torchvision_layout(put, tmp_path, capsys):
@@ -247,93 +199,6 @@ def test_one_leak_in_many_is_a_note(tmp_path, monkeypatch):
     told = []
     load("folders", tmp_path, told.append)
     assert len(told) == 2 and "note: " in told[1] and "1 of 200 test images are also training images" in told[1]
-
-
-@pytest.mark.parametrize("place", ["", "data", "cifar10", "cifar10/plain_text"])
-def test_parquet(tmp_path, place):
-    write_parquet(tmp_path / place, "train", *TRAIN, shards=3)
-    write_parquet(tmp_path / place, "test", *TEST)
-    assert find(tmp_path) == ("parquet", tmp_path / place)
-    for _ in range(2):  # decoded, then from the cache
-        train, test = load(*find(tmp_path))
-        same(train, *TRAIN)
-        same(test, *TEST)
-
-
-def test_parquet_faults(tmp_path):
-    write_parquet(tmp_path, "train", *TRAIN, shards=3)
-    assert "no test*.parquet" in fault(tmp_path)
-    write_parquet(tmp_path, "test", *TEST)
-    for changes, part in (
-        ({"cells": [{"bytes": png(TEST[0][0])}, {"bytes": png(TEST[0][0])[:60]}]}, "row 1: not a readable image"),
-        ({"cells": [{"bytes": None}, {"bytes": b"x"}]}, "row 0: None is not an encoded image"),
-        ({"cells": [3, 4]}, "row 0: 3 is not an encoded image"),
-        ({"cells": [{"bytes": png(TEST[0][0])}, {"bytes": png(TEST[0][0][:30])}]}, "images of several sizes"),
-        ({"cells": [{"bytes": png(TEST[0][0][:30])}]}, "images are (30, 32) pixels, CIFAR-10 has (32, 32)"),
-        ({"labels": TEST[1] + 3}, "label 10 is out of range"),
-        ({"labels": TEST[1] * 0.5}, "labels are float64"),
-        ({"labels": [None] * 20}, "labels are object"),
-        ({"images": TEST[0][:0]}, "no images"),
-    ):
-        write_parquet(tmp_path, "test", **{"images": TEST[0], "labels": TEST[1], **changes})
-        assert part in fault(tmp_path) and str(tmp_path) in fault(tmp_path), part
-    path = tmp_path / "test-00000-of-00001.parquet"
-    for damaged in (b"", b"PAR1 nonsense", path.read_bytes()[:200]):
-        path.write_bytes(damaged)
-        assert f"{path} is not a readable Parquet file" in fault(tmp_path)
-    pq.write_table(pa.table({"img": [1], "fine_label": [1]}), path)
-    assert f"{path} is not a readable Parquet file with img and label" in fault(tmp_path)
-    (tmp_path / "train-00001-of-00003.parquet").unlink()
-    assert "is one of 3 files, but 2 are there" in fault(tmp_path)
-
-
-def test_class_folders(tmp_path):
-    write_folders(tmp_path, "train", *TRAIN)
-    assert find(tmp_path) == ("folders", tmp_path) and "test is missing" in fault(tmp_path)
-    write_folders(tmp_path, "test", *TEST)
-    train, test = load(*find(tmp_path))
-    order = np.argsort(TRAIN[1], kind="stable")
-    same(train, TRAIN[0][order], TRAIN[1][order])
-    assert len(test) == 20
-    (tmp_path / "test" / "cat" / "003.png").write_bytes(b"\x89PNG")
-    assert "cat/003.png: not a readable image" in fault(tmp_path)
-    (tmp_path / "test" / "bear").mkdir()
-    assert "class folders are ['airplane', 'automobile', 'bear'" in fault(tmp_path)
-    (tmp_path / "test" / "bear").rmdir()
-    for path in (tmp_path / "test" / "dog").iterdir():
-        path.unlink()
-    assert "dog: no .png or .jpg files in this class" in fault(tmp_path)
-
-
-def test_decoded_images_are_cached_until_a_file_changes(tmp_path, monkeypatch):
-    write_folders(tmp_path, "train", *TRAIN)
-    write_folders(tmp_path, "test", *TEST)
-    calls, decode = [], cifar._decode
-    monkeypatch.setattr(cifar, "_decode", lambda *a: calls.append(a[1]) or decode(*a))
-
-    def decoded():
-        calls.clear()
-        sets = load(*find(tmp_path), say=lambda text: None)
-        return len(calls), fingerprint(*sets)
-
-    first = decoded()
-    assert first[0] == 80 and decoded() == (0, first[1])
-    (cache,) = (tmp_path / ".reslib-cache").iterdir()  # no temporary files
-    with np.load(cache, allow_pickle=False) as stored:
-        assert sorted(stored.files) == ["test_images", "test_labels", "train_images", "train_labels"]
-    victim = tmp_path / "train" / "cat" / "003.png"
-    victim.write_bytes(png(TRAIN[0][3] ^ 255))  # another image of the same name
-    second = decoded()
-    assert second[0] == 80 and second[1] != first[1] and decoded() == (0, second[1])
-    (cache,) = (tmp_path / ".reslib-cache").iterdir()  # the old one is gone
-    raw = cache.read_bytes()
-    for damaged in (raw[:5000], b"", raw[:9000] + bytes([raw[9000] ^ 1]) + raw[9001:], pickle.dumps([1])):
-        cache.write_bytes(damaged)
-        assert decoded() == (80, second[1])
-    cache.unlink()
-    cache.parent.rmdir()
-    cache.parent.write_text("in the way")  # cannot be a folder
-    assert decoded() == decoded() == (80, second[1])
 
 
 def test_load_by_name(put, tmp_path, capsys):

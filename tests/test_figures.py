@@ -169,6 +169,8 @@ def test_gradients_figure_panels_and_dead_layers():
     np.testing.assert_allclose(fig.axes[0].lines[0].get_ydata(), [1.0, 2.0])
     assert "zero or not finite in 1 of 2 layers" in texts(fig.axes[2]) and fig.axes[0].get_yscale() == "log"
     assert "no gradients measured" in texts(figures.gradients_figure(pd.DataFrame(rows).iloc[:0]))
+    told = figures.gradients_figure(pd.DataFrame(rows).assign(evidence="preset quick · data cifar10 · a processor"))
+    assert "preset quick · data cifar10 · a processor · at iteration 0" in texts(told)
 
 
 def test_block_diagrams():

@@ -21,7 +21,8 @@ from reslib.files import sha256, write_json
 from reslib.imagenet_tables import CENTRE, INTERVAL, TOP1, TOP5, caption, notes, tables
 from reslib.models import build_model
 from reslib.recipe import Recipe
-from reslib.runs import Run, load_runs, write_weights
+from reslib.records import load_runs
+from reslib.runs import Run, write_weights
 from reslib.studies import imagenet_rows, preset_of
 
 OWN = [TOP1, TOP5, INTERVAL, CENTRE, "images", "data set", "preset"]

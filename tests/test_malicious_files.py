@@ -24,7 +24,8 @@ from reslib.errors import UserError
 from reslib.given_weights import read_state
 from reslib.models import build_model
 from reslib.networks import load_network
-from reslib.runs import Run, load_runs, read_weights
+from reslib.records import load_runs
+from reslib.runs import Run, read_weights
 from reslib.train import train
 
 

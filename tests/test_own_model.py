@@ -72,7 +72,7 @@ def edit(path, old, new):
 def test_a_changed_network_does_not_pass_as_the_old_one(module, tmp_path, capsys, monkeypatch):
     from reslib.executor import missing
     from reslib.networks import load_network
-    from reslib.runs import load_runs
+    from reslib.records import load_runs
     from reslib.studies import PRESETS, cifar_recipe
     from reslib.tables import cifar10_table
 

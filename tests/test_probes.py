@@ -12,7 +12,7 @@ from reslib import claims, data, probes
 from reslib.errors import UserError
 from reslib.models import build_model
 from reslib.networks import make_model
-from reslib.runs import load_runs
+from reslib.records import load_runs
 from reslib.studies import PRESETS, cifar_recipe
 from reslib.train import Execution, train
 
@@ -182,6 +182,8 @@ def study():
 
 def test_gradient_study_covers_every_combination(study):
     assert list(study.columns) == probes.COLUMNS
+    (evidence,) = study["evidence"].unique()
+    assert evidence.startswith("preset smoke · data synthetic (")
     start = study[(study["iteration"] == 0) & (study["kind"] == "gradient") & (study["layer"] == 1)]
     assert len(start) == 2 * 3 * 2 * 2 and start["synthetic"].all()
     assert start.groupby("seed")["norm"].nunique().tolist() == [12, 12] and start["norm"].nunique() == 24

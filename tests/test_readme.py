@@ -23,7 +23,7 @@ def test_the_readmes_own_network_trains_and_enters_the_table(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     from reslib import tables
-    from reslib.runs import load_runs
+    from reslib.records import load_runs
 
     table = tables.cifar10_table(load_runs(tmp_path / "smoke" / "runs"))
     row = table[table.source == "added"].iloc[0]

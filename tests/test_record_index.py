@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from report_records import write_run
 
-from reslib import record_index, runs
+from reslib import record_index, records
 from reslib.recipe import Recipe
-from reslib.runs import load_runs
+from reslib.records import load_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = 6
@@ -33,8 +33,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def reads(monkeypatch):
     """The names of the records that are really read."""
-    names, record = [], runs._record
-    monkeypatch.setattr(runs, "_record", lambda file: names.append(file.parent.name) or record(file))
+    names, record = [], records._record
+    monkeypatch.setattr(records, "_record", lambda file: names.append(file.parent.name) or record(file))
     return names
 
 

@@ -15,7 +15,8 @@ from reslib.errors import UserError
 from reslib.executor import execute, missing
 from reslib.files import whole_file, write_json, write_text
 from reslib.recipe import Recipe
-from reslib.runs import Run, is_locked, load_curves, load_runs, read_json, read_weights, results_root, write_weights
+from reslib.records import load_curves, load_runs
+from reslib.runs import Run, is_locked, read_json, read_weights, results_root, write_weights
 from reslib.train import Execution, Interrupted, train
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from reslib import artefacts, record_index
 from reslib.cli import main
-from reslib.runs import load_runs
+from reslib.records import load_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 5.0  # seconds of processor time for 10,000 records, a part of them for as many

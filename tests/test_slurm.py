@@ -39,6 +39,13 @@ def start(site, task, **more):
     return subprocess.Popen(["bash", str(SCRIPT)], cwd=site, env=environment, stderr=subprocess.PIPE, text=True)
 
 
+def wait_until_ready(site):
+    end = time.monotonic() + 10
+    while not (site / "ready").exists():
+        assert time.monotonic() < end, "the stand-in did not start"
+        time.sleep(0.05)
+
+
 def test_the_array_covers_every_network_of_the_paper(site):
     first, last = map(int, re.search(r"--array=(\d+)-(\d+)", SCRIPT.read_text()).groups())
     for task in range(first, last + 1):
@@ -69,10 +76,7 @@ def test_the_commands_are_ones_that_reslib_takes(site, monkeypatch):
 
 def test_the_time_limit_requeues(site):
     task = start(site, 3, SLOW="1")
-    for _ in range(200):
-        if (site / "ready").exists():
-            break
-        time.sleep(0.05)
+    wait_until_ready(site)
     task.send_signal(signal.SIGTERM)
     assert task.wait(30) == 1
     assert (site / "asked").read_text().splitlines()[1:] == ["checkpoint", "scontrol requeue 77_3"]
@@ -111,10 +115,7 @@ def test_an_imagenet_job_starts_torchrun_on_every_node(site):
 
 def test_the_time_limit_of_an_imagenet_job_requeues_it(site):
     job = start_imagenet(site, "resnet34", SLOW="1")
-    for _ in range(200):
-        if (site / "ready").exists():
-            break
-        time.sleep(0.05)
+    wait_until_ready(site)
     job.send_signal(signal.SIGTERM)
     assert job.wait(30) == 1
     assert (site / "asked").read_text().splitlines()[-2:] == ["checkpoint", "scontrol requeue 88"]

@@ -27,13 +27,13 @@ def recipes(seeds=1):
 def test_cost_of_a_deep_net_is_that_of_the_whole_net(model):
     net = build_model(model)
     found = schedule_plan.network_cost(model, "A", "", 32, 10)
-    assert found == (complexity._count(net, 32, True, 3), sum(p.numel() for p in net.parameters()))
+    assert found == (complexity.count(net, 32, True, 3), sum(p.numel() for p in net.parameters()))
 
 
 @pytest.mark.parametrize(("model", "size"), [("resnet18", 224), ("resnet50", 96), ("plain18", 56)])
 def test_cost_of_an_imagenet_net_is_that_at_full_size(model, size):
     net = build_model(model, 1000, "B")
-    assert schedule_plan.network_cost(model, "B", "", size, 1000)[0] == complexity._count(net, size, True, 3)
+    assert schedule_plan.network_cost(model, "B", "", size, 1000)[0] == complexity.count(net, size, True, 3)
 
 
 def test_cost_of_a_recipe_knows_its_options_and_classes():

@@ -56,7 +56,7 @@ def add_arguments(parser) -> None:
 def main(arguments) -> int:
     from ..provenance import device_name
     from ..runs import results_root
-    from .report import markdown, write
+    from .report import Report
 
     try:
         if arguments.whole:
@@ -66,14 +66,17 @@ def main(arguments) -> int:
         raise ArgumentError(str(error)) from error
     for device in asked["devices"]:
         print(f"{device_name(device)}:")
-        record = measure(arguments, device, asked)
-        path = write(results_root(arguments.results) / "bench", record)
-        print(f"\n{markdown(record)}\nwritten: {path} and {path.with_suffix('.md').name}")
+        report = Report(results_root(arguments.results) / "bench")
+        try:
+            measure(arguments, device, asked, keep=report.write)
+        finally:
+            if report.path:
+                print(f"written: {report.path} and {report.path.with_suffix('.md').name}", flush=True)
     return 0
 
 
-def measure(arguments, device, asked: dict, say=print) -> dict:
-    """Everything that was asked for, on one device, as one record."""
+def measure(arguments, device, asked: dict, say=print, keep=lambda record: None) -> dict:
+    """Everything that was asked for, on one device, as one record; keep(record) is called after each part of it."""
     from .. import data, tune
     from ..provenance import environment, now
     from .compare import compare
@@ -125,27 +128,32 @@ def measure(arguments, device, asked: dict, say=print) -> dict:
                     say,
                 )
             )
+            keep(record)
     if arguments.tried:
         model, batch = (asked["models"] or ["resnet20"])[0], asked["batch_sizes"][0]
         say(f"{model}, batch {batch}: what was tried beside the eager step")
         record["comparisons"].append(
             compare(("eager", *TRIED), model, batch, source, device, rounds, seconds, root, memory=False, say=say)
         )
+        keep(record)
     if arguments.seeds_at_once:
         for model in asked["seed_models"]:
             say(f"{model}, {arguments.seeds_at_once} seeds at once")
             record["seeds"].append(
                 seeds_at_once(model, arguments.seeds_at_once, source, device, rounds, seconds, root, say=say)
             )
+            keep(record)
     if arguments.scaling:
         say("scaling")
         axes = {name: asked[name] for name in ("depths", "batches", "widths")}
         record["scaling"] = scaling(source, device, min(rounds, 3), seconds, root, memory, **axes, say=say)
+        keep(record)
     if arguments.loader:
         dataset = arguments.loader_dataset or data.choose_dataset("imagenet", root)
         say(f"loader: {arguments.loader_model} on {dataset}")
         steps, preset = arguments.loader_steps, arguments.loader_preset
         record["loading"].append(loading(arguments.loader_model, dataset, device, rounds, steps, root, preset))
+        keep(record)
     return record
 
 

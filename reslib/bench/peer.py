@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
 from ..data import cifar, data_root
+from ..machine import cores
 from ..models import build_model
-from ..tune import cores
 from .clock import Clock, synchronize
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

@@ -10,15 +10,26 @@ from ..files import write_json, write_text
 PARTS = ("data", "forward", "backward", "optimiser", "metrics")
 
 
-def write(folder: Path, record: dict) -> Path:
-    """Write <device>-<date>.json and .md, whole or not at all; a later one of the same day gets a number."""
-    device = re.sub(r"[^a-z0-9]+", "-", record["environment"]["device_name"].lower()).strip("-")
-    stem = f"{device}-{record['date'][:10]}"
-    taken = free_name(folder, stem)
-    path = folder / f"{taken}.json"
-    write_json(path, record)
-    write_text(path.with_suffix(".md"), markdown(record))
-    return path
+class Report:
+    """A record kept as <device>-<date>.json and .md below `folder`; a later one of the same day gets a number.
+
+    path: of the JSON file; None until something was written.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.path, self._shown = folder, None, 0
+
+    def write(self, record: dict, say=print) -> None:
+        """Write what is measured so far over what was written before; say(text) is told what is new in it."""
+        if self.path is None:
+            device = re.sub(r"[^a-z0-9]+", "-", record["environment"]["device_name"].lower()).strip("-")
+            stem = free_name(self.folder, f"{device}-{record['date'][:10]}")
+            self.path = self.folder / f"{stem}.json"
+        text = markdown(record)
+        write_json(self.path, record)
+        write_text(self.path.with_suffix(".md"), text)
+        say(f"\n{text[self._shown :]}", flush=True)
+        self._shown = len(text)
 
 
 def free_name(folder: Path, stem: str) -> str:

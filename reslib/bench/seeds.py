@@ -8,7 +8,6 @@ stacked       one network with stacked parameters: torch.func.vmap turns every c
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import multiprocessing
 import statistics
@@ -20,9 +19,10 @@ import torch
 import torch.nn.functional as F
 
 from .. import data
+from ..machine import cores
 from ..networks import make_model
 from ..numerics import autocast, resolve_precision
-from ..tune import cores
+from ..together import on_stream
 from .clock import synchronize
 from .contenders import Reslib, recipe_for
 
@@ -78,7 +78,7 @@ class Together:
         self.device, self.made = device, []
         for recipe in recipes:
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-            with on(stream):
+            with on_stream(stream):
                 self.made.append((Reslib(way, recipe, source, device, say=_silent), stream))
 
     def run(self, steps: int) -> float:
@@ -88,15 +88,10 @@ class Together:
         with self.made[0][0].settings():
             for _ in range(steps):
                 for member, stream in self.made:
-                    with on(stream):
+                    with on_stream(stream):
                         member.one_step()
         synchronize(self.device)
         return time.perf_counter() - begun
-
-
-def on(stream):
-    """What follows runs on this CUDA stream; None: on the device's usual one."""
-    return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 class Stacked:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from ..machine import user_cache
 
 VAL_NAMES = ("val", "validation")
 LAYOUTS = (
@@ -76,7 +77,7 @@ def fingerprint(train: ImageList, val: ImageList, contents: dict[str, np.ndarray
 
 def cache_folder(beside: Path) -> Path:
     """A writable folder for derived files: beside the data, else the user's cache, else the temporary folder."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reslib"
+    user = user_cache()
     for folder in (beside / ".reslib-cache", user, Path(tempfile.gettempdir()) / f"reslib-cache-{getpass.getuser()}"):
         try:
             folder.mkdir(parents=True, exist_ok=True)

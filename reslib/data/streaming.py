@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
+from ..machine import cores
 from .decode import BadImage, centre_view, decode_rgb, resized_crop, scaled_size
 from .draws import centre_scale, draw
 from .image_list import ImageList
@@ -64,15 +65,10 @@ class OnDisk:
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
 
-def cpu_count() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def worker_count(asked: int | None, world: int) -> int:
     """Worker processes for one of a job's `world` processes: as asked, or one per CPU of its share, at most 16."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world)) if world > 1 else 1  # torchrun: processes on this machine
-    return min(16, max(1, cpu_count() // here)) if asked is None else asked
+    return min(16, max(1, cores() // here)) if asked is None else asked
 
 
 def load_keys(dataset: Dataset, keys, workers: int | None, device: torch.device, world: int = 1) -> DataLoader:

@@ -52,9 +52,10 @@ def figure7(responses: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure
 def gradients_figure(df: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure:
     """Norms of activations (top) and gradients (bottom) by layer, a column per initialisation and batch norm or not.
 
-    df: columns kind ("gradient" | "activation"), model, family, depth, init, batch_norm, iteration, layer, norm. The
-    last measured iteration is bold; the first, where there are several, thin. A log axis per row, shared by its
-    panels: a vanishing signal falls towards one end by orders of magnitude, a healthy one stays level.
+    df: columns kind ("gradient" | "activation"), model, family, depth, init, batch_norm, iteration, layer, norm, and
+    where known evidence, which is put below the figure. The last measured iteration is bold; the first, where there are
+    several, thin. A log axis per row, shared by its panels: a vanishing signal falls towards one end by orders of
+    magnitude, a healthy one stays level.
     """
     pairs = {(bool(b), str(i)) for b, i in zip(df["batch_norm"], df["init"], strict=True)}
     columns = sorted(pairs, key=lambda pair: (not pair[0], pair[1]))
@@ -96,6 +97,8 @@ def gradients_figure(df: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figu
     first, last = df["iteration"].min(), df["iteration"].max()
     seeds = df["seed"].nunique() if "seed" in df else 1
     shown = f"at iteration {last}" if first == last else f"thin: iteration {first}; bold: iteration {last}"
+    origin = [str(text) for text in df["evidence"].unique()] if "evidence" in df else []
+    shown = " · ".join([*origin, shown])
     sign(fig, runs, f"{shown} · {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}, one batch each")
     _warn(fig, df, runs)
     return fig

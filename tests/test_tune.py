@@ -1,0 +1,89 @@
+"""The settings of a processor: measured once, cached, overridden; a damaged cache does no harm."""
+
+import json
+
+import pytest
+import torch
+
+from reslib import compilation, tune
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1,compile=false")
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Measuring without the time it takes: calls are counted, and bf16 wins."""
+    monkeypatch.delenv("RESLIB_TUNE")
+    calls = []
+    result = tune.Choice("bf16", 1, seconds={"fp32, 1 thread": 2.0, "bf16, 1 thread": 1.0})
+    monkeypatch.setattr(tune, "measure", lambda: calls.append(1) or result)
+    return calls
+
+
+def test_measured_once_then_cached(measured):
+    assert tune.choice().origin == "measured" and tune.choice().origin == "cached" and len(measured) == 1
+    assert tune.choice().precision == "bf16" and "bf16, 1 thread 1000 ms" in str(tune.choice())
+
+
+def test_forgotten_choices_are_measured_again(measured):
+    tune.choice()
+    compilation.remember("net", compilation.Trial(1.0, 0.5, 9.0, 8))
+    tune.forget()
+    tune.forget()  # nothing left to remove
+    assert not compilation.known_trials() and tune.choice().origin == "measured" and len(measured) == 2
+
+
+def test_another_machine_measures_for_itself(measured, monkeypatch):
+    tune.choice()
+    monkeypatch.setattr(tune, "machine_key", lambda: "another processor")
+    tune.choice()
+    assert len(measured) == 2 and len(json.loads(tune.cache_file().read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"KEY": {"precision": "fp8", "threads": 1, "layout": "contiguous"}}', '{"KEY": 3}']
+)
+def test_damaged_cache_is_measured_again(measured, text):
+    tune.cache_file().parent.mkdir(parents=True)
+    tune.cache_file().write_text(text.replace("KEY", tune.machine_key().replace('"', "")))
+    assert tune.choice().origin == "measured"
+
+
+def test_cache_that_cannot_be_written_is_fine(measured, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path / "file" / "below"))
+    assert tune.choice().precision == "bf16" and tune.choice().precision == "bf16" and len(measured) == 2
+
+
+def test_environment_overrides(measured, monkeypatch):
+    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32")
+    assert (tune.choice().precision, tune.choice().threads, tune.choice().origin) == ("fp32", 1, "given")
+    monkeypatch.setenv("RESLIB_TUNE", "measure")
+    before = len(measured)
+    tune.choice()
+    assert len(measured) == before + 1
+    for wrong, said in (
+        ("precision=fp8", "fp8"),
+        ("threads=0", "0"),
+        ("speed=high", "speed"),
+        ("compile=7", "7"),
+        ("layout=nhwc", "nhwc"),
+    ):
+        monkeypatch.setenv("RESLIB_TUNE", wrong)
+        with pytest.raises(tune.UserError, match=said):
+            tune.choice()
+
+
+def test_measuring_leaves_threads_and_random_state_alone(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    chosen = tune.measure(rounds=1)
+    assert chosen.precision in tune.PRECISIONS and chosen.layout in tune.LAYOUTS
+    assert set(chosen.seconds) == {
+        "fp32, 1 thread", "bf16, 1 thread", f"{chosen.precision} contiguous, 1 thread"
+    }  # fmt: skip
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
