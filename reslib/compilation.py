@@ -9,6 +9,7 @@ Nothing of a trial stays: weights, statistics, gradients and random state are as
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -31,6 +32,7 @@ from .tune import LONG, MARGIN, TRIALS, Choice, cache_file, machine_key
 PAYS_AFTER = 20.0  # times as long as the compilation must the rest of the run be
 SECONDS_PER_LAYER = 2.0  # of a compilation, until one has been timed here
 TOLERANCE = {"fp32": 0.01, "bf16": 0.1}  # of loss and gradient, relative: how far the compiled pass may be off
+NO_WORSE = 1.5  # times as far from double precision as the eager gradient, where that one is further off than this
 ROUNDS = 4
 
 
@@ -206,6 +208,31 @@ class Passes:
                     buffer.copy_(old)
         return taken, float(value.detach()), gradients
 
+    def exact(self) -> tuple[float, float, list[torch.Tensor]]:
+        """As `run`, of the eager pass in double precision."""
+        begun = time.perf_counter()
+        loss = copy.deepcopy(self.step.loss).double()
+        value, _ = loss(self.x.double(), self.y, self.step.progress)
+        value.backward()
+        gradients = [p.grad for p in loss.parameters() if p.grad is not None]
+        return time.perf_counter() - begun, float(value.detach()), gradients
+
+
+def sound(passes: Passes, mine, theirs) -> bool:
+    """Whether the compiled pass computes the eager one's loss and gradient, as far as the precision determines them.
+
+    Plain nets multiply rounding errors layer by layer: at its start plain-56 has an eager gradient in fp32 that is 60%
+    off the one in double precision, plain-20's is 2%, ResNet-56's 0.6%. There two right answers differ by as much, and
+    the compiled one shall be about as near to double precision.
+    """
+    tolerance = TOLERANCE[passes.step.precision]
+    if difference(mine, theirs) <= tolerance:
+        return True
+    if passes.step.stochastic or abs(mine[1] - theirs[1]) > tolerance * abs(mine[1]):
+        return False  # dropout in double precision draws other numbers
+    exact = passes.exact()
+    return difference(exact, theirs) <= NO_WORSE * difference(exact, mine)
+
 
 def try_compiled(passes: Passes, say=print, rounds: int = ROUNDS) -> tuple[CompiledLoss | None, Trial]:
     """Compile these passes and compare them with the eager ones, in results and in time, in turn."""
@@ -216,9 +243,9 @@ def try_compiled(passes: Passes, say=print, rounds: int = ROUNDS) -> tuple[Compi
     theirs = passes.run(loss)
     compile_seconds = time.perf_counter() - begun
     mine = passes.run(step.loss)
-    if loss.reason or (off := difference(mine, theirs)) > TOLERANCE[step.precision]:
+    if loss.reason or not sound(passes, mine, theirs):
         if not loss.reason:
-            say(f"not compiled: loss or gradient would be off by {100 * off:.1f}%")
+            say(f"not compiled: loss or gradient would be off by {100 * difference(mine, theirs):.1f}%")
         return None, Trial(mine[0], None, compile_seconds, layers)
     eager, compiled = [], []
     for _ in range(rounds):

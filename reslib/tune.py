@@ -26,7 +26,7 @@ from .files import write_json
 from .machine import cores, user_cache
 from .models import build_model
 
-VERSION = 3  # of what is measured; a change makes cached choices stale
+VERSION = 4  # of what is measured; a change makes cached choices stale
 MARGIN = 1.03  # a candidate must beat the plainer one by this factor: noise must not decide
 PRECISIONS = ("fp32", "bf16")
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}

@@ -44,13 +44,13 @@ def make_set(root, sizes=SIZES, train=5, val=3, classes=("n01", "n02", "n03")):
 
 
 def make_imagenet(root):
-    """An image in each of 1000 classes of both splits."""
-    root.mkdir(parents=True)
-    (root / "image").write_bytes(encoded(picture(0), "JPEG"))
-    for split in ("train", "val"):
+    """An image in each of 1000 classes of both splits, the same in all of a split."""
+    for number, split in enumerate(("train", "val")):
+        (root / split).mkdir(parents=True)
+        (root / f"{split}.image").write_bytes(encoded(picture(number), "JPEG"))
         for c in range(1000):
-            (root / split / f"n{c:04}").mkdir(parents=True)
-            os.link(root / "image", root / split / f"n{c:04}" / "0.JPEG")
+            (root / split / f"n{c:04}").mkdir()
+            os.link(root / f"{split}.image", root / split / f"n{c:04}" / "0.JPEG")
     return root
 
 

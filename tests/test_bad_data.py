@@ -5,16 +5,19 @@ test_cifar_data.py; damaged files of ImageNet-style sets in test_imagenet_files.
 """
 
 import io
+import re
 
 import numpy as np
 import pytest
 import torch
+from imagenet_sets import make_imagenet
 from PIL import Image
 from training import QUIET, silent, tiny
 
 from reslib import data
 from reslib.data import cifar, imagenet, synthetic
 from reslib.data.decode import BadImage, decode_rgb
+from reslib.data.image_list import fingerprint
 from reslib.data.sets import ImageSet, image_set, shared_images
 from reslib.errors import UserError
 from reslib.train import train
@@ -117,6 +120,24 @@ def test_leaks_and_swapped_sets_of_an_imagenet_subset(tmp_path):
     assert "1 of 4 test images are also training images" in refused(tmp_path / "a", "imagenette")
     write_subset(tmp_path / "b" / "imagenette", IMAGES[:4], TEST[:8])
     assert "4 training and 8 test images: train and test look swapped" in refused(tmp_path / "b", "imagenette")
+
+
+def test_a_leak_of_imagenet_itself(tmp_path):
+    """A thousand classes on disk: copies of training images among the validation images, under other names."""
+    root = make_imagenet(tmp_path / "imagenet")
+    said = []
+    sound = imagenet.load("imagenet", root, said.append)
+    assert said == [] and sound.fingerprint == fingerprint(sound.train, sound.test)
+    for number in range(0, 1000, 300):  # 4 of 1000: told, not refused
+        victim = root / "val" / f"n{number:04}" / "0.JPEG"
+        victim.unlink()  # a link to what all the others are
+        victim.with_name("copy.JPEG").write_bytes((root / "train.image").read_bytes())
+    imagenet.load("imagenet", root, said.append)
+    (line,) = said
+    assert re.fullmatch(rf"note: {root}: [1-4] of 512 test images are also training images", line)
+    for number in range(100):
+        (root / "val" / f"n{number:04}" / "1.JPEG").write_bytes((root / "train.image").read_bytes())
+    assert "test images are also training images: a test error on them means nothing" in refused(root, "imagenet")
 
 
 @pytest.mark.parametrize("name", ["synthetic", "synthetic-imagenet"])

@@ -73,6 +73,31 @@ def test_a_compiled_pass_that_computes_something_else_is_refused(monkeypatch):
     assert loss is None and not trial.wins and "off by 5.0%" in said[-1]
 
 
+def test_a_net_that_multiplies_rounding_errors_is_judged_by_double_precision(monkeypatch):
+    """Two right answers of plain-56 in fp32 are far apart; a compiled pass that is wrong is further off than both."""
+    recipe = tiny(model="plain56")
+    torch.manual_seed(0)
+    net = build_model("plain56", 10, "A", width=4).train()
+    step, said, (x, y) = make_step(recipe, net, make_optimizer(recipe, net, CPU), CPU, "fp32"), [], batch()
+    rounded = x * (1 + 2.0**-23)  # by the last bit
+    monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda _, y, progress: loss(rounded, y, progress))
+    passes = Passes(step, x, y)
+    assert difference(passes.run(step.loss), passes.run(CompiledLoss(step.loss))) > compilation.TOLERANCE["fp32"]
+    loss, trial = try_compiled(passes, said.append, rounds=1)
+    assert loss is not None and trial.compiled and said == []
+
+    def doubled_at_the_end(loss, **options):
+        def call(x, y, progress):
+            value, logits = loss(x, y, progress)
+            return value.detach() + 2 * (value - value.detach()), logits  # the right loss, twice the gradient
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", doubled_at_the_end)
+    loss, trial = try_compiled(passes, said.append, rounds=1)
+    assert loss is None and trial.compiled is None and "off by 100.0%" in said[-1]
+
+
 def test_difference_by_hand():
     mine, theirs = (0.0, 2.0, [torch.tensor([3.0, 4.0])]), (0.0, 2.1, [torch.tensor([3.0, 3.0])])
     assert difference(mine, theirs) == pytest.approx(0.2) and difference(theirs, theirs) == 0

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..machine import user_cache
 
 VAL_NAMES = ("val", "validation")
+SAMPLE = 512  # images of the validation set that are looked for among the training images
 LAYOUTS = (
     "train/<class>/* and val/<class>/*, train/<class>/* and val/* with the ILSVRC2012 devkit, "
     "or train*.parquet and validation*.parquet"
@@ -63,13 +64,38 @@ class ImageList:
             return np.fromiter(pool.map(lambda p: p.stat().st_size, paths), np.int64, len(self))
 
 
-def fingerprint(train: ImageList, val: ImageList, contents: dict[str, np.ndarray] | None = None) -> str:
+def shared_in_sample(train: ImageList, val: ImageList, sizes: dict[str, np.ndarray]) -> tuple[int, int]:
+    """(how many, of how many) evenly spaced images of `val` are, byte for byte, also in `train`.
+
+    sizes: encoded sizes of "train" and "val". Only files of equal size are read: seconds for all of ImageNet, where
+    reading everything takes an hour. Of a leak of 1 % of the images a sample of SAMPLE sees nothing once in 170 times.
+    """
+    sample = np.unique(np.linspace(0, len(val) - 1, min(SAMPLE, len(val))).astype(np.int64))
+    alike = np.flatnonzero(np.isin(sizes["train"], sizes["val"][sample]) & (sizes["train"] > 0))
+    with ThreadPoolExecutor(8) as pool:
+        trained = set(pool.map(lambda i: _hash(train.read(i)), alike.tolist()))
+        looked_at = list(pool.map(lambda i: _hash(val.read(i)), sample.tolist()))
+    trained.discard(_hash(b""))  # what cannot be read is no image that both have
+    return sum(mark in trained for mark in looked_at), len(sample)
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def fingerprint(
+    train: ImageList,
+    val: ImageList,
+    contents: dict[str, np.ndarray] | None = None,
+    sizes: dict[str, np.ndarray] | None = None,
+) -> str:
     """Sixteen hexadecimal digits for file names, labels, sizes and, where given, a checksum of every image's bytes."""
     digest = hashlib.sha256()
+    sizes = sizes or {"train": train.sizes(), "val": val.sizes()}
     for split, images in (("train", train), ("val", val)):
         for part in ("\n".join(images.classes).encode(), b"\0".join(images.names.tolist()), images.labels.tobytes()):
             digest.update(len(part).to_bytes(8, "little") + part)
-        digest.update(images.sizes().astype("<i8").tobytes())
+        digest.update(sizes[split].astype("<i8").tobytes())
         if contents is not None:
             digest.update(contents[split].astype("<i8").tobytes())
     return digest.hexdigest()[:16]

@@ -28,9 +28,9 @@ from .decode import (
 from .draws import centre_scale, draw, first_images, permutation, split_indices
 from .folder_sets import FolderSet, load_folder_set
 from .folders import index_folder
-from .image_list import ImageList, fingerprint
+from .image_list import ImageList, fingerprint, shared_in_sample
 from .places import find_root
-from .sets import DataSource, ImageSet, check_apart
+from .sets import DataSource, ImageSet, check_apart, judge_shared
 from .streaming import OnDisk
 
 __all__ = ["FolderBatches", "FolderSet", "batches_for", "draw", "load", "load_folder_set"]
@@ -45,14 +45,18 @@ STATISTICS_PIXELS = 1 << 24  # a small set's statistics come from about this man
 
 
 def load(dataset: str, data_root: str | Path, say=print) -> DataSource:
-    """A subset decoded into memory, ImageNet as ImageLists decoded in use. UserError if missing or broken.
+    """A subset decoded into memory, ImageNet as ImageLists decoded in use. UserError if missing, broken, or if the
+    validation images are training images.
 
     say(text) is told of images of a subset that cannot be read; those of ImageNet show in use (FolderBatches.skipped).
     """
     root = find_root(data_root, dataset)
     if dataset == "imagenet":
         train, test = index_folder(root)
-        return DataSource(dataset, train, test, list(train.classes), fingerprint(train, test), "images on disk")
+        sizes = {"train": train.sizes(), "val": test.sizes()}
+        judge_shared(*shared_in_sample(train, test, sizes), str(root), say)
+        mark = fingerprint(train, test, sizes=sizes)
+        return DataSource(dataset, train, test, list(train.classes), mark, "images on disk")
     data = load_folder_set(root)
     skipped = data.report["skipped"]
     origin = f"{root.name}, {data.report['size']} pixels"

@@ -83,10 +83,14 @@ def check_apart(train: ImageSet, test: ImageSet, what: str, say=print) -> None:
     """Raise UserError when the two sets look swapped or share more than LEAK of the test images; say(text) of fewer."""
     if len(test) > len(train):
         raise UserError(f"{what}: {len(train)} training and {len(test)} test images: train and test look swapped")
-    shared = shared_images(train, test)
+    judge_shared(shared_images(train, test), len(test), what, say)
+
+
+def judge_shared(shared: int, looked_at: int, what: str, say=print) -> None:
+    """Raise UserError when more than LEAK of the test images looked at are training images; say(text) of fewer."""
     if shared:
-        fault = f"{what}: {shared} of {len(test)} test images are also training images"
-        if shared > LEAK * len(test):
+        fault = f"{what}: {shared} of {looked_at} test images are also training images"
+        if shared > LEAK * looked_at:
             raise UserError(f"{fault}: a test error on them means nothing, allowed is at most {LEAK:.0%}")
         say(f"note: {fault}")
 
