@@ -7,7 +7,9 @@ are the 3x3 ones in order from the image: the stem and both convolutions of ever
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import data, evidence
+from . import data, evidence, provenance
 from .criteria import FROZEN, WILD
 from .engine import Step, make_optimizer, set_learning_rate
 from .errors import UserError
+from .files import sha256
 from .measure import exact_statistics
 from .networks import load_network, make_model
-from .provenance import device_name
 from .recipe import Recipe
 from .schedule import learning_rate
 from .studies import Preset, cifar_recipe
@@ -32,11 +34,12 @@ from .studies import Preset, cifar_recipe
 INITIALISATIONS = ("he", "xavier", "gaussian")
 TRAINED = (("he", True), ("he", False))  # initialisation and batch norm of the nets that are followed along training
 STATISTICS_IMAGES = 1000
-RESPONSES = ["run", "model", "family", "depth", "seed", "synthetic", "layer", "std"]  # columns
+RESPONSES = ["run", "model", "family", "depth", "seed", "synthetic", "layer", "std", "key"]  # columns
 KINDS = ("activation", "gradient", "backward")
 COLUMNS = [
     "kind", "model", "family", "depth", "seed", "init", "batch_norm", "iteration", "layer", "norm", "synthetic",
     "evidence",  # preset, data and hardware in words: the figure is drawn from this table alone
+    "key",  # of the measurement, see measurement_key
 ]  # fmt: skip
 
 
@@ -49,6 +52,13 @@ class Budget:
 
 
 BUDGETS = {"smoke": Budget(2, 8), "quick": Budget(12, 32), "medium": Budget(100, 128), "paper": Budget(1000, 128)}
+
+
+def measurement_key(*what) -> str:
+    """Sixteen hexadecimal digits over what is measured, this code and this PyTorch: the same is not measured again."""
+    return hashlib.sha256(
+        json.dumps([provenance.source(), str(torch.__version__), *map(str, what)]).encode()
+    ).hexdigest()[:16]
 
 
 def layers(model: nn.Module) -> list[tuple[nn.Conv2d, nn.Module]]:
@@ -116,12 +126,17 @@ def responses_of_runs(runs: pd.DataFrame, data_root=None, device="cpu", known: p
 
     Batch norm holds exact statistics, of STATISTICS_IMAGES training images, as in the authors' release: the moving
     averages of a short run lag behind its weights, and in a deep plain net the lag of every layer multiplies.
-    A run without weights here, as in a clone that holds the records only, is taken from `known`, an earlier
-    measurement. Columns: RESPONSES.
+    What `known`, an earlier measurement, has of the same weights by the same code is not measured again; of a run
+    without weights here, as in a clone that holds the records only, it is taken as it is. Columns: RESPONSES.
     """
     frames, missing, batches = [pd.DataFrame(columns=RESPONSES).astype({"std": float})], [], {}
+    known = pd.DataFrame(columns=RESPONSES) if known is None else known.reindex(columns=RESPONSES)
     for row in evidence.finished(runs).sort_values(["family", "depth", "seed"]).to_dict("records"):
-        if (Path(row["path"]) / "weights.safetensors").exists():
+        weights, before = Path(row["path"]) / "weights.safetensors", known[known["run"] == row["run"]]
+        key = measurement_key(sha256(weights), device) if weights.exists() else ""
+        if len(before) and (not key or before["key"].eq(key).all()):
+            frames.append(before)
+        elif key:
             model, recipe = load_network(Path(row["path"]))
             # Runs that differ in the network alone see the same images.
             images = recipe.replace(model="resnet20", seed=0, options="", shortcut="A", warmup_lr=0.0, teacher="")
@@ -129,9 +144,7 @@ def responses_of_runs(runs: pd.DataFrame, data_root=None, device="cpu", known: p
                 source = data.load(recipe.dataset, data_root)
                 batches[images.digest] = data.batches_for(images, source, torch.device(device))
             frame = _responses(model, batches[images.digest], torch.device(device))
-            frames.append(frame.assign(**{name: row[name] for name in RESPONSES[:6]}))
-        elif known is not None and "run" in known and row["run"] in set(known["run"]):
-            frames.append(known[known["run"] == row["run"]])
+            frames.append(frame.assign(**{name: row[name] for name in RESPONSES[:6]}, key=key))
         else:
             missing.append(row["run"])
     return pd.concat(frames[1:] or frames, ignore_index=True)[RESPONSES], missing
@@ -209,16 +222,25 @@ def norms_along_training(recipe: Recipe, source, device, at: Iterable[int], batc
 
 
 def gradient_study(
-    preset: Preset, dataset: str, data_root=None, device="cpu", seeds: int = 0, on_net: Callable | None = None
+    preset: Preset,
+    dataset: str,
+    data_root=None,
+    device="cpu",
+    seeds: int = 0,
+    known: pd.DataFrame | None = None,
+    on_net: Callable | None = None,
 ) -> pd.DataFrame:
     """All of the preset's depths, plain and residual, by each initialisation, with and without batch norm.
 
     Every net is measured as it starts; those of `TRAINED` also along `BUDGETS[preset]` iterations of training.
-    seeds: of initial weights and images; 0 is the preset's number. on_net(recipe) is called before each net.
-    Columns: COLUMNS.
+    seeds: of initial weights and images; 0 is the preset's number. known: an earlier measurement, returned if it is
+    this one. on_net(recipe) is called before each net. Columns: COLUMNS.
     """
     budget, device, source = BUDGETS[preset.base], torch.device(device), data.load(dataset, data_root)
-    measured_on = f"preset {preset.name} · data {dataset} ({source.fingerprint}) · {device_name(device)}"
+    measured_on = f"preset {preset.name} · data {dataset} ({source.fingerprint}) · {provenance.device_name(device)}"
+    key = measurement_key(preset, budget, measured_on, preset.seeds_of("", seeds))
+    if known is not None and "key" in known and known["key"].eq(key).all():
+        return known[COLUMNS]
     at_end = {0, 1, budget.steps // 4, budget.steps}
     frames, batches = [], {}
     grid = itertools.product(
@@ -236,7 +258,7 @@ def gradient_study(
         frame = norms_along_training(recipe, source, device, at, batches=batches[seed])
         net = {"model": recipe.model, "family": family, "depth": depth, "seed": seed, "init": init}
         frames.append(frame.assign(**net, batch_norm=batch_norm, synthetic=source.synthetic))
-    return pd.concat(frames, ignore_index=True).assign(evidence=measured_on)[COLUMNS]
+    return pd.concat(frames, ignore_index=True).assign(evidence=measured_on, key=key)[COLUMNS]
 
 
 def signal_summary(measured: pd.DataFrame) -> pd.DataFrame:

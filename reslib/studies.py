@@ -88,9 +88,9 @@ PRESETS = {
         {"iterations": 150, "eval_every": 25, "test_size": 1000, "warmup_window": 10},
         depths=(20, 56),
         deep=(),
-        baselines={"iterations": 20, "batch_size": 64, "eval_every": 10, "test_size": 1000},
+        baselines={"iterations": 20, "batch_size": 64, "eval_every": 10, "test_size": 500},
         imagenet=imagenet_over(8, iterations=120, eval_every=30, test_size=1000),
-        ablation={"iterations": 60, "eval_every": 20},
+        ablation={"iterations": 40, "eval_every": 20},
         future_depth=20,
     ),
     "medium": Preset(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from reslib import claims, data, probes
 from reslib.errors import UserError
+from reslib.frames import load_measurement, save_measurement
 from reslib.models import build_model
 from reslib.networks import make_model
 from reslib.records import load_runs
@@ -196,6 +197,19 @@ def test_gradient_study_covers_every_combination(study):
     assert (kept["gaussian"] < 1e-2).all() and kept["he"].between(0.1, 10).all()
 
 
+def test_a_study_that_is_known_is_not_measured_again(study, tmp_path, monkeypatch):
+    save_measurement(study, tmp_path, "gradients")
+    stored = load_measurement(tmp_path, "gradients")
+    preset, asked = dataclasses.replace(SMOKE, gradient_depths=(8,)), {"seeds": 2, "known": stored}
+    monkeypatch.setattr(probes, "norms_along_training", None)
+    again = probes.gradient_study(preset, "synthetic", **asked)
+    pd.testing.assert_frame_equal(again, study, rtol=1e-5)
+    longer = dataclasses.replace(preset, gradient_depths=(8, 14))
+    for other, changes in ((longer, {}), (preset, {"seeds": 3}), (preset, {"known": stored.drop(columns="key")})):
+        with pytest.raises(TypeError):
+            probes.gradient_study(other, "synthetic", **{**asked, **changes})
+
+
 def test_the_claim_reads_the_study(study):
     runs = load_runs("/nonexistent")
     board = claims.scoreboard(runs, None, None, study)
@@ -236,6 +250,14 @@ def test_responses_of_runs_and_of_a_clone_without_weights(trained, tmp_path):
     # After six steps γ is still near 1, so that exact statistics make every response's deviation nearly 1; the moving
     # averages of six steps do not.
     assert frame["std"].between(0.8, 1.3).all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "_responses", None)  # what is known of these weights is not measured again
+        again, missing = probes.responses_of_runs(runs, known=frame)
+        assert not missing
+        pd.testing.assert_frame_equal(again, frame)
+        for changed in (frame.assign(key="0123456789abcdef"), frame.drop(columns="key")):
+            with pytest.raises(TypeError):
+                probes.responses_of_runs(runs, known=changed)
     (weights,) = trained.glob("plain8*/weights.safetensors")
     weights.rename(tmp_path / "weights")
     try:

@@ -158,7 +158,7 @@ def measure(arguments, device, asked: dict, say=print, keep=lambda record: None)
 
 
 GLANCES = {"smoke": "--models resnet8 --batch-sizes 16 --workers 0 --rounds 2 --seconds 0.1"}
-GLANCE = "--models resnet20 --rounds 3 --seconds 2"
+GLANCE = "--models resnet20 --rounds 3 --seconds 1"
 
 
 def glance(preset: str, dataset: str, data_root, device) -> dict:
