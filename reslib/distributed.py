@@ -5,6 +5,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import time
+import uuid
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -108,9 +111,37 @@ def group() -> Group:
     if torch.cuda.is_available():
         torch.cuda.set_device(mine.local_rank)
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=own_store(), rank=mine.rank, world_size=mine.world)
         atexit.register(dist.destroy_process_group)
     return mine
+
+
+def own_store(patience: float = 600.0) -> dist.Store:
+    """Where the processes of this very attempt find each other. patience: seconds to wait for the first of them.
+
+    torchrun keeps one store for all its restarts, and a restarted process that reads there what a killed one has left
+    tries to reach it and fails (pytorch/pytorch#135712). So the first process opens a new store and leaves its port in
+    torchrun's; where nobody answers with the right token it is the port of an earlier attempt, and is read again.
+    """
+    common, rank, world = next(dist.rendezvous("env://"))
+    host, end = os.environ["MASTER_ADDR"], time.monotonic() + patience
+    if rank == 0:
+        store, token = dist.TCPStore(host, 0, world, is_master=True, wait_for_workers=False), uuid.uuid4().hex
+        store.set("token", token)
+        common.set("reslib", f"{store.port} {token}")
+        return store
+    while True:
+        port, token = common.get("reslib").decode().split()
+        try:
+            store = dist.TCPStore(host, int(port), world, wait_for_workers=False, timeout=timedelta(seconds=3))
+            if store.get("token").decode() == token:
+                store.set_timeout(common.timeout)
+                return store
+        except RuntimeError:  # nobody there, or another program
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.2)
 
 
 def first() -> bool:
