@@ -112,19 +112,19 @@ def group() -> Group:
         torch.cuda.set_device(mine.local_rank)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=own_store(), rank=mine.rank, world_size=mine.world)
+        common, rank, world = next(dist.rendezvous("env://"))
+        dist.init_process_group(backend, store=own_store(common, rank, world), rank=rank, world_size=world)
         atexit.register(dist.destroy_process_group)
     return mine
 
 
-def own_store(patience: float = 600.0) -> dist.Store:
+def own_store(common: dist.Store, rank: int, world: int, patience: float = 600.0) -> dist.Store:
     """Where the processes of this very attempt find each other. patience: seconds to wait for the first of them.
 
-    torchrun keeps one store for all its restarts, and a restarted process that reads there what a killed one has left
-    tries to reach it and fails (pytorch/pytorch#135712). So the first process opens a new store and leaves its port in
-    torchrun's; where nobody answers with the right token it is the port of an earlier attempt, and is read again.
+    torchrun keeps one store, `common`, for all its restarts, and a restarted process that reads there what a killed one
+    has left tries to reach it and fails (pytorch/pytorch#135712). So the first process opens a new store and leaves its
+    port in torchrun's. Where nobody answers with the right token, it is that of an earlier attempt and is read again.
     """
-    common, rank, world = next(dist.rendezvous("env://"))
     host, end = os.environ["MASTER_ADDR"], time.monotonic() + patience
     if rank == 0:
         store, token = dist.TCPStore(host, 0, world, is_master=True, wait_for_workers=False), uuid.uuid4().hex

@@ -6,13 +6,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from training import QUIET, processes, silent, tiny
 
-from reslib.distributed import Group, check_divisible
+from reslib.distributed import Group, check_divisible, own_store
 from reslib.errors import UserError
 from reslib.job import prepare
 from reslib.runs import Run, read_json, read_weights
@@ -176,6 +178,27 @@ def test_torchrun_restarts_after_a_kill(tmp_path, rank):
     assert_same_curve(
         numbers(tmp_path / "one" / "smoke" / "runs", recipe)[:3], numbers(run.path.parent, recipe)[:3], 2e-2
     )
+
+
+def test_processes_of_a_new_attempt_do_not_meet_those_of_the_last(monkeypatch):
+    """The common store still names a port where nobody answers, and one where another attempt's store does."""
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    for left in (f"{free_port()} dead", None):
+        common, found = dist.HashStore(), []
+        other = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        other.set("token", "another")
+        common.set("reslib", left or f"{other.port} dead")
+        second = threading.Thread(target=lambda c=common, f=found: f.append(own_store(c, 1, 2)))
+        second.start()
+        time.sleep(0.5)
+        assert not found
+        first = own_store(common, 0, 2)
+        second.join(60)
+        first.set("who", "first of two")
+        assert found[0].get("who") == b"first of two"
+    common.set("reslib", f"{free_port()} dead")
+    with pytest.raises(RuntimeError):
+        own_store(common, 1, 2, patience=0)
 
 
 def test_micro_batches_must_be_shared_evenly():
