@@ -94,9 +94,10 @@ class Folder:
         """Write tables/<stem>.csv, .md and .tex."""
         return tables.save_table(table, self.folder / "tables" / stem, caption)
 
-    def save_measurement(self, frame: pd.DataFrame, stem: str) -> Path:
-        """Write measurements/<stem>.csv, from which a figure can be drawn again without the networks."""
-        return save_measurement(frame, self.folder, stem)
+    def save_measurement(self, frame: pd.DataFrame, stem: str) -> pd.DataFrame:
+        """Write measurements/<stem>.csv and give back what stands there: rounded, as it will be read to draw again."""
+        save_measurement(frame, self.folder, stem)
+        return load_measurement(self.folder, stem) if len(frame) else frame
 
     def load_measurement(self, stem: str) -> pd.DataFrame | None:
         """What `save_measurement` wrote, or None."""

@@ -61,7 +61,7 @@ def run_notebooks(arguments, results: Path) -> int:
         print(f"another process executes notebooks into {out}: waiting for it", flush=True)
     with sigterm_raises(KeyboardInterrupt), alone(out.parent / "lock"):
         failures = run_batch(names, out, values)
-    written = sorted(p for kind in ("figures", "tables") for p in (out.parent / kind).glob("*.*"))
+    written = sorted(p for kind in ("figures", "tables") for p in (out.parent / kind).glob("[!.]*.*"))
     print(f"{len(names) - len(failures)} of {len(names)} notebooks done; figures and tables in {out.parent}:")
     for path in written:
         print(f"  {path.relative_to(out.parent)}")

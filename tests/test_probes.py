@@ -13,6 +13,7 @@ from reslib.errors import UserError
 from reslib.frames import load_measurement, save_measurement
 from reslib.models import build_model
 from reslib.networks import make_model
+from reslib.notebook import open_folder
 from reslib.records import load_runs
 from reslib.studies import PRESETS, cifar_recipe
 from reslib.train import Execution, train
@@ -195,6 +196,15 @@ def test_gradient_study_covers_every_combination(study):
     kept = summary.set_index("init")["activation, last / first"]
     assert len(kept) == 6  # a row per seed
     assert (kept["gaussian"] < 1e-2).all() and kept["he"].between(0.1, 10).all()
+
+
+def test_what_a_notebook_draws_is_what_it_has_saved(study, tmp_path):
+    """Else `reslib verify`, which draws from the file, would find another figure."""
+    folder = open_folder("smoke", str(tmp_path))
+    given = folder.save_measurement(study, "gradients")
+    pd.testing.assert_frame_equal(given, load_measurement(folder.folder, "gradients"), check_exact=True)
+    assert not given["norm"].equals(study["norm"])  # rounded
+    assert folder.save_measurement(study.iloc[:0], "none").empty
 
 
 def test_a_study_that_is_known_is_not_measured_again(study, tmp_path, monkeypatch):

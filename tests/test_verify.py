@@ -95,6 +95,16 @@ def test_a_sound_folder_passes(results, capsys):
     assert "8 records" in out and "no problems" in out and "0 warnings" in out and "PROBLEM" not in out
 
 
+def test_one_preset_alone_is_not_held_to_the_numbers_of_another(results, fast, capsys):
+    write_run(results / "smoke" / "runs", figure1(PRESETS["smoke"], "synthetic")[0], error=0.9)
+    (results.parent / "README.md").write_text(f"{START}\n| ResNet-20 | 98.76 |\n{END}\n")
+    main(["verify", str(results), "--preset", "quick"])
+    out = capsys.readouterr().out
+    assert "98.76" not in out and "README.md may show another preset: its numbers are not compared" in out
+    assert main(["verify", str(results)]) == 1
+    assert "98.76" in capsys.readouterr().out
+
+
 def test_a_folder_without_results(tmp_path, capsys):
     assert main(["verify", str(tmp_path)]) == 1
     assert "no results in" in capsys.readouterr().err
