@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -13,11 +14,15 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """Within the block, notices SIGTERM, Ctrl-C and the end of the time limit; `reason` says which, in words."""
+    """Within the block, notices SIGTERM, Ctrl-C and the end of the time limit; `reason` says which, in words.
+
+    name: of what is stopped; with it the user is told at once on stderr, for a step or an evaluation may take seconds.
+    """
 
     impatient = 2.0  # seconds after which a second Ctrl-C stops at once; launchers repeat the first one sooner
 
-    def __init__(self, time_limit: float | None):
+    def __init__(self, time_limit: float | None, name: str = ""):
+        self.name = name
         self.end = None if time_limit is None else time.perf_counter() + time_limit
         self.limit, self.signal, self.noticed, self.before = time_limit, "", 0.0, {}
 
@@ -37,6 +42,10 @@ class StopSignal:
     def _notice(self, number, frame):
         if not self.signal:
             self.signal, self.noticed = f"{signal.Signals(number).name} received", time.perf_counter()
+            if self.name:  # not print: the signal may have come in the middle of one
+                text = f"{self.name}: {self.signal}; stopping with a checkpoint after this step or evaluation ...\n"
+                with contextlib.suppress(OSError):  # a terminal that was closed
+                    os.write(2, text.encode())
         elif number == signal.SIGINT and time.perf_counter() - self.noticed > self.impatient:
             raise KeyboardInterrupt
 

@@ -61,14 +61,14 @@ def train_together(
             raise error
         failed(recipe, error)
 
-    with contextlib.ExitStack() as locks, StopSignal(execution.time_limit) as stop:
+    with contextlib.ExitStack() as locks, StopSignal(execution.time_limit, f"{len(recipes)} runs") as stop:
         members = []
         try:
             for recipe in recipes:
                 run = Run(runs_dir, recipe)
                 try:
                     locks.enter_context(run.lock(execution.wait, say))
-                    if not ended(run, distributed.ALONE):
+                    if not ended(run, distributed.ALONE, say):
                         members.append(_member(run, data_root, preset, execution, device, stop, say))
                 except Exception as error:
                     fail(recipe, error)

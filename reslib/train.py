@@ -36,11 +36,11 @@ def train(
     run, group = Run(runs_dir, recipe), distributed.group()
     if group.rank:  # the first process writes and speaks for all
         say, on_row = _silent, _silent
-    if summary := ended(run, group):
+    if summary := ended(run, group, say):
         return summary
     threads = torch.get_num_threads()
     with contextlib.nullcontext() if group.rank else run.lock(execution.wait, say):
-        if summary := ended(run, group):  # while this one waited
+        if summary := ended(run, group, say):  # while this one waited
             return summary
         if not group.rank and run.recipe_file.exists():
             run.check_recipe()
@@ -48,7 +48,7 @@ def train(
             job = prepare(run, data_root, preset, execution, group, say)
             if not group.rank:
                 run.begin()  # only now: what cannot be trained leaves no record
-            with StopSignal(execution.time_limit) as stop:
+            with StopSignal(execution.time_limit, "" if group.rank else recipe.run_name) as stop:
                 diverged_early = to_the_end(steps(job, execution, stop, say, on_row or _silent))
             return diverged_early or finish(job)
         except (RuntimeError, MemoryError) as error:
@@ -66,6 +66,8 @@ def steps(job: Job, execution: Execution, stop: StopSignal, say, on_row):
     board = Board(job) if execution.tensorboard and first else None
     if rows and first:
         run.write_metrics(rows)  # a kill may have come between checkpoint and metrics
+    if state.iteration:
+        say(f"{recipe.run_name}: continues at iteration {state.iteration} of {recipe.iterations}")
     if changes := changed_between(job.sessions):
         say(f"note: {recipe.run_name} continues with {changes}; all of it is recorded")
     stream = job.batches.stream(state.iteration, recipe.iterations, group.rank, group.world)
@@ -116,9 +118,12 @@ def steps(job: Job, execution: Execution, stop: StopSignal, say, on_row):
         yield
 
 
-def ended(run: Run, group) -> dict | None:
+def ended(run: Run, group, say) -> dict | None:
     """The summary of a run that has ended, None otherwise: as the first process finds it, for all machines of a job."""
-    return group.broadcast(run.summary() if not group.rank and run.ended else None)
+    summary = group.broadcast(run.summary() if not group.rank and run.ended else None)
+    if summary:
+        say(f"{run.recipe.run_name}: {summary['status']} already, nothing is trained")
+    return summary
 
 
 def to_the_end(loop):

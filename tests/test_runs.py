@@ -244,6 +244,12 @@ def test_the_note_is_absent_when_nothing_changed(tmp_path, monkeypatch):
     said = []
     summary, sessions = train_in_pieces(monkeypatch, tiny(), tmp_path, 5, say=said.append)
     assert sessions == 3 and not any("other code" in line for line in said)
+    name = tiny().run_name
+    assert [line for line in said if "continues" in line] == [
+        f"{name}: continues at iteration {at} of 12" for at in (5, 10)
+    ]
+    train(tiny(), tmp_path, execution=QUIET, say=said.append)
+    assert said[-1] == f"{name}: finished already, nothing is trained"
     assert json.loads(json.dumps(summary)) == summary
 
 

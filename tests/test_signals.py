@@ -129,6 +129,15 @@ def test_only_an_impatient_second_ctrl_c_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_who_presses_ctrl_c_is_answered_at_once_and_once(capfd):
+    with StopSignal(None, "resnet20-cifar10-s0") as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason == "SIGTERM received"
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == "resnet20-cifar10-s0: SIGTERM received; stopping with a checkpoint after this step or evaluation ..."
+
+
 def test_training_in_a_thread_leaves_signals_alone(tmp_path):
     results = []
     thread = threading.Thread(
