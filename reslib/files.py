@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import secrets
+import time
 from pathlib import Path
 
 from .errors import UserError, shown
 
+ABANDONED = 3600.0  # seconds: no write takes as long; its process was killed, on this machine or another one
+
 
 @contextlib.contextmanager
 def whole_file(path: Path, mode: str = "w"):
-    """Open a temporary neighbour of `path` for writing; it takes the name `path` only if the block succeeds."""
+    """Open a temporary neighbour of `path` for writing; it takes the name `path` only if the block succeeds.
+
+    What killed processes left half-written under temporary names of the same file is removed.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
@@ -26,6 +33,10 @@ def whole_file(path: Path, mode: str = "w"):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            with contextlib.suppress(OSError):  # another process was first
+                if time.time() - leftover.stat().st_mtime > ABANDONED:
+                    leftover.unlink()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:

@@ -40,6 +40,17 @@ def test_a_file_is_whole_or_absent(tmp_path):
     assert target.read_text() == "old"
 
 
+def test_what_a_killed_process_left_half_written_is_removed_by_the_next_write(tmp_path):
+    names = [".file[1].txt.7.aa.tmp", ".file[1].txt.8.bb.tmp", ".other.txt.7.aa.tmp", "file[1].txt.7.aa.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("half")
+    hours_ago = time.time() - 2 * 3600
+    for name in (names[0], *names[2:]):
+        os.utime(tmp_path / name, (hours_ago, hours_ago))
+    write_text(tmp_path / "file[1].txt", "whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"file[1].txt", *names[1:]}  # names[1] may be in writing
+
+
 def test_frames_of_finished_interrupted_running_and_diverged_runs(tmp_path, monkeypatch):
     done, stopped, bad, running = tiny(), tiny(seed=1), tiny(model="own_models:NaNAfter"), tiny(seed=2)
     train(done, tmp_path, execution=QUIET, say=silent)
