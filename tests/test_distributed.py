@@ -1,5 +1,6 @@
 """Two processes against one: the same curve, and nothing lost when one of them dies."""
 
+import contextlib
 import csv
 import os
 import signal
@@ -144,9 +145,9 @@ def test_processes_with_different_data_are_told_so(tmp_path, monkeypatch):
         prepare(Run(tmp_path, tiny()), None, "", QUIET, Two())
 
 
-def worker(job: subprocess.Popen, rank: int) -> int:
+def worker(launchers: list[subprocess.Popen], rank: int) -> int:
     """The process of this rank of a torchrun job."""
-    for task in Path(f"/proc/{job.pid}/task").iterdir():
+    for task in (task for job in launchers for task in Path(f"/proc/{job.pid}/task").iterdir()):
         for pid in (task / "children").read_text().split():
             if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 return int(pid)
@@ -155,24 +156,32 @@ def worker(job: subprocess.Popen, rank: int) -> int:
 
 @pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
-def test_torchrun_restarts_after_a_kill(tmp_path, rank):
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_torchrun_restarts_after_a_kill(tmp_path, rank, nodes):
+    """Two processes under one launcher, or under a launcher each as on two machines; one is killed."""
     recipe = tiny(accumulation=2, iterations=60, eval_every=10, batch_size=16, model="resnet8")
     train(recipe, tmp_path / "one" / "smoke" / "runs", execution=QUIET, say=silent)
     fields = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in recipe.to_dict().items()}
     options = [f"--{k.replace('_', '-')}={v}" for k, v in fields.items() if k != "model"]  # all: smoke has its own
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
-    command += [f"--master-port={free_port()}", "-m", "reslib", "train", recipe.model, "--preset=smoke", "--device=cpu"]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={2 // nodes}", "--max-restarts=1"]
+    command += [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}"]
+    command += ["--rdzv-id=job", "--local-addr=localhost", "-m", "reslib", "train", recipe.model]
+    command += ["--preset=smoke", "--device=cpu"]
     command += ["--deterministic", "--checkpoint-every=0s", f"--results={tmp_path / 'two'}", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
-    job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    run = Run(tmp_path / "two" / "smoke" / "runs", recipe)
-    end = time.monotonic() + 250
-    while not run.metrics_file.exists() and time.monotonic() < end and job.poll() is None:
-        time.sleep(0.02)
-    assert job.poll() is None, "it ended, or trained something else"
-    os.kill(worker(job, rank), signal.SIGKILL)
-    _, errors = job.communicate(timeout=250)
-    assert job.returncode == 0, errors[-12000:]
+    with contextlib.ExitStack() as files:
+        errors = [tmp_path / f"errors{node}" for node in range(nodes)]
+        launchers = [
+            subprocess.Popen(command, env=environment, stderr=files.enter_context(open(file, "w"))) for file in errors
+        ]
+        run = Run(tmp_path / "two" / "smoke" / "runs", recipe)
+        end = time.monotonic() + 250
+        while not run.metrics_file.exists() and time.monotonic() < end and launchers[0].poll() is None:
+            time.sleep(0.02)
+        assert launchers[0].poll() is None, "it ended, or trained something else"
+        os.kill(worker(launchers, rank), signal.SIGKILL)
+        codes = [job.wait(timeout=250) for job in launchers]
+    assert codes == [0] * nodes, "\n".join(file.read_text()[-6000:] for file in errors)
     sessions = read_json(run.summary_file)["sessions"]
     assert len(sessions) == 2 and sessions[1]["from_iteration"] == sessions[0]["to_iteration"] >= 10
     assert_same_curve(
