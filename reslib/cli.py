@@ -6,6 +6,8 @@ Exit codes: 0 done, 1 something failed (one line each), 2 bad arguments.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
 import importlib
 import os
 import re
@@ -13,6 +15,7 @@ import sys
 import traceback
 
 from .errors import UserError
+from .files import folder_of
 from .stopping import sigterm_raises
 
 COMMANDS = {  # name: (module with add_arguments(parser) and main(arguments) -> exit code, help)
@@ -28,8 +31,27 @@ COMMANDS = {  # name: (module with add_arguments(parser) and main(arguments) -> 
 }
 
 
+SYNONYMS = {  # what others call our options, beside the recipe's fields (recipe.SYNONYMS)
+    "data": "data_root", "data_dir": "data_root", "data_path": "data_root", "dataset_dir": "data_root",
+    "root": "data_root", "out": "results", "output": "results", "out_dir": "results", "output_dir": "results",
+    "save_dir": "results", "log_dir": "results", "logdir": "results", "gpu": "device", "cuda": "device",
+    "num_gpus": "gpus", "devices": "gpus", "num_workers": "workers", "jobs": "workers", "max_time": "time_limit",
+    "timeout": "time_limit", "save_every": "checkpoint_every", "save_freq": "checkpoint_every",
+    "config": "preset", "recompute": "activation_checkpointing",
+}  # fmt: skip
+
+
 class ArgumentError(UserError):
     """A mistake in the arguments: exit code 2."""
+
+
+@contextlib.contextmanager
+def checking_arguments():
+    """Within the block a UserError is a mistake in the arguments."""
+    try:
+        yield
+    except UserError as error:
+        raise ArgumentError(str(error)) from error
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,8 +88,26 @@ def _run(argv: list[str]) -> int:
         if name == named:  # the others are not imported: `reslib --help` answers at once
             modules[name] = importlib.import_module(f"reslib.{module}")
             modules[name].add_arguments(sub)
-    arguments = parser.parse_args([a for a in argv if a != "--traceback"])
+    arguments, left = parser.parse_known_args([a for a in argv if a != "--traceback"])
+    if left:
+        sub = commands.choices[arguments.command]
+        sub.error(f"unrecognized arguments: {' '.join(left)}{did_you_mean(left, sub)}")
+    arguments.traceback = "--traceback" in argv
     return modules[arguments.command].main(arguments) or 0
+
+
+def did_you_mean(left: list[str], parser: argparse.ArgumentParser) -> str:
+    """A hint for the first of the unknown options, when an option of the parser is called alike or means the same."""
+    from .recipe import NOTES
+    from .recipe import SYNONYMS as FIELDS
+
+    wrong = next((a.partition("=")[0] for a in left if a.startswith("--")), "").strip("-").lower().replace("-", "_")
+    known = {o.strip("-").replace("-", "_"): o for action in parser._actions for o in action.option_strings}
+    synonym = (FIELDS | SYNONYMS).get(wrong)
+    near = [wrong, synonym, *difflib.get_close_matches(wrong, known, n=1)]
+    meant = next((name for name in near if name in known), None)
+    note = f" ({NOTES[wrong]})" if meant == synonym and wrong in NOTES else ""
+    return f"; did you mean {known[meant]}?{note}" if meant else ""
 
 
 def _line(error: BaseException) -> str:
@@ -89,8 +129,33 @@ def add_common(parser: argparse.ArgumentParser, preset: str | None = "quick") ->
             default=os.environ.get("RESLIB_PRESET", preset),
             help="smoke, quick, medium or paper, also with changes: quick+iterations=500,lr=0.05",
         )
-    parser.add_argument("--data-root", default=None, help="folder with the data sets (default: $RESLIB_DATA)")
-    parser.add_argument("--results", default=None, help="results folder (default: $RESLIB_RESULTS or results/)")
+    parser.add_argument(
+        "--data-root", type=existing_folder, default=None, help="folder with the data sets (default: $RESLIB_DATA)"
+    )
+    add_results(parser)
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """Where the results are."""
+    parser.add_argument(
+        "--results", type=folder, default=None, help="results folder (default: $RESLIB_RESULTS or results/)"
+    )
+
+
+def folder(text: str) -> str:
+    """The text, if it can be a folder's name."""
+    try:
+        folder_of("folder", text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def existing_folder(text: str) -> str:
+    """The text, if it is that of a folder; or empty, as where none is given."""
+    if folder(text) and not folder_of("folder", text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a folder")
+    return text
 
 
 def add_execution(parser: argparse.ArgumentParser) -> None:
@@ -112,10 +177,8 @@ def execution_of(arguments):
     from .job import Execution
     from .numerics import resolve_device
 
-    try:
+    with checking_arguments():
         resolve_device(arguments.device)
-    except UserError as error:
-        raise ArgumentError(str(error)) from error
     return Execution(
         device=arguments.device,
         deterministic=arguments.deterministic,

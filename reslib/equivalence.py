@@ -23,6 +23,7 @@ from .numerics import resolve_device, resolve_precision
 from .recipe import Recipe
 from .runs import results_root
 from .schedule import learning_rate
+from .stand_ins import dataset_for
 from .stats import summarize, welch
 from .studies import cifar_recipe, preset_of
 from .train import train
@@ -44,7 +45,7 @@ def main(arguments) -> int:
         if arguments.seeds < 1:
             raise UserError(f"seeds {arguments.seeds} is out of range: allowed is 1 and above")
         execution = execution_of(arguments)
-        dataset = arguments.dataset or _dataset(preset, arguments.data_root)
+        dataset = arguments.dataset or dataset_for(preset, "cifar", arguments.data_root)
         recipes = [cifar_recipe(arguments.model, preset, dataset, seed) for seed in range(arguments.seeds)]
     except UserError as error:
         raise ArgumentError(str(error)) from error
@@ -80,10 +81,6 @@ def _never_compiled(recipe: Recipe, execution) -> str:
     """Why no run of this recipe will be compiled; empty if one may be."""
     chosen = choice_for(recipe.iterations, execution.deterministic)
     return "such runs are not compiled" if chosen.compile is False else cannot_compile()
-
-
-def _dataset(preset, root) -> str:
-    return "synthetic" if preset.base == "smoke" else data.choose_dataset("cifar", root)
 
 
 def _percent(summary: dict) -> str:

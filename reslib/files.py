@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import socket
 import time
 from pathlib import Path
 
@@ -49,7 +50,23 @@ def alone(path: Path):
     """Hold the lock file `path`: of all processes that do so, one at a time is in the block."""
     with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        sign(file)
         yield
+
+
+def sign(file) -> None:
+    """Write into a lock file which process holds it; a full disk must not stop that one here."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(file.fileno(), 0)  # unbuffered: closing must not fail on a full disk either
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+
+def holder(path: Path) -> str:
+    """Which process holds a lock file that is held, as far as that one could say."""
+    try:
+        return path.read_text(encoding="utf-8").strip() or "another process"
+    except (OSError, ValueError):
+        return "another process"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 
 from . import artefacts, figures, tables
-from .data import choose_dataset
 from .errors import UserError, choose, shown
 from .executor import execute, missing
 from .files import folder_of
@@ -20,6 +19,7 @@ from .numerics import resolve_device
 from .progress import Progress, is_quiet
 from .provenance import environment
 from .runs import results_root
+from .stand_ins import dataset_for
 from .studies import STUDIES, preset_of
 from .train import Execution
 
@@ -65,11 +65,9 @@ class Folder:
         self.runs_dir = self.folder / "runs"
 
     def dataset(self, kind: str) -> str:
-        """The data set of kind "cifar" or "imagenet" that this preset computes on; synthetic for smoke."""
-        if self.preset.base == "smoke":
-            return {"cifar": "synthetic", "imagenet": "synthetic-imagenet"}[kind]
+        """The data set of kind "cifar" or "imagenet" that this preset computes on."""
         quiet = {"say": lambda text: None} if is_quiet() else {}
-        return choose_dataset(kind, self.data_root, download=True, **quiet)
+        return dataset_for(self.preset, kind, self.data_root, download=True, **quiet)
 
     def facts(self) -> dict:
         """What `describe` shows."""

@@ -14,14 +14,18 @@ import sys
 import time
 from pathlib import Path
 
+from .durations import in_words
 from .errors import UserError, choose
-from .files import alone, write_json
+from .files import alone, holder, write_json
 from .provenance import source
 from .runs import is_locked
 from .stopping import sigterm_raises
 from .studies import preset_of
 
 TEMPORARY = ".running.ipynb"
+# A kernel's log is about its own messages, not about the code it runs: that they go over TCP, on this machine alone,
+# and that some find no receiver any more after Ctrl-C. A kernel that cannot go on is noticed here and named.
+QUIET = "--log-level=CRITICAL"
 BATCH = ".batch.json"  # of a batch that has not been finished
 
 
@@ -58,9 +62,9 @@ def run_notebooks(arguments, results: Path) -> int:
     }
     os.environ["RESLIB_DOWNLOAD"] = "off"  # the runs before this have tried; twelve kernels need not try again
     if is_locked(out.parent):
-        print(f"another process executes notebooks into {out}: waiting for it", flush=True)
+        print(f"{holder(out.parent / 'lock')} executes notebooks into {out}: waiting for it", flush=True)
     with sigterm_raises(KeyboardInterrupt), alone(out.parent / "lock"):
-        failures = run_batch(names, out, values)
+        failures = run_batch(names, out, values, arguments.traceback)
     written = sorted(p for kind in ("figures", "tables") for p in (out.parent / kind).glob("[!.]*.*"))
     print(f"{len(names) - len(failures)} of {len(names)} notebooks done; figures and tables in {out.parent}:")
     for path in written:
@@ -70,8 +74,11 @@ def run_notebooks(arguments, results: Path) -> int:
     return 1 if failures else 0
 
 
-def run_batch(names: list[str], out: Path, values: dict) -> dict[str, str]:
-    """Execute the notebooks that this batch has not finished yet; what failed, and how."""
+def run_batch(names: list[str], out: Path, values: dict, traceback: bool = False) -> dict[str, str]:
+    """Execute the notebooks that this batch has not finished yet; what failed, and how, in one line each.
+
+    traceback: also print the whole traceback of what failed, and what the kernels log.
+    """
     for stale in out.glob(f"*{TEMPORARY}"):
         stale.unlink()  # a kernel or this command was killed in the middle of it
     batch, failures = Batch(out, names, values), {}
@@ -82,11 +89,13 @@ def run_batch(names: list[str], out: Path, values: dict) -> dict[str, str]:
         started = time.monotonic()
         print(f"notebook {name} ...", flush=True)
         try:
-            run_notebook(name, out, values)
+            run_notebook(name, out, values, [] if traceback else [QUIET])
             batch.add(name)
-            print(f"notebook {name} done in {time.monotonic() - started:.0f} s", flush=True)
+            print(f"notebook {name} done in {in_words(time.monotonic() - started)}", flush=True)
         except Exception as error:
             failures[name] = describe(error, out / f"{name}.failed.ipynb")
+            if traceback:
+                print(error, file=sys.stderr, flush=True)
             print(f"notebook {name} FAILED: {failures[name]}", flush=True)
     if not failures:
         batch.end()
@@ -131,7 +140,7 @@ class Batch:
         self.file.unlink(missing_ok=True)
 
 
-def run_notebook(name: str, out: Path, values: dict) -> Path:
+def run_notebook(name: str, out: Path, values: dict, kernel_options: list[str]) -> Path:
     """Execute one notebook; raises papermill's or nbclient's error, keeping the output as <name>.failed.ipynb."""
     try:
         import papermill
@@ -143,7 +152,13 @@ def run_notebook(name: str, out: Path, values: dict) -> Path:
     given = {key: value for key, value in values.items() if key in known}
     try:
         papermill.execute_notebook(
-            str(source), str(temporary), given, kernel_name="python3", progress_bar=False, cwd=str(Path.cwd())
+            str(source),
+            str(temporary),
+            given,
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=str(Path.cwd()),
+            extra_arguments=kernel_options,
         )
     except BaseException:
         if temporary.exists():
@@ -161,7 +176,8 @@ def describe(error: Exception, executed: Path | None = None) -> str:
         value = "the kernel died: killed, or out of memory"
     cell = last_started(executed)
     where = f"cell {cell}: " if cell else ""
-    return f"{where}{name}: {' '.join(str(value).split())}"
+    kind = "" if name == UserError.__name__ else f"{name}: "  # which says all there is to say
+    return f"{where}{kind}{' '.join(str(value).split())}"
 
 
 def last_started(executed: Path | None) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 
 import torch
 
+from .durations import in_words
 from .errors import UserError
 from .files import sha256
 from .job import Job
@@ -57,7 +57,7 @@ def describe(recipe: Recipe, row: dict) -> str:
         f"{recipe.model} seed {recipe.seed}  {row['iteration']:>6}/{recipe.iterations}  lr {row['lr']:<6g}  "
         f"train loss {row['train_loss']:.3f} error {100 * row['train_error']:5.2f}%  "
         f"test error {100 * row['test_error']:5.2f}%  {row['images_per_second']:.0f} images/s  "
-        f"{math.ceil(left / 60)} min left"
+        f"{in_words(left)} left"
     )
 
 

@@ -45,53 +45,84 @@ RANGES = {  # field: (smallest, largest) allowed, both included
     "accumulation": (1, 4096),
     "eval_every": (1, 10_000_000),
 }
+SYNONYMS = {  # what others call a field, for whoever types that
+    "learning_rate": "lr", "base_lr": "lr", "initial_lr": "lr", "wd": "weight_decay", "decay": "weight_decay",
+    "l2": "weight_decay", "bs": "batch_size", "batch": "batch_size", "batchsize": "batch_size", "b": "batch_size",
+    "train_batch_size": "batch_size", "epochs": "iterations", "epoch": "iterations", "num_epochs": "iterations",
+    "max_epochs": "iterations", "iters": "iterations", "num_iters": "iterations", "max_iter": "iterations",
+    "max_iters": "iterations", "max_iterations": "iterations", "steps": "iterations", "num_steps": "iterations",
+    "max_steps": "iterations", "train_steps": "iterations", "milestones": "lr_drops", "lr_milestones": "lr_drops",
+    "lr_steps": "lr_drops", "lr_decay_epochs": "lr_drops", "gamma": "lr_gamma", "lr_decay": "lr_gamma",
+    "patience": "plateau_patience", "warmup": "warmup_lr", "lr_scheduler": "schedule", "scheduler": "schedule",
+    "lr_schedule": "schedule", "amp": "precision", "fp16": "precision", "fp32": "precision", "bf16": "precision",
+    "dtype": "precision", "mixed_precision": "precision", "grad_accum": "accumulation", "eval_freq": "eval_every",
+    "gradient_accumulation_steps": "accumulation", "accum_steps": "accumulation", "eval_interval": "eval_every",
+    "val_split": "val_size", "seeds": "seed", "random_seed": "seed", "manual_seed": "seed", "crop": "crop_size",
+    "image_size": "crop_size", "aug": "augmentation", "transforms": "augmentation", "normalization": "preprocessing",
+}  # fmt: skip
+NOTES = dict.fromkeys(  # what else to say to whom
+    (name for name in SYNONYMS if "epoch" in name), "a run is counted in iterations, of one batch each, not in epochs"
+)
+NOTES["lr_decay_epochs"] = "fractions of the iterations, not epochs"
+KINDS = {  # type: what is allowed, in words
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "numbers joined by commas",
+    str: "text",
+}
 OWN_OPTIONS = ("name", "num_classes", "shortcut", "residual", "teacher")  # arguments that the recipe's fields decide
 MAX_TEXT = 200  # characters of a text field
+
+
+def described(default, text: str):
+    """A field with its default and what it means, for the reader here and for `reslib train --help`."""
+    return dataclasses.field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What is trained, on what, and how. Raises UserError naming the field, the value and what is allowed."""
 
-    model: str = "resnet20"  # plain20, resnet20 ... resnet1202, maxout, nin, ... or package.module:Factory
-    dataset: str = "cifar10"
-    seed: int = 0
+    model: str = described("resnet20", "plain20, resnet20 ... resnet1202, maxout, nin, ... or package.module:Factory")
+    dataset: str = described("cifar10", "what is trained on")
+    seed: int = described(0, "of the initial weights, the order of the data, the crops and flips")
     # Optimisation: "mini-batch size of 128 ... learning rate of 0.1, divide it by 10 at 32k and 48k iterations, and
     # terminate training at 64k iterations", "weight decay of 0.0001 and momentum of 0.9" (section 4.2)
-    iterations: int = 64_000
-    batch_size: int = 128  # in total, whatever the number of devices
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4  # on every parameter
-    schedule: str = "steps"  # "plateau" is the ImageNet rule of section 3.4
-    lr_drops: tuple[float, ...] = (0.5, 0.75)  # as fractions of the iterations: 32k and 48k of 64k
-    lr_gamma: float = 0.1
-    plateau_patience: int = 5  # evaluations without a better validation error
+    iterations: int = described(64_000, "steps of the optimiser, of one batch each")
+    batch_size: int = described(128, "images per step in total, whatever the number of devices")
+    lr: float = described(0.1, "learning rate at the start (after the warm-up, if any)")
+    momentum: float = described(0.9, "of SGD")
+    nesterov: bool = described(False, "Nesterov's momentum")
+    weight_decay: float = described(1e-4, "on every parameter")
+    schedule: str = described("steps", "steps: the rate drops at lr_drops; plateau: the ImageNet rule of section 3.4")
+    lr_drops: tuple[float, ...] = described((0.5, 0.75), "as fractions of the iterations: 32k and 48k of 64k")
+    lr_gamma: float = described(0.1, "what the rate is multiplied by at a drop")
+    plateau_patience: int = described(5, "evaluations without a better validation error that make a plateau")
     # Warm-up of ResNet-110: "we use 0.01 to warm up the training until the training error is below 80%" (section 4.2)
-    warmup_lr: float = 0.0  # 0: no warm-up
-    warmup_error: float = 0.8
-    warmup_window: int = 100  # iterations over which that training error is measured
+    warmup_lr: float = described(0.0, "learning rate of the warm-up; 0: no warm-up")
+    warmup_error: float = described(0.8, "training error, a fraction, below which the warm-up ends")
+    warmup_window: int = described(100, "iterations over which that error is measured")
     # Data: "a 45k/5k train/val split"; "4 pixels are padded on each side, and a 32x32 crop is randomly sampled from
     # the padded image or its horizontal flip"; "per-pixel mean subtracted" (sections 4.2 and 3.4)
-    train_size: int = 0  # training images used; 0: all that remain beside the validation images
-    val_size: int = 0  # training images set aside for validation; 5000 is the paper's split
-    test_size: int = 0  # test images used; 0: all
-    preprocessing: str = "pixel-mean"
-    padding: str = "mean"  # the pad is added after the subtraction, so it is the mean; "black" pads before
-    crops: str = "sample"  # "batch" draws one crop and flip for a whole batch, a common mistake
-    augmentation: str = "crop-flip"
-    crop_size: int = 32  # pixels on a side of what the network sees
-    scale_range: tuple[int, ...] = (256, 480)  # shorter side in pixels, for scale-crop-flip-color (section 3.4)
-    # Network
-    shortcut: str = "A"  # "identity shortcuts in all cases (i.e., option A)" (section 4.2)
-    options: str = ""  # further arguments of the model, "name=value,name=value"
-    teacher: str = ""  # name of a finished run whose network gives hints (FitNets)
+    train_size: int = described(0, "training images used; 0: all that remain beside the validation images")
+    val_size: int = described(0, "training images set aside for validation; 5000 is the paper's split")
+    test_size: int = described(0, "test images used; 0: all")
+    preprocessing: str = described("pixel-mean", "what is subtracted from the images; channel-std also divides")
+    padding: str = described("mean", "mean: the pad is added after its subtraction; black: before")
+    crops: str = described("sample", "a crop and flip for every sample, or one for a whole batch, a common mistake")
+    augmentation: str = described("crop-flip", "how training images are varied")
+    crop_size: int = described(32, "pixels on a side of what the network sees")
+    scale_range: tuple[int, ...] = described((256, 480), "shorter side in pixels, for scale-crop-flip-color (3.4)")
+    # Network: "identity shortcuts in all cases (i.e., option A)" (section 4.2)
+    shortcut: str = described("A", "where dimensions grow A pads with zeros and B projects; C projects everywhere")
+    options: str = described("", "further arguments of the model, as name=value,name=value")
+    teacher: str = described("", "name of a finished run whose network gives hints (FitNets)")
     # Numerics
-    precision: str = "auto"  # resolved when a run starts and kept by it
-    accumulation: int = 1  # micro-batches per step; batch-norm statistics are per micro-batch
+    precision: str = described("auto", "of the steps; auto: the faster one, resolved when a run starts and kept by it")
+    accumulation: int = described(1, "micro-batches per step; batch-norm statistics are per micro-batch")
     # Record
-    eval_every: int = 500  # iterations
+    eval_every: int = described(500, "iterations between evaluations, a row of the record each")
 
     def __post_init__(self):
         for field in _fields():
@@ -165,6 +196,11 @@ def field_types() -> dict[str, type]:
     return {f.name: type(f.default) for f in dataclasses.fields(Recipe)}
 
 
+def field_help() -> dict[str, str]:
+    """Each recipe field with what it means, in one line."""
+    return {f.name: f.metadata["help"] for f in dataclasses.fields(Recipe)}
+
+
 def parse_field(name: str, text: str):
     """Turn command-line text into the value of a recipe field; tuples are comma-separated."""
     kinds = field_types()
@@ -178,8 +214,7 @@ def parse_field(name: str, text: str):
             return tuple(item(part) for part in text.split(",") if part.strip())
         return kind(text)
     except (ValueError, KeyError):
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", tuple: "numbers joined by commas"}
-        raise UserError(f"{name} {shown(text)} is not {wanted.get(kind, kind.__name__)}") from None
+        raise UserError(f"{name} {shown(text)} is not {KINDS[kind]}") from None
 
 
 def parse_options(text: str) -> dict[str, Any]:

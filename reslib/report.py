@@ -17,6 +17,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from . import claims, evidence, frames, report_page
+from .cli import add_results, checking_arguments
 from .errors import UserError
 from .files import write_text
 from .records import load_curves, load_runs
@@ -44,14 +45,21 @@ class Section:
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--results", default=None, help="results folder (default: $RESLIB_RESULTS or results/)")
-    parser.add_argument("--out", default=None, help="where to write the page (default: report.html in the results)")
+    add_results(parser)
+    parser.add_argument("--preset", default="", help="only this preset (default: all that are there)")
+    parser.add_argument(
+        "--out", default=None, help="where to write the page (default: report.html in the results, or in the preset's)"
+    )
 
 
 def main(arguments) -> int:
     root = results_root(arguments.results)
-    out = Path(arguments.out).expanduser().resolve() if arguments.out else root / "report.html"
-    sections, problems = collect(root)
+    preset = arguments.preset
+    if preset and not (root / preset).is_dir():  # of results that have other folders, their names
+        with checking_arguments():
+            preset = preset_of(preset).name
+    out = Path(arguments.out).expanduser().resolve() if arguments.out else root / preset / "report.html"
+    sections, problems = collect(root, preset)
     runs = pd.concat([s.runs for s in sections], ignore_index=True) if sections else pd.DataFrame()
     csv = out.with_name("results.csv")
     write_text(csv, runs_csv(runs, out.parent))
@@ -63,11 +71,13 @@ def main(arguments) -> int:
     return 1 if problems else 0
 
 
-def collect(root: Path) -> tuple[list[Section], list[str]]:
-    """A section per preset folder, and one line per record that is damaged."""
-    folders = [p for p in sorted(root.glob("*")) if any((p / part).is_dir() for part in ("runs", "figures", "tables"))]
+def collect(root: Path, preset: str = "") -> tuple[list[Section], list[str]]:
+    """A section per preset folder, or that of one preset, and one line per record that is damaged."""
+    there = [p for p in sorted(root.glob("*")) if any((p / part).is_dir() for part in ("runs", "figures", "tables"))]
+    folders = [p for p in there if preset in ("", p.name)]
     if not folders:
-        raise UserError(f"no records under {root}: run `reslib reproduce` first, or name a folder with --results")
+        of = f" of preset {preset}" if preset else ""
+        raise UserError(f"no records{of} under {root}: run `reslib reproduce` first, or name a folder with --results")
     rank = {name: i for i, name in enumerate(PRESET_ORDER)}
     sections, problems = [], []
     for folder in sorted(folders, key=lambda p: (rank.get(p.name, len(rank)), p.name)):

@@ -13,13 +13,12 @@ import io
 import itertools
 import json
 import os
-import socket
 import time
 from pathlib import Path
 
 from . import own_network, record_index
 from .errors import UserError, shown
-from .files import folder_of, sha256, whole_file, write_json, write_text
+from .files import folder_of, holder, sha256, sign, whole_file, write_json, write_text
 from .recipe import Recipe
 
 METRICS = (
@@ -116,7 +115,7 @@ class Run:
         """Hold the run for this process. A second one waits, or with wait=False raises UserError naming the holder."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / "lock", "a+")  # noqa: SIM115 (closed below; it must stay open to hold the lock)
+            file = open(self.path / "lock", "a")  # noqa: SIM115 (closed below; it must stay open to hold the lock)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror or error}") from error
         with file:
@@ -126,20 +125,13 @@ class Run:
                     break
                 except BlockingIOError:
                     if attempt == 3:  # not just somebody who looked whether the run is being trained
-                        holder = _holder(file)
+                        who = holder(self.path / "lock")
                         if not wait:
-                            raise UserError(f"run {self.recipe.run_name} is being trained by {holder}") from None
-                        say(f"run {self.recipe.run_name} is being trained by {holder}: waiting for it")
+                            raise UserError(f"run {self.recipe.run_name} is being trained by {who}") from None
+                        say(f"run {self.recipe.run_name} is being trained by {who}: waiting for it")
                     time.sleep(0.05 if attempt < 3 else 0.5)
-            with contextlib.suppress(OSError):  # who holds it is a courtesy: a full disk must not stop us here
-                os.ftruncate(file.fileno(), 0)  # unbuffered: closing must not fail on a full disk either
-                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+            sign(file)
             yield self
-
-
-def _holder(file) -> str:
-    file.seek(0)
-    return file.read().strip() or "another process"
 
 
 def _short(value):

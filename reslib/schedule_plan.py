@@ -1,6 +1,9 @@
 """What a plan costs: multiply-adds per image, images/s from the records, hours left, and the makespan on N devices.
 
-A network without a measurement gets the speed of the measured network nearest in multiply-adds, scaled by their ratio.
+Speeds are compared as multiply-adds per second, the median over a network's runs (of two the faster). A network
+without a measurement gets the median rate of the measured ones nearest in multiply-adds. Other work on the machine can
+make a run slow and nothing can make it fast: a network with less than half the rate of others of its kind and size
+counts as not measured.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import median, median_high
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -21,7 +25,10 @@ from .errors import UserError
 from .models import build_model, family_and_depth, is_imagenet
 from .recipe import Recipe, parse_options
 from .runs import Run, check_summary, is_locked, read_json
+from .studies import BOTTLENECKS
 
+NEAR = 2.0  # times as many multiply-adds, or half as many: still near in size
+DISTURBED = 0.5  # share of the usual rate below which a network was trained beside other work
 LARGEST_COUNTED = 14  # layers; a deeper CIFAR net has this much and its further equal blocks
 SMALL = 32  # pixels at which an ImageNet net is counted whose images are a multiple of it: convolutions grow by area
 
@@ -45,6 +52,21 @@ class Measurement:
     preset: str
     device: str  # "" for a run that has not ended: its device is not recorded yet
     images: float  # trained, the weight of this measurement
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The speed of one network: the median over its runs, of the plan's preset where it has any there."""
+
+    model: str
+    multiply_adds: int
+    images_per_second: float
+    preset: str
+
+    @property
+    def rate(self) -> float:
+        """Multiply-adds per second, of images/s times those of one image."""
+        return self.multiply_adds * self.images_per_second
 
 
 @dataclass(frozen=True)
@@ -166,26 +188,68 @@ def main_device(found: list[Measurement]) -> str:
     return max(images, key=lambda name: (images[name], name)) if images else ""
 
 
-def speed_of(recipe: Recipe, preset: str, found: list[Measurement], given: dict[str, float]) -> Speed:
-    """images/s of a recipe: given, measured on the same network, or scaled from the nearest one."""
+def measured(found: list[Measurement], preset: str) -> list[Measured]:
+    """One entry per network, that is per name and multiply-adds, in the order of these."""
+    networks: dict[tuple[str, int], list[Measurement]] = {}
+    for m in found:
+        networks.setdefault((m.model, m.multiply_adds), []).append(m)
+    entries = []
+    for (model, adds), runs in sorted(networks.items()):
+        runs = [m for m in runs if m.preset == preset] or runs
+        where = preset if runs[0].preset == preset else ", ".join(sorted({m.preset for m in runs}))
+        entries.append(Measured(model, adds, median_high(m.images_per_second for m in runs), where))
+    return entries
+
+
+def disturbed(networks: list[Measured]) -> list[Measured]:
+    """Those with less than DISTURBED of the median rate of their like: networks of their kind and near in size."""
+
+    kinds: dict[str, list[Measured]] = {}
+    for m in filter(lambda m: m.multiply_adds, networks):
+        kinds.setdefault(kind(m.model), []).append(m)
+
+    def usual(one: Measured) -> float:
+        like = (m for m in kinds[kind(one.model)] if _times(m.multiply_adds, one.multiply_adds) <= NEAR)
+        return median_high(m.rate for m in like)
+
+    return [m for like in kinds.values() for m in like if m.rate < DISTURBED * usual(m)]
+
+
+def kind(model: str) -> str:
+    """Networks of one kind need about the same time per multiply-add, whatever their depth."""
+    if not family_and_depth(model)[1]:
+        return model
+    if not is_imagenet(model):
+        return "plain and residual nets of CIFAR-10"
+    return "bottlenecks" if family_and_depth(model)[1] >= BOTTLENECKS else "basic blocks"
+
+
+def speed_of(recipe: Recipe, preset: str, networks: list[Measured], given: dict[str, float]) -> Speed:
+    """images/s of a recipe: given, measured on the same network, or scaled from those nearest in multiply-adds.
+
+    networks: what is measured and not disturbed. Scaled is the median rate of those not more than NEAR times as far
+    away as the nearest, of the network's own kind where there are any.
+    """
     if recipe.model in given:
         return Speed(given[recipe.model], "given")
     adds, model = cost(recipe), recipe.run_name.split("-")[0]
-    same = [m for m in found if m.model == model and m.multiply_adds == adds]
-    same = [m for m in same if m.preset == preset] or same
-    if same:
-        where = "" if same[0].preset == preset else f" at {same[0].preset}"
-        return Speed(_median([m.images_per_second for m in same]), f"measured{where}")
-    speeds: dict[tuple[int, str], list[float]] = {}
-    for name, value in given.items():
-        speeds.setdefault((adds_of_given(name, recipe), name), []).append(value)
-    for m in found:
-        if m.multiply_adds:
-            speeds.setdefault((m.multiply_adds, m.model), []).append(m.images_per_second)
-    if not speeds or not adds:
+    for m in networks:
+        if (m.model, m.multiply_adds) == (model, adds):
+            return Speed(m.images_per_second, "measured" if m.preset == preset else f"measured at {m.preset}")
+    known = [m for m in networks if m.multiply_adds and m.model not in given]
+    known += [Measured(name, adds_of_given(name, recipe), value, preset) for name, value in given.items()]
+    known = [m for m in known if kind(m.model) == kind(model)] or known
+    if not known or not adds:
         return Speed(math.nan, "not measured")
-    nearest = min(speeds, key=lambda kind: (abs(math.log(kind[0] / adds)), kind[1]))
-    return Speed(_median(speeds[nearest]) * nearest[0] / adds, f"scaled from {nearest[1]}")
+    known = sorted((_times(m.multiply_adds, adds), m.model, m.rate) for m in known)
+    near = [m for m in known if m[0] <= NEAR * known[0][0]]
+    more = f" and {len(near) - 1} more" if len(near) > 1 else ""
+    return Speed(median(rate for _, _, rate in near) / adds, f"scaled from {near[0][1]}{more}")
+
+
+def _times(a: int, b: int) -> float:
+    """How many times the larger is the smaller."""
+    return max(a, b) / min(a, b)
 
 
 def adds_of_given(model: str, recipe: Recipe) -> int:
@@ -210,8 +274,3 @@ def makespan(hours: list[float], devices: int) -> float:
     for value in sorted(hours, reverse=True):
         heapq.heappush(free, heapq.heappop(free) + value)
     return max(free)
-
-
-def _median(values: list[float]) -> float:
-    values = sorted(values)
-    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2

@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 
 from . import artefacts, results_index
+from .cli import checking_arguments
 from .errors import UserError
 from .record_checks import Findings, check_records
 from .runs import results_root
@@ -37,6 +38,9 @@ def add_arguments(parser) -> None:
 
 
 def main(arguments) -> int:
+    if arguments.preset:
+        with checking_arguments():
+            preset_of(arguments.preset)
     results = results_root(arguments.folder or arguments.results)
     folders = preset_folders(results, arguments.preset)
     if arguments.redraw:

@@ -1,14 +1,18 @@
 """The command line: exit codes, one-line messages, every field of the recipe."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 
 import pytest
 
+from reslib import data, stand_ins
 from reslib.cli import COMMANDS, duration, main
+from reslib.commands import reproduce
 from reslib.commands import train as command
-from reslib.recipe import Recipe, field_types
+from reslib.data.places import NotThere
+from reslib.recipe import NOTES, SYNONYMS, Recipe, field_help, field_types
 
 OTHER = {  # another value of every field
     "dataset": ("synthetic-imagenet", "synthetic-imagenet"), "seed": ("7", 7), "iterations": ("100", 100),
@@ -90,6 +94,14 @@ def test_options_of_execution(asked, tmp_path):
         (["reproduce", "--executor=magic"], ["executor 'magic'", "inline"]),
         (["reproduce", "--seeds=-1"], ["seeds -1"]),
         (["reproduce", "--workers=-1"], ["workers -1"]),
+        (["reproduce", "--device=tpu"], ["device 'tpu'"]),
+        (["reproduce", "figur1"], ["notebook 'figur1'", "did you mean 'figure1'"]),
+        (["reproduce", "figur1", "--runs-only"], ["study 'figur1'", "did you mean 'figure1'"]),
+        (["reproduce", "figure1", "--preset=smoke", "--models=resnet21"], ["model 'resnet21'", "resnet20"]),
+        (["verify", "--preset=huge"], ["preset 'huge'", "smoke"]),
+        (["report", "--preset=huge"], ["preset 'huge'", "smoke"]),
+        (["status", "--data-root=/nowhere"], ["--data-root", "'/nowhere' is not a folder"]),
+        (["status", "--results=a\0b"], ["--results", "'a\\x00b'"]),
     ],
 )
 def test_mistakes_give_one_line_and_code_two(asked, capsys, arguments, words):
@@ -98,6 +110,67 @@ def test_mistakes_give_one_line_and_code_two(asked, capsys, arguments, words):
     line = one_line(capsys)
     assert all(word in line for word in words), line
     assert not asked
+
+
+@pytest.mark.parametrize(
+    "wrong, right",
+    [
+        ("--learning-rate 0.1", "--lr"), ("--learning_rate=0.1", "--lr"), ("--wd 1", "--weight-decay"),
+        ("--weight_decay 1", "--weight-decay"), ("--bs 8", "--batch-size"), ("--steps 9", "--iterations"),
+        ("--max-iter 9", "--iterations"), ("--epochs 9", "--iterations"), ("--momentun 0.8", "--momentum"),
+        ("--output-dir here", "--results"), ("--gpu 0", "--device"), ("--LR 1", "--lr"),
+    ],
+)  # fmt: skip
+def test_unknown_options_name_the_right_one_and_the_right_help(asked, capsys, wrong, right):
+    assert main(["train", "resnet20", "--dataset=synthetic", *wrong.split()]) == 2
+    line = one_line(capsys)
+    assert f"{wrong}; did you mean {right}?" in line and "`reslib train --help`" in line
+    assert ("counted in iterations" in line) == ("epoch" in wrong) and not asked
+
+
+def test_no_hint_where_nothing_is_alike(asked, capsys):
+    assert main(["train", "resnet20", "--dataset=synthetic", "--zzzqq", "9"]) == 2
+    assert one_line(capsys) == "reslib: unrecognized arguments: --zzzqq 9 (see `reslib train --help`)"
+    assert main(["train", "resnet20", "resnet32"]) == 2
+    assert "did you mean" not in one_line(capsys)
+
+
+def test_synonyms_lead_to_options_that_exist():
+    assert set(SYNONYMS.values()) <= set(field_types()) and not set(SYNONYMS) & set(field_types())
+    assert set(NOTES) <= set(SYNONYMS)
+
+
+def test_help_of_train_says_what_every_field_means_and_its_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("-\n", "-").split())
+    for name, meaning in field_help().items():
+        if name != "model":
+            _, _, after = text.partition(f"--{name.replace('_', '-')} VALUE {meaning} [")
+            assert re.match(r"[^\]]+\] \(default: [^)]+\)", after), name
+    assert "a number] (default: 0.9)" in text and "VALUE images per step" in text
+    assert re.search(r"--lr VALUE learning rate [^\[]+ \[a number\] \(default: the preset's\)", text)
+
+
+def test_reproduce_at_paper_leaves_out_what_needs_imagenet(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data, "choose_dataset", lambda kind, *a, **k: {"cifar": "cifar10"}.get(kind, "imagenette"))
+
+    def nowhere(*arguments):
+        raise NotThere("no imagenet")
+
+    monkeypatch.setattr(stand_ins, "find_root", nowhere)
+    planned = []
+    monkeypatch.setattr(reproduce, "execute", lambda recipes, *a: planned.extend(recipes) or [])
+    base = ["reproduce", "--preset=paper", "--device=cpu", "--runs-only", f"--results={tmp_path}"]
+    assert main(base) == 0
+    assert {r.dataset for r in planned} == {"cifar10"} and len(planned) > 100
+    line = "left out: preset paper draws figure4, imagenet_tables from ImageNet itself: no imagenet"
+    assert capsys.readouterr().out.count(line) == 2  # before weeks of training, and after them
+    planned.clear()
+    assert main([*base, "figure4", "figure1"]) == 1 and not planned
+    assert "preset paper draws figure4 from ImageNet itself: no imagenet" in one_line(capsys)
+    assert main([*base[:1], "--preset=paper+iterations=300", *base[2:], "figure4"]) == 0
+    assert {r.dataset for r in planned} == {"imagenette"}
 
 
 def test_failures_give_one_line_and_code_one(tmp_path, capsys):
@@ -156,7 +229,7 @@ def test_runs_only(tmp_path, capsys):
     assert "1 of 1 runs to train" in capsys.readouterr().out
     assert main([*arguments, "--device=cpu"]) == 0
     assert capsys.readouterr().out == ""
-    assert main([*arguments[:-2], "--models=plain21", "--device=cpu"]) in (1, 2)
+    assert main([*arguments[:-2], "--models=plain21", "--device=cpu"]) == 2
     assert "plain21" in one_line(capsys)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -40,7 +41,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def arguments(**changes):
-    values = {"notebooks": [], "preset": "smoke", "data_root": None, "seeds": 0, "device": "auto"}
+    values = {"notebooks": [], "preset": "smoke", "data_root": None, "seeds": 0, "device": "auto", "traceback": False}
     return SimpleNamespace(**{**values, **changes})
 
 
@@ -55,11 +56,23 @@ def test_failures_are_listed_and_the_others_run(folder, tmp_path, capsys):
     assert "FAILED a_bad: cell 3: ZeroDivisionError: division by zero" in said.err
 
 
+def test_bad_input_is_one_line_and_its_traceback_stands_in_the_notebook(folder, tmp_path, capfd):
+    cell = "from reslib.errors import UserError\nraise UserError('no such thing')"
+    write(folder, "bad", 'preset: str = "auto"', cell)
+    assert notebooks.run_notebooks(arguments(), tmp_path) == 1
+    said, failed = capfd.readouterr(), tmp_path / "smoke" / "notebooks" / "bad.failed.ipynb"
+    assert said.err == f"FAILED bad: cell 3: no such thing (see {failed})\n"  # and nothing of the kernel
+    assert "Traceback" not in said.out and "Traceback" in failed.read_text()
+    assert notebooks.run_notebooks(arguments(traceback=True), tmp_path) == 1
+    assert "raise UserError('no such thing')" in capfd.readouterr().err
+
+
 def test_a_killed_runner_leaves_no_notebook_that_looks_finished(folder, tmp_path):
     write(folder, "slow", 'preset: str = "auto"', "import time; time.sleep(600)")
     code = (
         "from types import SimpleNamespace as N; from pathlib import Path; from reslib.notebooks import run_notebooks;"
-        "run_notebooks(N(notebooks=[], preset='smoke', data_root=None, seeds=0, device='auto'), Path(r'%s'))"
+        "run_notebooks(N(notebooks=[], preset='smoke', data_root=None, seeds=0, device='auto',"
+        " traceback=False), Path(r'%s'))"
     )
     process = subprocess.Popen([sys.executable, "-c", code % tmp_path], start_new_session=True)
     out = tmp_path / "smoke" / "notebooks"
@@ -86,7 +99,7 @@ from types import SimpleNamespace
 from reslib.cli import _line
 from reslib.notebooks import run_notebooks
 
-arguments = SimpleNamespace(notebooks=[], preset="smoke", data_root=None, seeds=0, device="auto")
+arguments = SimpleNamespace(notebooks=[], preset="smoke", data_root=None, seeds=0, device="auto", traceback=False)
 try:
     sys.exit(run_notebooks(arguments, Path(sys.argv[1])))
 except KeyboardInterrupt as stop:
@@ -159,7 +172,8 @@ def test_a_second_runner_waits_for_the_first(folder, tmp_path, capfd):
         time.sleep(1)
         assert not list((tmp_path / "smoke" / "notebooks").iterdir())
     second.join(120)
-    assert codes == [0] and "another process executes notebooks into" in capfd.readouterr().out
+    assert codes == [0]
+    assert f"process {os.getpid()} on {socket.gethostname()} executes notebooks into" in capfd.readouterr().out
 
 
 def test_what_a_killed_batch_has_done_counts_only_while_nothing_changed(folder, tmp_path):
@@ -214,7 +228,7 @@ def test_sigterm_ends_the_kernel_too_and_says_how_to_go_on(folder, tmp_path):
     wait_for(lambda: pid.exists() and pid.read_text())
     process.terminate()
     assert process.wait(60) == 1
-    assert "interrupted; the same command continues" in (tmp_path / "words").read_text()
+    assert (tmp_path / "words").read_text() == "notebook slow ...\ninterrupted; the same command continues\n"
     wait_for(lambda: not alive(int(pid.read_text())))
 
 

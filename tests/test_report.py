@@ -143,6 +143,20 @@ def test_the_same_records_give_the_same_page(report):
     assert report.read_bytes() == before
 
 
+def test_the_page_of_one_preset(report, capsys):
+    whole = report.read_bytes()
+    assert main(["report", "--results", str(report.parent), "--preset", "paper"]) == 0
+    out = report.parent / "paper" / "report.html"
+    assert f"1 runs of paper: {out}" in capsys.readouterr().out and report.read_bytes() == whole
+    page = Page(out.read_text())
+    assert [e["text"] for e in page.all("h2")] == ["Preset paper", "All runs"]
+    for target in (e["href"] for e in page.all("a")):
+        assert target.startswith("#") or (out.parent / unquote(target)).exists(), target
+    assert len(pd.read_csv(out.with_name("results.csv"))) == 1
+    assert main(["report", "--results", str(report.parent), "--preset", "medium"]) == 1
+    assert "no records of preset medium under" in capsys.readouterr().err
+
+
 def test_another_place_for_the_page(report, tmp_path):
     out = tmp_path / "a page" / "r.html"
     assert main(["report", "--results", str(report.parent), "--out", str(out)]) == 0

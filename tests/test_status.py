@@ -10,6 +10,7 @@ from fake_records import write_run
 from reslib import complexity, schedule_plan
 from reslib.cli import main
 from reslib.commands import status
+from reslib.durations import in_words
 from reslib.models import build_model
 from reslib.recipe import Recipe
 from reslib.schedule_plan import Measurement, Speed, State
@@ -64,7 +65,7 @@ def test_speed_is_given_measured_or_scaled():
     half = Measurement("plain20", adds // 2, 1600.0, "quick", "GPU", 1e6)
 
     def speed(found, given=None):
-        return schedule_plan.speed_of(recipe, "quick", found, given or {})
+        return schedule_plan.speed_of(recipe, "quick", schedule_plan.measured(found, "quick"), given or {})
 
     assert speed([here, there, big]) == Speed(1000.0, "measured")
     assert speed([there, big]) == Speed(500.0, "measured at paper")
@@ -72,6 +73,73 @@ def test_speed_is_given_measured_or_scaled():
     assert speed([big, half]) == Speed(pytest.approx(800, rel=1e-6), "scaled from plain20")
     assert math.isnan(speed([]).images_per_second)
     assert math.isnan(speed([Measurement("own", 0, 5.0, "quick", "GPU", 1.0)]).images_per_second)
+
+
+def record(model, rate, preset="quick", **changes):
+    """The speed of a run that makes `rate` multiply-adds per second."""
+    recipe = cifar_recipe(model, QUICK, **changes)
+    adds = schedule_plan.cost(recipe)
+    return Measurement(recipe.run_name.split("-")[0], adds, rate / adds, preset, "GPU", 1e6)
+
+
+def networks(*records):
+    return schedule_plan.measured(list(records), "quick")
+
+
+def test_a_network_has_the_median_of_its_runs_and_of_two_the_faster():
+    three = networks(*(record("resnet20", rate) for rate in (9e9, 1e9, 8e9)), record("resnet20", 5e9, "medium"))
+    assert [(m.model, m.preset, pytest.approx(m.rate)) for m in three] == [("resnet20", "quick", 8e9)]
+    two = networks(record("resnet20", 9e9, "medium"), record("resnet20", 3e9, "paper"))
+    assert [(m.preset, pytest.approx(m.rate)) for m in two] == [("medium, paper", 9e9)]
+
+
+def test_a_network_without_measurement_gets_the_median_of_those_near():
+    """ResNet-32 lies between 20 and 44 layers; 110 layers are 3.7 times as much, 1202 are far away."""
+    recipe = cifar_recipe("resnet32", QUICK)
+    near = [record("plain20", 10e9), record("resnet44", 14e9), record("resnet20", 12e9)]
+    far = [record("resnet1202", 90e9), record("resnet110", 70e9), record("resnet18", 80e9), record("nin", 1e9)]
+    speed = schedule_plan.speed_of(recipe, "quick", networks(*near, *far), {})
+    assert speed.images_per_second == pytest.approx(12e9 / schedule_plan.cost(recipe))
+    assert speed.source == "scaled from resnet44 and 2 more"
+    only_far = schedule_plan.speed_of(recipe, "quick", networks(*far), {})
+    assert only_far.source == "scaled from resnet110"
+    other_kind = schedule_plan.speed_of(cifar_recipe("dsn", QUICK), "quick", networks(*far[1:]), {})
+    assert other_kind.source.startswith("scaled from nin")  # of no kind with a measurement: all count
+
+
+def test_what_was_trained_beside_other_work_is_left_aside():
+    def slow(*records):
+        return [m.model for m in schedule_plan.disturbed(networks(*records))]
+
+    assert slow(record("plain20", 22.7e9), record("resnet20", 8.4e9)) == ["resnet20"]
+    assert slow(record("plain20", 22.7e9), record("resnet20", 13e9)) == []
+    assert slow(record("plain20", 22.7e9)) == slow() == []
+    assert slow(record("plain20", 22.7e9), record("nin", 1e9), record("resnet110", 1e9)) == []  # no like near in size
+    assert slow(record("resnet34", 40e9), record("resnet50", 12e9)) == []  # bottlenecks cost more per multiply-add
+    assert slow(record("plain20", 9e9), record("resnet20", 8e9), record("resnet32", 40e9)) == []  # most are slow
+
+
+def test_the_report_says_what_it_left_aside(tmp_path):
+    plain20, resnet20, *_ = recipes()
+    write_run(tmp_path / "quick" / "runs", plain20, speed=560.0)
+    write_run(tmp_path / "medium" / "runs", cifar_recipe("resnet20", PRESETS["medium"]), speed=207.0)
+    lines = status.report([plain20, resnet20, cifar_recipe("nin", QUICK)], QUICK, tmp_path)
+    rows = {line.split()[0]: line for line in lines if line}
+    assert "560  scaled from plain20" in rows["resnet20"] and "scaled from plain20  " in rows["nin"]
+    assert [line for line in lines if line.startswith("left aside: resnet20 at medium, 207 images/s")]
+    assert [line for line in lines if line.startswith("an estimate: 2 of 3 speeds are scaled")]
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (0, "0 s"), (0.0171, "<0.1 s"), (4.76e-05 * 3600, "0.2 s"), (9.96, "10 s"), (34, "34 s"), (99.4, "99 s"),
+        (100, "1.7 min"), (3599, "60 min"), (90 * 60, "90 min"), (2 * 3600, "2.0 h"), (47.9 * 3600, "47.9 h"),
+        (3 * 86_400, "3.0 d"), (101_112 * 3600, "4,213 d"), (math.nan, "?"),
+    ],
+)  # fmt: skip
+def test_durations_are_in_the_unit_that_suits_them(seconds, text):
+    assert in_words(seconds) == text
 
 
 def test_hours_left():
@@ -100,7 +168,7 @@ def test_states_of_runs(tmp_path):
     assert "1 further run folders are not in this plan" in text
     # plain-20 and ResNet-20 count the same; ResNet-56 is scaled, ResNet-20 goes on at a second per iteration
     assert "scaled from" in rows["resnet56"] and "an estimate" in text and "Some GPU" in text
-    assert rows["resnet20"].split()[-5] == f"{(LENGTH - STEP) / 3600:.3g}"
+    assert f"  {in_words(LENGTH - STEP)}  interrupted 0" in rows["resnet20"]
     run = write_run(runs_dir, resnet56)
     run.summary_file.write_text("{")
     assert "damaged 0" in "\n".join(status.report(recipes(), QUICK, results))
@@ -124,16 +192,16 @@ def test_unknown_speeds_are_said(tmp_path):
 def test_the_papers_schedule_on_1_8_and_64_devices(tmp_path, capsys, monkeypatch):
     """Every makespan lies between what cannot be beaten and what longest-first never exceeds."""
     monkeypatch.delenv("RESLIB_DATA", raising=False)
-    arguments = ["status", "--preset", "paper", "--results", str(tmp_path), "--speed", "resnet20=20000"]
+    arguments = ["status", "--preset=paper", f"--results={tmp_path}", "--speed=resnet20=20000"]
     assert main([*arguments, "--gpus", "64"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    number = r"([\d,.]+) hours"
-    hours = {int(n): float(h.replace(",", "")) for n, h in re.findall(rf"on (\d+) devices: {number}", "\n".join(lines))}
+    number = r"([\d,.]+) d\b"
+    days = {int(n): float(d.replace(",", "")) for n, d in re.findall(rf"on (\d+) devices: {number}", "\n".join(lines))}
     (whole,) = re.findall(rf"left: {number} on one device", "\n".join(lines))
     (longest,) = re.findall(rf"longest takes {number}", "\n".join(lines))
     whole, longest = (float(text.replace(",", "")) for text in (whole, longest))
-    assert sorted(hours) == [8, 64]
-    for count, value in hours.items():
+    assert sorted(days) == [8, 64] and "resnet152" in "\n".join(lines)
+    for count, value in days.items():
         bound = max(whole / count, longest)
         assert 0.99 * bound <= value <= 1.01 * (whole / count + longest * (1 - 1 / count))
     assert main([*arguments, "--gpus", "2"]) == 0
@@ -141,6 +209,23 @@ def test_the_papers_schedule_on_1_8_and_64_devices(tmp_path, capsys, monkeypatch
     assert main([*arguments, "--gpus", "1"]) == 0
     out = capsys.readouterr().out
     assert "on one device" in out and " devices:" not in out
+
+
+def test_paper_without_imagenet_plans_no_run_on_anything_smaller(tmp_path, capsys, monkeypatch):
+    """At paper nothing stands in for ImageNet; a rehearsal with fewer iterations takes what there is."""
+    monkeypatch.delenv("RESLIB_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where data is looked for
+    monkeypatch.setattr(status, "report", lambda recipes, *rest: sorted({r.dataset for r in recipes}))
+
+    def planned(preset):
+        assert main(["status", "--preset", preset, "--results", str(tmp_path)]) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith(("synth", "image", "until"))]
+
+    for preset in ("paper", "paper+lr=0.05"):
+        imagenet, synthetic, note = planned(preset)
+        assert (imagenet, synthetic) == ("imagenet", "synthetic")
+        assert re.match(rf"until ImageNet is found its \d+ runs are left out: no imagenet under '{tmp_path}", note)
+    assert planned("paper+iterations=300") == planned("medium") == ["synthetic", "synthetic-imagenet"]
 
 
 def test_seeds_and_settings_are_named(tmp_path):
@@ -156,7 +241,8 @@ def test_command(tmp_path, capsys):
     for bad in ("resnet20", "resnet20=fast", "resnet20=-1", "resnet21=5"):
         assert main([*arguments, "--speed", bad]) == 2
     assert main([*arguments, "--gpus", "-1"]) == 2
-    assert capsys.readouterr().err.count("\n") == 5
+    assert main([*arguments, "--preset", "huge"]) == 2
+    assert capsys.readouterr().err.count("\n") == 6
 
 
 def test_list(capsys):

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from .. import data
-from ..cli import ArgumentError
+from ..cli import checking_arguments
 from ..data import cifar
 from ..data.parquet import parquet_files
 from ..data.places import NotThere, OtherSet, find_root
@@ -25,10 +25,8 @@ def add_arguments(parser) -> None:
 
 
 def main(arguments) -> int:
-    try:
+    with checking_arguments():
         choose("action", arguments.action, ACTIONS)
-    except UserError as error:
-        raise ArgumentError(str(error)) from error
     if arguments.action == "download":
         return download(arguments.data_root)
     root = data.data_root(arguments.data_root)

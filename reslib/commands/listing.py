@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..cli import checking_arguments
 from ..errors import choose
 from ..models import is_imagenet, model_names
 from ..recipe import CHOICES
@@ -24,14 +25,9 @@ def add_arguments(parser) -> None:
 
 
 def main(arguments) -> int:
-    from ..cli import ArgumentError
-    from ..errors import UserError
-
-    try:
+    with checking_arguments():
         if arguments.section:
             choose("section", arguments.section, SECTIONS)
-    except UserError as error:
-        raise ArgumentError(str(error)) from error
     wanted = [arguments.section] if arguments.section else SECTIONS
     for number, section in enumerate(wanted):
         print(*([""] if number else []), *globals()[section](), sep="\n")

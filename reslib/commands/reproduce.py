@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from ..cli import ArgumentError, add_common, add_execution, execution_of
-from ..data import choose_dataset
+from ..cli import ArgumentError, add_common, add_execution, checking_arguments, execution_of
 from ..errors import UserError, choose
 from ..executor import EXECUTORS, execute
 from ..runs import results_root
+from ..stand_ins import absent, dataset_for
 from ..studies import STUDIES, plan, preset_of
-from .train import synthetic_name
 
 
 def add_arguments(parser) -> None:
@@ -30,47 +29,70 @@ def add_arguments(parser) -> None:
 
 
 def main(arguments) -> int:
-    try:
+    there = names_there(arguments.runs_only)
+    with checking_arguments():
         preset = preset_of(arguments.preset)
         choose("executor", arguments.executor, EXECUTORS)
-    except UserError as error:
-        raise ArgumentError(str(error)) from error
+        for name in arguments.notebooks:
+            choose("study" if arguments.runs_only else "notebook", name, there)
     for name in ("seeds", "workers"):
         if getattr(arguments, name) < 0:
             raise ArgumentError(
                 f"{name} {getattr(arguments, name)} is out of range: allowed are 0 (the default) and up"
             )
+    execution = execution_of(arguments)
     results = results_root(arguments.results)
-    failures = train_runs(arguments, preset, results)  # here, where progress can be seen and a time limit kept
+    studies = [n for n in (arguments.notebooks or STUDIES) if n in STUDIES]
+    datasets = datasets_of(preset.name, arguments.data_root, studies, download=True)
+    reason = absent(datasets, arguments.data_root)
+    without = [n for n in studies if STUDIES[n][1] == "imagenet"] if reason else []
+    studies = [n for n in studies if n not in without]
+    names = [n for n in (arguments.notebooks or there) if n not in without]
+    if without:
+        needs = f"preset {preset.name} draws {', '.join(without)} from ImageNet itself: {reason}"
+        if arguments.notebooks or not names:
+            raise UserError(needs)
+        print(f"left out: {needs}", flush=True)
+    recipes = plan(preset, datasets, arguments.seeds, studies)
+    # not left to the notebooks: here progress can be seen and a time limit is kept
+    failures = train_runs(arguments, preset, recipes, results, execution)
     if not arguments.runs_only:
         from ..notebooks import run_notebooks
 
+        arguments.notebooks = names
         code = run_notebooks(arguments, results)
     for line in failures:
         print(line)
+    if without:
+        print(f"left out: {needs}")
     return 1 if failures or (not arguments.runs_only and code) else 0
 
 
-def train_runs(arguments, preset, results) -> list[str]:
-    """Train what the chosen notebooks need; returns one line per failed run."""
-    studies = [n for n in (arguments.notebooks or STUDIES) if n in STUDIES]
-    for name in arguments.notebooks:
-        if arguments.runs_only:
-            choose("study", name, STUDIES)
-    recipes = plan(
-        preset, datasets_of(preset.name, arguments.data_root, studies, download=True), arguments.seeds, studies
-    )
+def names_there(runs_only: bool) -> list[str]:
+    """What can be asked for: the studies, or the notebooks. Raises UserError where no notebooks are."""
+    if runs_only:
+        return list(STUDIES)
+    from ..notebooks import notebook_folder, notebook_names
+
+    if not (names := notebook_names()):
+        raise UserError(f"no notebooks in {notebook_folder()}: run this from a checkout")
+    return names
+
+
+def train_runs(arguments, preset, recipes, results, execution) -> list[str]:
+    """Train these runs, or those of --models among them; returns one line per failed run."""
     if arguments.models:
         wanted = arguments.models.split(",")
-        for model in wanted:
-            choose("model", model, {r.model for r in recipes})
+        with checking_arguments():
+            for model in wanted:
+                choose("model", model, dict.fromkeys(r.model for r in recipes))
         recipes = sorted((r for r in recipes if r.model in wanted), key=lambda r: (r.seed, wanted.index(r.model)))
     return execute(
         recipes,
         results / preset.name / "runs",
         arguments.data_root,
         preset.name,
-        execution_of(arguments),
+        execution,
         arguments.executor,
         arguments.workers,
         arguments.address,
@@ -78,9 +100,7 @@ def train_runs(arguments, preset, results) -> list[str]:
     )
 
 
-def datasets_of(preset: str, data_root, studies=tuple(STUDIES), download: bool = False, say=print) -> dict[str, str]:
-    """The data set of each kind that a preset trains on: synthetic for smoke, else what is found."""
-    kinds = {STUDIES[name][1] for name in studies}
-    if preset_of(preset).base == "smoke":
-        return {kind: synthetic_name(kind) for kind in kinds}
-    return {kind: choose_dataset(kind, data_root, download=download, say=say) for kind in kinds}
+def datasets_of(preset: str, root, studies=tuple(STUDIES), download: bool = False, say=print) -> dict[str, str]:
+    """The data set of each kind that a preset's studies compute on."""
+    kinds = sorted({STUDIES[name][1] for name in studies})
+    return {kind: dataset_for(preset_of(preset), kind, root, download, say) for kind in kinds}

@@ -1,4 +1,4 @@
-"""`reslib status`: which runs of a preset's plan are done, running, interrupted, missing; what is left, in hours."""
+"""`reslib status`: which runs of a preset's plan are done, running, interrupted, missing; how long the rest takes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import math
 from collections import Counter
 
 from .. import schedule_plan
-from ..cli import ArgumentError, add_common
-from ..models import is_imagenet
+from ..cli import ArgumentError, add_common, checking_arguments
+from ..durations import in_words
+from ..errors import UserError
+from ..models import build_model, is_imagenet
 from ..recipe import Recipe
 from ..runs import Run, results_root
+from ..stand_ins import absent
 from ..studies import cifar_recipe, imagenet_recipe, plan, preset_of
 from .reproduce import datasets_of
 
@@ -29,15 +32,20 @@ def add_arguments(parser) -> None:
 
 
 def main(arguments) -> int:
-    preset = preset_of(arguments.preset)
+    with checking_arguments():
+        preset = preset_of(arguments.preset)
     for name in ("seeds", "gpus"):
         if getattr(arguments, name) < 0:
             raise ArgumentError(f"{name} {getattr(arguments, name)} is out of range: allowed is 0 and up")
     given = speeds_given(arguments.speed)
     results = results_root(arguments.results)
-    recipes = plan(preset, datasets_of(preset.name, arguments.data_root), arguments.seeds)
+    datasets = datasets_of(preset.name, arguments.data_root)
+    recipes = plan(preset, datasets, arguments.seeds)
     print(f"preset {preset.name}: {preset.purpose}; {results / preset.name}")
     print("\n".join(report(recipes, preset, results, given, arguments.gpus)))
+    if reason := absent(datasets, arguments.data_root):
+        count = sum(r.dataset == "imagenet" for r in recipes)
+        print(f"until ImageNet is found its {count} runs are left out: {reason}")
     return 0
 
 
@@ -53,7 +61,9 @@ def report(recipes: list[Recipe], preset, results, given: dict[str, float] | Non
     device = schedule_plan.main_device(found)
     for run, state in zip(runs, states, strict=True):
         found += schedule_plan.unfinished(run, state, preset.name)
-    found = [m for m in found if m.device in ("", device)]
+    networks = schedule_plan.measured([m for m in found if m.device in ("", device)], preset.name)
+    slow = schedule_plan.disturbed(networks)
+    networks = [m for m in networks if m not in slow]
 
     groups: dict[tuple, list] = {}
     usual: dict[tuple, dict] = {}  # the preset's recipe of a network, whatever the seed
@@ -62,11 +72,11 @@ def report(recipes: list[Recipe], preset, results, given: dict[str, float] | Non
         usual[network] = usual.get(network) or _usual(recipe, preset)
         settings = _settings(recipe, usual[network])
         groups.setdefault((recipe.model, settings, recipe.dataset), []).append((recipe, state))
-    rows = [("network", "data", "iterations", "M mult-adds", "images/s", "speed", "h/run", "h left", "runs")]
+    rows = [("network", "data", "iterations", "M mult-adds", "images/s", "speed", "per run", "left", "runs")]
     left, names, sources = [], [], Counter()
     for (model, settings, dataset), members in groups.items():
         recipe = members[0][0]
-        speed = schedule_plan.speed_of(recipe, preset.name, found, given)
+        speed = schedule_plan.speed_of(recipe, preset.name, networks, given)
         sources[speed.source.split()[0]] += 1
         hours = [schedule_plan.hours_left(r, state, speed) for r, state in members]
         left += hours
@@ -80,8 +90,8 @@ def report(recipes: list[Recipe], preset, results, given: dict[str, float] | Non
                 f"{schedule_plan.cost(recipe) / 1e6:,.0f}",
                 _number(speed.images_per_second),
                 speed.source,
-                _number(whole),
-                _number(sum(hours)),
+                in_words(3600 * whole),
+                in_words(3600 * sum(hours)),
                 describe([(r.seed, state) for r, state in members]),
             )
         )
@@ -96,10 +106,10 @@ def report(recipes: list[Recipe], preset, results, given: dict[str, float] | Non
     others = len(there - {run.path.name for run in runs})
     if others:
         lines.append(f"{others} further run folders are not in this plan")
-    return lines + _time(left, names, sources, device, gpus)
+    return lines + _time(left, names, sources, device, gpus, slow)
 
 
-def _time(left, names, sources, device, gpus) -> list[str]:
+def _time(left, names, sources, device, gpus, slow) -> list[str]:
     todo = [hours for hours in left if not hours == 0]
     unknown = sum(map(math.isnan, todo))
     if not todo:
@@ -107,33 +117,35 @@ def _time(left, names, sources, device, gpus) -> list[str]:
     if unknown:
         known = sum(hours for hours in todo if not math.isnan(hours))
         return [
-            f"left: {_number(known)} hours on one device, and unknown for {unknown} runs whose speed is not measured; "
-            "give --speed MODEL=IMAGES/S"
+            f"left: {in_words(3600 * known)} on one device, and unknown for {unknown} runs whose speed is not "
+            "measured; give --speed MODEL=IMAGES/S"
         ]
-    lines = [f"left: {_number(sum(todo))} hours on one device"]
+    lines = [f"left: {in_words(3600 * sum(todo))} on one device"]
     for count in sorted({n for n in (*MAKESPANS, gpus) if 1 < n <= gpus}):
         hours = schedule_plan.makespan(todo, count)
-        lines.append(f"on {count} devices: {_number(hours)} hours ({sum(todo) / hours:.3g} times as fast)")
+        lines.append(f"on {count} devices: {in_words(3600 * hours)} ({sum(todo) / hours:.3g} times as fast)")
     if gpus > 1:
         longest, name = max(zip(left, names, strict=True))
         lines.append(
-            f"a run stays on one device, the longest first; the longest takes {_number(longest)} hours: {name}"
+            f"a run stays on one device, the longest first; the longest takes {in_words(3600 * longest)}: {name}"
         )
     if sources["measured"] or sources["scaled"]:
         lines.append(f"speeds measured on {device or 'the device of the unfinished runs'}, evaluations included")
     if sources["scaled"]:
         lines.append(
-            f"an estimate: {sources['scaled']} of {sum(sources.values())} networks are not measured; theirs is the "
-            "speed of the measured network nearest in multiply-adds, scaled by them"
+            f"an estimate: {sources['scaled']} of {sum(sources.values())} speeds are scaled by multiply-adds, from the "
+            "median of the networks nearest in them"
         )
+    lines += [
+        f"left aside: {m.model} at {m.preset}, {_number(m.images_per_second)} images/s, less than half the rate of its "
+        "like: trained beside other work?"
+        for m in slow
+    ]
     return lines
 
 
 def speeds_given(text: str) -> dict[str, float]:
     """ "resnet20=2500,plain56=900" as a dictionary."""
-    from ..errors import UserError
-    from ..models import build_model
-
     speeds = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         model, _, value = part.partition("=")

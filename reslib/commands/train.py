@@ -7,13 +7,14 @@ from dataclasses import replace
 import torch
 
 from .. import distributed
-from ..cli import ArgumentError, add_common, add_execution, execution_of
-from ..data import choose_dataset
+from ..baseline_recipes import BASELINE_RECIPES
+from ..cli import add_common, add_execution, checking_arguments, execution_of
 from ..errors import UserError
 from ..models import build_model, family_and_depth, is_imagenet
-from ..recipe import CHOICES, Recipe, field_types, parse_field, parse_options
+from ..recipe import CHOICES, KINDS, Recipe, field_help, field_types, parse_field, parse_options
 from ..runs import results_root
-from ..studies import cifar_recipe, imagenet_recipe, preset_of
+from ..stand_ins import dataset_for
+from ..studies import PRESETS, cifar_recipe, imagenet_recipe, preset_of
 from ..train import train
 
 SET_ELSEWHERE = ("model",)
@@ -24,19 +25,31 @@ def add_arguments(parser) -> None:
     add_common(parser, preset="paper")
     add_execution(parser)
     parser.add_argument("--no-wait", action="store_true", help="fail if another process trains this run")
-    group = parser.add_argument_group("recipe", "fields that determine the result; the preset gives the defaults")
+    group = parser.add_argument_group(
+        "recipe", "fields that determine the result; where the preset gives the default, it depends on the network too"
+    )
+    meaning, same = field_help(), same_everywhere()
     for name, kind in field_types().items():
         if name not in SET_ELSEWHERE:
-            allowed = ", ".join(CHOICES.get(name, ())) or kind.__name__
-            group.add_argument("--" + name.replace("_", "-"), dest=f"field_{name}", metavar="VALUE", help=allowed)
+            allowed = ", ".join(CHOICES.get(name, ())) or KINDS[kind]
+            default = "what is found" if name == "dataset" else same.get(name, "the preset's")
+            text = f"{meaning[name]} [{allowed}] (default: {default})"
+            group.add_argument("--" + name.replace("_", "-"), dest=f"field_{name}", metavar="VALUE", help=text)
+
+
+def same_everywhere() -> dict[str, str]:
+    """The recipe fields that every preset gives every network of the study the same value, as text."""
+    recipes = [cifar_recipe(m, p) for p in PRESETS.values() for m in ("resnet20", "resnet110", *BASELINE_RECIPES)]
+    recipes += [imagenet_recipe(m, p) for p in PRESETS.values() for m in ("resnet34", "resnet50")]
+    first, *others = (r.to_dict() for r in recipes)
+    shared = {name: value for name, value in first.items() if all(o[name] == value for o in others)}
+    return {name: str(value).lower() if value != "" else "none" for name, value in shared.items()}
 
 
 def main(arguments) -> int:
-    try:
+    with checking_arguments():
         recipe = recipe_of(arguments)
         check_network(recipe)
-    except UserError as error:
-        raise ArgumentError(str(error)) from error
     execution = replace(execution_of(arguments), wait=not arguments.no_wait)
     preset = preset_of(arguments.preset).name
     runs_dir = results_root(arguments.results) / preset / "runs"
@@ -58,9 +71,7 @@ def recipe_of(arguments):
     changes = {name: parse_field(name, text) for name, text in fields.items() if text is not None}
     imagenet = is_imagenet(arguments.model) if "dataset" not in changes else "image" in changes["dataset"]
     dataset = changes.pop("dataset", None)
-    if dataset is None:
-        kind = "imagenet" if imagenet else "cifar"
-        dataset = synthetic_name(kind) if preset.base == "smoke" else choose_dataset(kind, arguments.data_root)
+    dataset = dataset or dataset_for(preset, "imagenet" if imagenet else "cifar", arguments.data_root)
     make = imagenet_recipe if imagenet else cifar_recipe
     return make(arguments.model, preset, dataset, **changes)
 
@@ -78,8 +89,3 @@ def check_network(recipe: Recipe) -> None:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"options {recipe.options!r} do not suit {recipe.model}: {reason}") from error
-
-
-def synthetic_name(kind: str) -> str:
-    """The synthetic stand-in for data of kind "cifar" or "imagenet"."""
-    return {"cifar": "synthetic", "imagenet": "synthetic-imagenet"}[kind]
