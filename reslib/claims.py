@@ -15,8 +15,9 @@ import pandas as pd
 
 from . import criteria, evidence, paper, stats
 from .criteria import FAILS, FROZEN, HOLDS, UNDECIDED, Frames
+from .errors import choose
 
-__all__ = ["CIFAR_CLAIMS", "CLAIMS", "FAILS", "HOLDS", "IMAGENET_CLAIMS", "UNDECIDED", "judge", "scoreboard"]
+__all__ = ["CIFAR_CLAIMS", "CLAIMS", "FAILS", "HOLDS", "IMAGENET_CLAIMS", "UNDECIDED", "judge", "rows_of", "scoreboard"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,14 @@ def scoreboard(
         verdict, found = judge(claim, parts[claim in IMAGENET_CLAIMS])
         rows.append((claim.text, claim.source, claim.criterion, claim.scale, found, verdict))
     return pd.DataFrame(rows, columns=["claim", "source", "criterion", "scale", "evidence", "verdict"])
+
+
+def rows_of(board: pd.DataFrame, *ids: str) -> pd.DataFrame:
+    """The rows of these claims, in their order, whatever their verdict. Raises UserError for an unknown claim."""
+    texts = {claim.id: claim.text for claim in CLAIMS}
+    for name in ids:
+        choose("claim", name, texts)
+    return board.set_index("claim", drop=False).loc[[texts[name] for name in ids]].reset_index(drop=True)
 
 
 def judge(claim: Claim, frames: Frames) -> tuple[str, str]:

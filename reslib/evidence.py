@@ -138,7 +138,7 @@ def evidence_line(runs: pd.DataFrame) -> str:
         data.append(f"{name} ({loudly}{', '.join(marks)})" if marks else str(name))
     parts.append("data " + ", ".join(data))
     labels = settings(runs)
-    parts += [f"with {label}" for label in sorted(set(labels)) if label]
+    parts.append(_settings_in_words(labels))
     seeds = runs.groupby(["model", labels])["seed"].nunique()
     low, high = int(seeds.min()), int(seeds.max())
     parts.append(f"{low} seed{'s' * (low > 1)} each" if low == high else f"{low} to {high} seeds each")
@@ -148,6 +148,28 @@ def evidence_line(runs: pd.DataFrame) -> str:
             if status != "finished":
                 parts.append(f"{count} {status}")
     return " · ".join(filter(None, parts))
+
+
+def _settings_in_words(labels: pd.Series) -> str:
+    """The different recipes of `settings` in words: a field that all of them name is said once, with its usual value.
+
+    "all with train_size=256 unless named; some with nesterov=true; train_size=231, val_size=25".
+    """
+    recipes = [dict(part.split("=", 1) for part in label.split(", ") if part) for label in sorted(set(labels))]
+    common = {}
+    for field in recipes[0]:
+        if len(recipes) > 1 and all(field in recipe for recipe in recipes):
+            values = pd.Series([recipe[field] for recipe in recipes])
+            common[field] = values.mode()[0]
+    own = [{f: v for f, v in recipe.items() if common.get(f) != v} for recipe in recipes]
+    spelled = [", ".join(f"{f}={v}" for f, v in recipe.items()) for recipe in (common, *own)]
+    shared, others = spelled[0], sorted(filter(None, spelled[1:]))
+    exceptions = any(f in recipe for recipe in own for f in common)
+    texts = [f"all with {shared}" + " unless named" * exceptions] * bool(shared)
+    if others:
+        some = "some with " if len(recipes) > len(others) else "with "
+        texts.append(some + "; ".join(others))
+    return "; ".join(texts)
 
 
 def compare(first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error") -> tuple[int, str]:

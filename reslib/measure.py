@@ -44,7 +44,7 @@ def error_and_loss(model: nn.Module, batches, device, precision: str = "fp32", r
 def exact_statistics(model: nn.Module, batches, device, precision: str = "fp32"):
     """Within the block, batch-norm layers hold exact averages over `batches` instead of moving ones.
 
-    The authors' release tested so: the statistics are averages over training data, computed after training.
+    Averages over training data, taken after training, as the ImageNet models that the authors released hold them.
     """
     norms, training = batch_norms(model), model.training
     kept = [(m.running_mean.clone(), m.running_var.clone(), m.num_batches_tracked.clone(), m.momentum) for m in norms]

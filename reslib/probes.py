@@ -124,8 +124,8 @@ class Moments:
 def responses_of_runs(runs: pd.DataFrame, data_root=None, device="cpu", known: pd.DataFrame | None = None):
     """Layer responses of the finished runs over their test images: (frame, names of runs that could not be measured).
 
-    Batch norm holds exact statistics, of STATISTICS_IMAGES training images, as in the authors' release: the moving
-    averages of a short run lag behind its weights, and in a deep plain net the lag of every layer multiplies.
+    Batch norm holds exact statistics, of STATISTICS_IMAGES training images, as the ImageNet models that the authors
+    released do: moving averages would mix a short run's responses with those of its first steps.
     What `known`, an earlier measurement, has of the same weights by the same code is not measured again; of a run
     without weights here, as in a clone that holds the records only, it is taken as it is. Columns: RESPONSES.
     """

@@ -8,7 +8,7 @@ import pytest
 from fake_frames import fake_curves
 from scipy.stats import ttest_ind, ttest_rel
 
-from reslib import ablation, studies
+from reslib import ablation, evidence, studies
 from reslib.recipe import Recipe
 
 
@@ -87,10 +87,12 @@ def test_diverged_and_missing_runs_are_named_and_never_counted():
     row = ablation.table(groups, runs).iloc[1]
     assert math.isnan(row["difference"]) and row["finding"] == "diverged in all 3 runs" and row["n"] == 0
     runs.loc[runs.index[-1], ["status", "test_error"]] = ["finished", 0.09]
+    unmeasured = runs.assign(exact_bn_test_error=np.nan)
+    assert ablation.table(groups, unmeasured)["finding"].iloc[0] == "not measured"
     text = ablation.printed(ablation.table(groups, runs)).iloc[1]
     assert "2 diverged" in text["finding"] and text["n"] == "1 / 3"
     nothing = ablation.table(groups, runs.iloc[:0])
-    assert set(nothing["finding"]) == {"no runs"} and nothing["difference"].isna().all()
+    assert set(nothing["finding"]) == {"not yet trained"} and nothing["difference"].isna().all()
     assert ablation.printed(nothing)["test error (%)"].eq("").all()
 
 
@@ -123,9 +125,24 @@ def test_forest_draws_each_interval_and_says_what_it_cannot():
     ax = ablation.forest(rows, runs).axes[0]
     intervals = [line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2][1:]  # the first is zero
     np.testing.assert_allclose(intervals, rows[["low", "high"]].dropna())
-    assert any(t.get_text().strip() == "diverged" for t in ax.texts)
+    assert [t.get_color() for t in ax.texts if t.get_text().strip() == "diverged"] == ["#CC0000"]
+    none = ablation.forest(ablation.table(groups, runs[runs["padding"] != "black"]), runs).axes[0]
+    assert [t.get_color() for t in none.texts if t.get_text().strip() == "not yet trained"] == ["#777777"]
     assert [t.get_text().replace("\n", " ") for t in ax.get_yticklabels()] == rows["deviation"].tolist()
     assert ablation.forest(rows.iloc[:0], runs).axes
+
+
+def test_footer_says_once_what_all_runs_have():
+    changes = [{}, {"nesterov": True}, {"padding": "black"}, {"train_size": 231, "val_size": 25}]
+    runs = pd.DataFrame(record(Recipe(**{"train_size": 256, **c}), 0.5) for c in changes)
+    line = evidence.evidence_line(runs)
+    assert "all with train_size=256 unless named; some with nesterov=true; padding=black; train_size=231, " in line
+    assert line.count("train_size=256") == 1 and line.count("with ") == 2
+    whole = pd.DataFrame(record(Recipe(**c), 0.5) for c in changes[:3])
+    assert " · some with nesterov=true; padding=black · " in evidence.evidence_line(whole)
+    one = pd.DataFrame([record(Recipe(padding="black", val_size=5000), 0.5)])
+    assert " · with val_size=5000, padding=black · " in evidence.evidence_line(one)
+    assert "with" not in evidence.evidence_line(whole[:1])
 
 
 def test_learning_curves_draw_a_line_per_group():

@@ -7,6 +7,7 @@ from fake_frames import fake_curves, fake_runs
 
 from reslib import claims
 from reslib.claims import FAILS, HOLDS, UNDECIDED
+from reslib.errors import UserError
 
 GOOD = {
     "resnet20": (3, 8.75),
@@ -231,6 +232,16 @@ def test_diverged_runs_and_equal_seeds():
     verdict, evidence = judge("degradation", runs)
     assert verdict == HOLDS and "binomial" in evidence and "seeds of plain-20 are all equal" in evidence
     assert judge("degradation", runs.assign(status="diverged"))[0] == UNDECIDED
+
+
+def test_rows_of_a_figure_are_there_whatever_the_verdict():
+    board = claims.scoreboard(fake_runs({"plain20": (3, 9), "plain32": (5, 10)}))  # as smoke: no 56 layers
+    rows = claims.rows_of(board, "residual", "degradation")
+    assert list(rows.columns) == list(board.columns)
+    assert list(rows["source"]) == ["Figure 6; section 4.2", "Figure 1; section 4.2"]
+    assert set(rows["verdict"]) == {UNDECIDED} and rows["evidence"].iloc[1] == "no finished runs of plain-56"
+    with pytest.raises(UserError, match="claim 'degradatoin' is unknown.* did you mean 'degradation'"):
+        claims.rows_of(board, "degradatoin")
 
 
 def test_scoreboard_columns_and_caveats():

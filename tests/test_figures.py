@@ -39,15 +39,44 @@ def test_figure1_draws_the_means_and_the_band_of_the_seeds():
     of_model = curves.loc[curves["model"] == "plain20", "test_error"] * 100
     assert (low, high) == pytest.approx((of_model.min(), of_model.max()))
     assert "20-layer" in texts(fig) and "smallest to largest" in texts(fig)
+    assert [ax.get_title() for ax in fig.axes] == ["plain nets, training error", "plain nets, test error"]
 
 
 def test_figure1_takes_the_ends_a_preset_has_and_says_so():
     runs = fake_runs({"plain20": (60, 62), "plain32": (61, 63), "plain44": (70, 72)}, **SYNTHETIC)
     fig = figures.figure1(runs, fake_curves(runs))
     assert lines(fig.axes[0], "plain44") and not lines(fig.axes[0], "plain32")
-    assert "the paper's figure has 20 and 56 layers" in texts(fig) and "not trained" not in texts(fig)
-    alone = figures.figure1(runs[:1], fake_curves(runs[:1]))
-    assert "not trained at this preset: plain-56" in texts(alone)
+    assert "the paper's figure has 20 and 56 layers" in texts(fig)
+    assert "not yet trained" not in texts(fig) and "not part" not in texts(fig)
+    alone = figures.figure1(runs[:1], fake_curves(runs[:1]))  # smoke has 20 and 32 layers
+    assert "not yet trained: plain-32" in texts(alone) and "plain-56" not in texts(alone)
+
+
+@pytest.mark.parametrize("preset,missing", [("quick", "not yet trained"), ("smoke", "not part of this preset")])
+def test_what_is_to_be_trained_and_what_the_preset_does_not_have(preset, missing):
+    runs = fake_runs({"resnet20": (50, 55)}, preset=preset, iterations=80)
+    _, residual, deep = figures.figure6(runs, fake_curves(runs)).axes
+    assert f"{missing}: " in texts(residual) and "ResNet-56" in texts(residual).split(f"{missing}: ")[1]
+    assert "not part of this preset: ResNet-110 and ResNet-1202" in texts(deep)
+
+
+def test_changed_unknown_and_medium_presets():
+    runs = fake_runs({"resnet20": (50, 55)}, preset="medium+lr=0.05")
+    said = texts(figures.figure6(runs, fake_curves(runs)).axes[2])
+    assert "not yet trained: ResNet-110; not part of this preset: ResNet-1202" in said
+    for unknown in (runs.assign(preset="large"), runs.assign(preset=np.nan), runs.drop(columns="preset")):
+        said = texts(figures.figure6(unknown, fake_curves(unknown)).axes[2])
+        assert "not yet trained: ResNet-110 and ResNet-1202" in said
+
+
+def test_a_diverged_net_was_trained():
+    runs = fake_runs({"plain20": (3, 9), "plain56": (90, 90)})
+    runs.loc[1, "status"] = "diverged"
+    said = texts(figures.figure1(runs, fake_curves(runs)))
+    assert "diverged: plain-56" in said and "not yet trained" not in said
+    begun = runs.assign(status=["finished", "running"])
+    said = texts(figures.figure1(begun, fake_curves(begun[:1])))
+    assert "begun, without a measurement yet: plain-56" in said and "not yet trained" not in said
 
 
 def test_footer_names_what_stands_behind_the_figure():
@@ -75,7 +104,7 @@ def test_figure6_says_what_was_not_trained_and_draws_the_papers_numbers():
     runs = fake_runs(PLAIN | {"resnet20": (3.0, 8.7), "resnet110": (0.1, 6.6)})
     fig = figures.figure6(runs, fake_curves(runs))
     plain, residual, deep = fig.axes
-    assert "not trained at this preset: plain-32 and plain-44" in texts(plain)
+    assert "not yet trained: plain-32 and plain-44" in texts(plain)
     assert "ResNet-32, ResNet-44 and ResNet-56" in texts(residual) and "ResNet-1202" in texts(deep)
     assert [line.get_ydata()[0] for line in lines(residual, "_paper")] == [8.75, 6.61]  # 6.61: the mean, not 6.43
     assert not lines(plain, "_paper")
@@ -88,7 +117,7 @@ def test_figure6_has_no_paper_lines_on_synthetic_data():
     runs = fake_runs({"resnet20": (50.0, 55.0)}, **SYNTHETIC)
     fig = figures.figure6(runs, fake_curves(runs))
     assert not any(lines(ax, "_paper") for ax in fig.axes) and "Table 6" not in texts(fig)
-    assert "not trained at this preset" in texts(fig.axes[0])
+    assert "not yet trained: plain-20 and plain-32" in texts(fig.axes[0])
 
 
 def test_plain110_above_the_axis_is_named_with_its_error():
@@ -143,6 +172,16 @@ def test_depth_view_means():
     assert ax.get_xscale() == "log" and [t.get_text() for t in ax.get_xticklabels()] == ["20", "56", "1202"]
 
 
+def test_depth_view_draws_and_explains_dots_where_there_are_several_seeds():
+    runs = fake_runs({"plain20": [9.0, 9.4], "plain56": [13.0], "resnet20": [8.7]})
+    fig = figures.depth_view(runs)
+    (dots,) = lines(fig.axes[1], "_seeds")
+    assert list(dots.get_xdata()) == [20, 20] and list(dots.get_ydata()) == pytest.approx([9.0, 9.4])
+    assert "one seed, where there are several" in texts(fig)
+    single = figures.depth_view(runs.drop_duplicates("model"))
+    assert not lines(single.axes[1], "_seeds") and "one seed, where" not in texts(single)
+
+
 def test_figure7_orders():
     std = [0.5, 2.0, 1.0]
     frame = pd.DataFrame({"model": "resnet20", "layer": [1, 2, 3], "std": std})
@@ -171,6 +210,44 @@ def test_gradients_figure_panels_and_dead_layers():
     assert "no gradients measured" in texts(figures.gradients_figure(pd.DataFrame(rows).iloc[:0]))
     told = figures.gradients_figure(pd.DataFrame(rows).assign(evidence="preset quick · data cifar10 · a processor"))
     assert "preset quick · data cifar10 · a processor · at iteration 0" in texts(told)
+
+
+def norms(sizes):
+    """sizes: {(init, batch norm): norms by layer}, the same for both kinds."""
+    return pd.DataFrame(
+        {"kind": kind, "model": "plain20", "family": "plain", "depth": 20, "init": init, "batch_norm": bn,
+         "iteration": 0, "layer": layer, "norm": norm}
+        for kind in ("gradient", "activation") for (init, bn), values in sizes.items()
+        for layer, norm in enumerate(values, start=1)
+    )  # fmt: skip
+
+
+def test_gradients_are_seen_in_each_panel_and_the_figure_says_that_axes_differ():
+    sizes = {("he", True): (1.0, 20.0), ("xavier", True): (2.0, 4.0), ("gaussian", False): (1e-2, 1e-40)}
+    fig = figures.gradients_figure(norms(sizes))
+    for i in (0, 3):
+        he, xavier, naive = fig.axes[i : i + 3]
+        assert he.get_ylim() == xavier.get_ylim() != naive.get_ylim()
+        low, high = np.log10(he.get_ylim())
+        assert low < 0 and np.log10(20) < high and high - low < 2 * np.log10(20)  # the curve fills its panel
+        assert naive.get_ylim()[0] < 1e-40 and naive.get_ylim()[1] > 20
+        (band,) = naive.patches  # what batch norm spans, to compare with
+        assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((1.0, 20.0))
+        assert not he.patches and "common axis, 2 decades" in texts(he) and "own axis, 49 decades" in texts(naive)
+    assert "axes differ: panels with batch norm share one per row" in texts(fig)
+    assert "range with batch norm" in texts(fig)
+
+
+def test_gradients_that_are_level_look_level():
+    fig = figures.gradients_figure(norms({("he", True): (1.0, 1.001)}))
+    low, high = fig.axes[0].get_ylim()
+    assert high / low > 10 and "axes differ" not in texts(fig) and "range with batch norm" not in texts(fig)
+
+
+def test_gradients_of_dead_nets_alone_still_draw():
+    fig = figures.gradients_figure(norms({("gaussian", False): (0.0, np.nan), ("he", False): (0.5, 0.1)}))
+    assert "zero or not finite in 2 of 2 layers" in texts(fig) and "each panel has its own" in texts(fig)
+    fig.canvas.draw()
 
 
 def test_block_diagrams():

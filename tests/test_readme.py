@@ -42,6 +42,22 @@ def test_every_command_that_the_readme_names_exists():
     assert set(re.findall(r"^reslib (\w+)", README, re.M)) <= set(COMMANDS)
 
 
+def test_terms_of_the_results_table_are_explained():
+    from reslib.results_index import END, START
+
+    table, after = README.split(START)[1].split(END)
+    columns = table.split("\n| --- |")[0].strip("\n| ").split(" | ")
+    legend = after.strip().split("\n\n")[0]
+    explained = re.findall(r"\*(\w+)\*", legend)
+    assert {"last", "n"} <= {word for column in columns for word in re.findall(r"\w+", column)} & set(explained)
+    assert {"study", "claim"} <= set(explained)
+
+
+def test_who_comes_with_a_baseline_that_is_off_is_told_where_to_look():
+    (paragraph,) = [part for part in README.split("\n\n") if "baseline is off" in part]
+    assert "(notebooks/fidelity.ipynb)" in paragraph and "(notebooks/cifar10_table.ipynb)" in paragraph
+
+
 def test_presets_of_the_readme_are_those_of_the_package():
     from reslib.studies import PRESETS
 

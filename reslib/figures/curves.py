@@ -1,8 +1,8 @@
 """Error curves: Figures 1, 4 and 6, and the final errors against depth.
 
-Training error is the running one on augmented images since the previous point, as in the paper; test error is of the
-single original view (the centre crop on ImageNet). Several seeds are drawn as their mean in a band from the smallest
-to the largest.
+Training error is the running one on augmented images since the previous point: the paper does not say how it took its
+own. Test error is of the single original view (the centre crop on ImageNet). Several seeds are drawn as their mean in a
+band from the smallest to the largest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from .. import evidence, paper
+from .. import evidence, paper, studies
+from ..errors import UserError
+from ..names import family_and_depth
 from .style import FAMILY, FAMILY_NAME, colour, end_labels, iteration_axis, legend_above, marker, new_figure, say, sign
 
 TRAIN = {"linestyle": (0, (3, 1.5)), "linewidth": 1.0}  # dashed, as in Figure 6
@@ -44,9 +46,9 @@ def figure1(runs: pd.DataFrame, curves: pd.DataFrame, depths: tuple[int, ...] | 
     ends = []
     for ax, column, title in zip(axes[0], ("train_error", "test_error"), ("training", "test"), strict=True):
         look = {"linestyle": "-", "linewidth": 1.6}
-        ends.append(_panel(ax, shown, curves, [(column, look)], [f"plain{d}" for d in depths]))
+        ends.append(_panel(ax, runs, shown, curves, [(column, look)], [f"plain{d}" for d in depths]))
         ax.set_ylabel(f"{title} error (%)")
-        ax.set_title("plain nets")
+        ax.set_title(f"plain nets, {title} error")
     _share_limits(axes[0], shown, 20)
     _label_ends(axes[0], ends)
     stands_in = "" if depths == paper.FIGURE1_DEPTHS else "the paper's figure has 20 and 56 layers"
@@ -56,10 +58,28 @@ def figure1(runs: pd.DataFrame, curves: pd.DataFrame, depths: tuple[int, ...] | 
 
 def _figure1_depths(runs: pd.DataFrame) -> tuple[int, ...]:
     plain = runs[(runs["family"] == "plain") & ~runs["depth"].isin(evidence.IMAGENET_DEPTHS)]
-    there = sorted(int(d) for d in plain["depth"].unique())
+    there = sorted({int(d) for d in plain["depth"]} | _planned_depths(runs))
     if len(there) < 2 or set(paper.FIGURE1_DEPTHS) <= set(there):
         return paper.FIGURE1_DEPTHS
     return there[0], there[-1]
+
+
+def _planned_depths(runs: pd.DataFrame) -> set[int]:
+    """Depths of the plain nets that the runs' presets have for Figure 1."""
+    names = [family_and_depth(model) for model in _planned(runs, ("figure1",))]
+    return {depth for family, depth in names if family == "plain"}
+
+
+def _planned(runs: pd.DataFrame, names: tuple[str, ...] = ("figure1", "figure4", "figure6")) -> set[str]:
+    """The networks that the runs' presets train for these figures; none where no run names a preset."""
+    models = set()
+    for name in runs["preset"].dropna().unique() if "preset" in runs else ():
+        try:
+            recipes = studies.plan(studies.preset_of(str(name)), {"cifar": "cifar10", "imagenet": "imagenet"}, 1, names)
+        except UserError:  # a record that names a preset of another version
+            continue
+        models |= {recipe.model for recipe in recipes}
+    return models
 
 
 def figure4(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
@@ -70,7 +90,7 @@ def figure4(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     columns = [("train_error", {"linestyle": "-", "linewidth": 0.8}), ("test_error", TEST)]
     ends = []
     for ax, family in zip(axes[0], names, strict=True):
-        ends.append(_panel(ax, shown, curves, columns, names[family]))
+        ends.append(_panel(ax, runs, shown, curves, columns, names[family]))
         ax.set_title("plain nets" if family == "plain" else "residual nets")
         ax.set_ylabel("error (%)")
     _share_limits(axes[0], shown, None)
@@ -112,7 +132,7 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     fig, axes = new_figure(11.5, 4.1, 1, 3)
     ends = []
     for ax, (title, models) in zip(axes[0], panels, strict=True):
-        ends.append(_panel(ax, shown, curves, [("train_error", TRAIN), ("test_error", TEST)], models))
+        ends.append(_panel(ax, runs, shown, curves, [("train_error", TRAIN), ("test_error", TEST)], models))
         ax.set_title(title)
         if ax is axes[0][0]:  # the other panels have the same axis; a label there would touch the line ends' labels
             ax.set_ylabel("error (%)")
@@ -136,11 +156,15 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
 
 
 def depth_view(runs: pd.DataFrame) -> Figure:
-    """Final training (left) and test (right) error against the number of layers, plain and residual, a dot per seed."""
+    """Final training (left) and test (right) error against the number of layers, plain and residual.
+
+    Open marks are means over seeds. Where a network has several, each is a dot.
+    """
     chosen = evidence.finished(evidence.main_runs(runs[runs["family"].isin(list(FAMILY))]))
     chosen = chosen[chosen["depth"] > 0]
     fig, axes = new_figure(8.6, 3.5, 1, 2)
     depths = sorted(chosen["depth"].unique())
+    several = chosen[chosen.groupby("model")["seed"].transform("nunique") > 1]
     for ax, column, title in zip(axes[0], ("train_error", "test_error"), ("training", "test"), strict=True):
         for family, look in FAMILY.items():
             group = chosen[(chosen["family"] == family)].dropna(subset=[column])
@@ -151,10 +175,11 @@ def depth_view(runs: pd.DataFrame) -> Figure:
                 means.index, means.values, linewidth=1.6, markersize=8, markerfacecolor="white", clip_on=False,
                 label=FAMILY_NAME[family], zorder=3, **look,
             )  # fmt: skip
-            ax.plot(
-                group["depth"], group[column] * 100, linestyle="", marker=".", color=look["color"], markersize=5,
-                clip_on=False, zorder=4, label="_seeds",
-            )  # fmt: skip
+            if len(dots := group[group.index.isin(several.index)]):
+                ax.plot(
+                    dots["depth"], dots[column] * 100, linestyle="", marker=".", color=look["color"], markersize=5,
+                    clip_on=False, zorder=4, label="_seeds",
+                )  # fmt: skip
         if not ax.lines:
             say(ax, "no finished plain or residual nets at this preset")
         elif max(depths) > 152:
@@ -167,9 +192,11 @@ def depth_view(runs: pd.DataFrame) -> Figure:
         ax.set_ylabel(f"final {title} error (%)")
         ax.set_ylim(0, 1.06 * ax.get_ylim()[1])  # room for the marks of the largest
     if handles := axes[0][0].get_legend_handles_labels()[0]:
+        if len(several):
+            label = "one seed, where there are several (open mark: their mean)"
+            handles.append(Line2D([], [], color=GREY, linestyle="", marker=".", markersize=5, label=label))
         legend_above(fig, handles)
-    several = len(chosen) and chosen.groupby("model")["seed"].nunique().max() > 1
-    sign(fig, chosen, "open marks: means; dots: seeds" if several else "")
+    sign(fig, chosen)
     return fig
 
 
@@ -184,8 +211,10 @@ def _depths(runs: pd.DataFrame, family: str, always: tuple[int, ...]) -> list[st
     return [f"{family}{d}" for d in sorted(present | set(always))]
 
 
-def _panel(ax: Axes, shown: pd.DataFrame, curves: pd.DataFrame, columns: list, models: list[str]) -> list:
-    """Draw the columns of each model's curves, in %, and say which models have none; the labels for the line ends."""
+def _panel(
+    ax: Axes, runs: pd.DataFrame, shown: pd.DataFrame, curves: pd.DataFrame, columns: list, models: list[str]
+) -> list:
+    """Draw the columns of each model's curves, in %, and say why a model has none; the labels for the line ends."""
     chosen = curves[curves["run"].isin(shown["run"])] if len(shown) else curves.iloc[:0]
     last = chosen["iteration"].max() if len(chosen) else 0
     unit = iteration_axis(ax, last)
@@ -193,7 +222,7 @@ def _panel(ax: Axes, shown: pd.DataFrame, curves: pd.DataFrame, columns: list, m
     for model in models:
         lines = chosen[chosen["model"] == model]
         if lines.empty:
-            missing.append(paper.label(model))
+            missing.append(model)
             continue
         depth = int(lines["depth"].iloc[0])
         for column, look in columns:
@@ -212,14 +241,30 @@ def _panel(ax: Axes, shown: pd.DataFrame, curves: pd.DataFrame, columns: list, m
             statuses = set(shown.loc[shown["model"] == model, "status"]) if "status" in shown else set()
             unfinished = "" if statuses <= {"finished"} else " (unfinished)"
             ends.append((float(band["mean"].iloc[-1]), f"{depth}-layer{unfinished}", colour(depth)))
+    reasons = [f"{why}:\n{_list([paper.label(m) for m in names])}" for why, names in _absent(missing, runs).items()]
     if len(missing) == len(models):
-        say(ax, f"{_list(missing)} not trained at this preset")
+        say(ax, "; ".join(reasons))
     elif missing:
         ax.text(
-            0.98, 0.98, f"not trained at this preset:\n{_list(missing)}", transform=ax.transAxes, ha="right", va="top",
-            fontsize=7, color="#777777",
+            0.98, 0.98, "\n".join(reasons), transform=ax.transAxes, ha="right", va="top", fontsize=7, color="#777777",
         )  # fmt: skip
     return ends
+
+
+def _absent(missing: list[str], runs: pd.DataFrame) -> dict[str, list[str]]:
+    """Why these networks have no curve: what can be done about it -> their names."""
+    planned = _planned(runs)
+    diverged = set(runs.loc[runs["status"] == "diverged", "model"]) if "status" in runs else set()
+    reasons: dict[str, list[str]] = {}
+    for model in missing:
+        if model in diverged:
+            why = "diverged"
+        elif model in set(runs["model"]):
+            why = "begun, without a measurement yet"
+        else:
+            why = "not yet trained" if model in planned or not planned else "not part of this preset"
+        reasons.setdefault(why, []).append(model)
+    return reasons
 
 
 def _label_ends(axes: np.ndarray, ends: list) -> None:

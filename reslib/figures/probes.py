@@ -6,12 +6,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .. import paper
 from .style import FAMILY_NAME, colour, legend_above, marker, new_figure, say, sign, warn_synthetic
 
 LOOK = {"plain": (0, (3, 1.5)), "resnet": "-"}  # plain nets dashed, as in Figure 7
 INIT_NAME = {"he": "He", "xavier": "Xavier", "gaussian": "Gaussian"}
+BAND = "#ECECEC"
+SMALLEST_SPAN = 1.0  # decades of an axis
 KIND_NAME = {"activation": "activation (root mean square)", "gradient": "gradient of the weights (L2 norm)"}
 
 
@@ -54,8 +58,9 @@ def gradients_figure(df: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figu
 
     df: columns kind ("gradient" | "activation"), model, family, depth, init, batch_norm, iteration, layer, norm, and
     where known evidence, which is put below the figure. The last measured iteration is bold; the first, where there are
-    several, thin. A log axis per row, shared by its panels: a vanishing signal falls towards one end by orders of
-    magnitude, a healthy one stays level.
+    several, thin. A vanishing signal falls towards one end by orders of magnitude, a healthy one stays level. The axes
+    are logarithmic. In a row the panels with batch norm share one, each panel without has its own, since it may span
+    many more orders of magnitude; a grey band there is the range of the panels with batch norm.
     """
     pairs = {(bool(b), str(i)) for b, i in zip(df["batch_norm"], df["init"], strict=True)}
     columns = sorted(pairs, key=lambda pair: (not pair[0], pair[1]))
@@ -66,7 +71,9 @@ def gradients_figure(df: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figu
         sign(fig, runs)
         return fig
     width = max(2.7 * len(columns) + 0.8, 6)
-    fig, axes = new_figure(width, 2.5 * len(kinds) + 1, len(kinds), len(columns), sharex=True, sharey="row")
+    fig, axes = new_figure(width, 2.5 * len(kinds) + 1, len(kinds), len(columns), sharex=True)
+    together = [j for j, (batch_norm, _) in enumerate(columns) if batch_norm]
+    apart = [j for j in range(len(columns)) if j not in together]
     for i, kind in enumerate(kinds):
         for j, (batch_norm, init) in enumerate(columns):
             ax = axes[i][j]
@@ -85,6 +92,7 @@ def gradients_figure(df: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figu
                 say(ax, "not measured")
             elif dead:
                 ax.text(0, 1.01, dead, transform=ax.transAxes, fontsize=7, color="#CC0000", va="bottom")
+        _set_axes([axes[i][j] for j in together], [axes[i][j] for j in apart])
     models = df.drop_duplicates("model").sort_values(["family", "depth"])
     handles = [
         Line2D(
@@ -93,15 +101,59 @@ def gradients_figure(df: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figu
         )
         for m, f, d in zip(models["model"], models["family"], models["depth"], strict=True)
     ]  # fmt: skip
-    legend_above(fig, handles, columns=max(2, int(width / 1.3)))
+    if together and apart:
+        handles.append(Patch(color=BAND, label="range with batch norm"))
+    legend_above(fig, handles, columns=max(2, int(width / 1.5)))
     first, last = df["iteration"].min(), df["iteration"].max()
     seeds = df["seed"].nunique() if "seed" in df else 1
     shown = f"at iteration {last}" if first == last else f"thin: iteration {first}; bold: iteration {last}"
     origin = [str(text) for text in df["evidence"].unique()] if "evidence" in df else []
+    if apart and len(columns) > 1:
+        shared = "panels with batch norm share one per row, each panel without has its own"
+        shown += f" · axes differ: {shared if together else 'each panel has its own'}"
     shown = " · ".join([*origin, shown])
     sign(fig, runs, f"{shown} · {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}, one batch each")
     _warn(fig, df, runs)
     return fig
+
+
+def _set_axes(together: list, apart: list) -> None:
+    """One logarithmic axis for the panels in `together`, with labels at the first, and one for each in `apart`.
+
+    What they span stands in the panel. Those apart also show the range of the others, as a band to compare with.
+    """
+    band = _range(together)
+    for panels in (together, *([ax] for ax in apart)):
+        found = [r for r in (_range(panels), band) if r]
+        if not found:
+            continue
+        low, high = np.log10(min(r[0] for r in found)), np.log10(max(r[1] for r in found))
+        missing = max(0.0, SMALLEST_SPAN - (high - low)) / 2  # level lines are to look level
+        low, high = low - missing, high + missing
+        low, high = low - 0.14 * (high - low), high + 0.05 * (high - low)  # below: room for the words
+        name = "common" if len(panels) > 1 else "own"
+        decades = f"{high - low:.0f} decade{'s' * (round(high - low) != 1)}"
+        for ax in panels:
+            ax.set_ylim(10**low, 10**high)
+            ax.tick_params(axis="y", which="both", labelleft=ax is panels[0])
+            if high - low < 2:  # too few powers of ten to read it by
+                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                ax.yaxis.set_minor_formatter(NullFormatter())
+            ax.text(
+                0.98, 0.02, f"{name} axis, {decades}", transform=ax.transAxes, ha="right", va="bottom", fontsize=7,
+                color="#777777",
+            )  # fmt: skip
+            if ax in apart and band:
+                ax.axhspan(*band, color=BAND, zorder=0, linewidth=0.5)
+
+
+def _range(panels: list) -> tuple[float, float] | None:
+    """The smallest and the largest norm drawn in these panels."""
+    drawn = [np.asarray(line.get_ydata(), float) for ax in panels for line in ax.lines]
+    norms = np.concatenate(drawn) if drawn else np.array([])
+    norms = norms[np.isfinite(norms) & (norms > 0)]
+    return (float(norms.min()), float(norms.max())) if len(norms) else None
 
 
 def _draw_norms(ax, part: pd.DataFrame) -> str:
