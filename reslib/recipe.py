@@ -126,7 +126,9 @@ class Recipe:
 
     def __post_init__(self):
         for field in _fields():
-            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+            value, default = getattr(self, field.name), field.default
+            if type(value) is not type(default) or value != default or type(value) is tuple:  # thousands are read at once
+                object.__setattr__(self, field.name, _checked(field, value))
         if self.warmup_lr > self.lr:
             raise UserError(f"warmup_lr {self.warmup_lr} is above lr {self.lr}: a warm-up starts lower")
         if self.nesterov and not self.momentum:
