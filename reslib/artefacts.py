@@ -48,6 +48,18 @@ def figure6(folder: Path, out: Path | None = None, dataset: str | None = None) -
     )
 
 
+def by_depth(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """tables/figure6 and tables/figure4: the final errors of their plain and residual nets."""
+    written = []
+    for study in ("figure6", "figure4"):
+        if dataset and dataset not in DATASETS[STUDIES[study][1]]:
+            continue
+        runs, _, _ = study_frames(study, folder, dataset, curves=False)
+        if len(runs):
+            written += _table(tables.depth_table(runs), out or folder, study, tables.depth_caption(runs))
+    return written
+
+
 def figure7(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
     """figures/figure7, from measurements/figure7.csv and the records of the networks measured."""
     responses = measurement(folder, "figure7")
@@ -127,6 +139,7 @@ ARTEFACTS = {  # name: the function that writes it
     "figure1": figure1,
     "figure4": figure4,
     "figure6": figure6,
+    "by_depth": by_depth,
     "figure7": figure7,
     "gradients": gradients,
     "fidelity": fidelity,

@@ -127,7 +127,9 @@ class Recipe:
     def __post_init__(self):
         for field in _fields():
             value, default = getattr(self, field.name), field.default
-            if type(value) is not type(default) or value != default or type(value) is tuple:  # thousands are read at once
+            if (
+                type(value) is not type(default) or value != default or type(value) is tuple
+            ):  # thousands are read at once
                 object.__setattr__(self, field.name, _checked(field, value))
         if self.warmup_lr > self.lr:
             raise UserError(f"warmup_lr {self.warmup_lr} is above lr {self.lr}: a warm-up starts lower")

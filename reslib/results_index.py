@@ -1,4 +1,4 @@
-"""results/README.md, made from the records by `reslib verify --write-index`, and the results table of the README."""
+"""results/README.md, made from the records by `reslib verify --write-index`, and the results in the README."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import artefacts, evidence, tables
+from . import artefacts, claims, evidence, tables
 from .files import write_text
 from .notebooks import notebook_names
 from .records import load_runs
@@ -23,7 +23,7 @@ Written by `reslib verify --write-index` from the records; `reslib verify` check
 - `figures/`, `tables/`: drawn from the records (errors in percent); `measurements/`: what the probes measured.
 - `notebooks/`: the executed notebooks.
 """
-README_COLUMNS = {  # column of the table in the README: column of tables/cifar10.csv
+TABLE6_COLUMNS = {  # column of the README: column of tables/cifar10.csv
     "model": "model",
     "parameters": "parameters",
     "paper (%)": "test error (paper, %)",
@@ -32,12 +32,11 @@ README_COLUMNS = {  # column of the table in the README: column of tables/cifar1
     tables.INTERVAL: tables.INTERVAL,
     "against the paper": "against the paper",
 }
-# Below the paper's scale errors compare with each other alone: the paper's do not stand beside them.
-OWN_COLUMNS = {title: column for title, column in README_COLUMNS.items() if "paper" not in title}
+DEPTH_COLUMNS = {title: title for title in ("model", "parameters", tables.TRAINING, tables.LAST, tables.INTERVAL, "n")}
 
 
 def write_index(results: Path) -> list[Path]:
-    """Write results/README.md and, where README.md beside `results` has the markers, the table between them."""
+    """Write results/README.md and, where README.md beside `results` has the markers, what was trained between them."""
     results = Path(results)
     folders = folders_of_presets(results)
     written = [results / "README.md"]
@@ -47,7 +46,7 @@ def write_index(results: Path) -> list[Path]:
     if marked(text) is not None:
         before, rest = text.split(START, 1)
         after = rest.split(END, 1)[1]
-        write_text(readme, f"{before}{START}\n{results_table_markdown(results)}{END}{after}")
+        write_text(readme, f"{before}{START}\n{readme_block(results)}{END}{after}")
         written.append(readme)
     return written
 
@@ -59,27 +58,62 @@ def marked(text: str) -> str | None:
     return text.split(START, 1)[1].split(END, 1)[0]
 
 
-def results_table_markdown(results: Path) -> str:
-    """The networks trained here, at the paper's scale beside its numbers: a table per preset, its evidence below it.
+def readme_block(results: Path) -> str:
+    """What was trained here, per preset from the paper's scale down: errors by depth, Table 6, claims judged on them.
 
-    Presets as they are on disk from the paper's scale down; smoke and quick only where there is no larger one.
+    smoke and quick only where there is no larger preset.
     """
     parts = []
     for name in ("paper", "medium", "quick", "smoke"):
-        if not (Path(results) / name / "runs").is_dir() or (parts and name in ("quick", "smoke")):
+        folder = Path(results) / name
+        if not (folder / "runs").is_dir() or (parts and name in ("quick", "smoke")):
             continue
-        runs, _, _ = artefacts.study_frames("cifar10_table", Path(results) / name, curves=False)
-        if runs.empty:
-            continue
-        table = tables.cifar10_table(runs)
-        table = table[table["n"] != ""]
-        columns = README_COLUMNS if evidence.at_paper_scale(runs) else OWN_COLUMNS
-        shown = [(title, column) for title, column in columns.items() if (table[column] != "").any()]
-        lines = [[title for title, _ in shown], ["---"] * len(shown)]
-        lines += table[[column for _, column in shown]].values.tolist()
-        rows = "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-        parts.append(f"{rows}\n\n{tables.caption(runs)}\n")
+        for study in ("figure6", "figure4"):
+            runs, _, _ = artefacts.study_frames(study, folder, curves=False)
+            if len(table := tables.depth_table(runs)):
+                parts.append(f"{_markdown(table, DEPTH_COLUMNS)}\n\n{tables.depth_caption(runs)}\n")
+        runs, _, dataset = artefacts.study_frames("cifar10_table", folder, curves=False)
+        parts += _table6(runs)
+        if len(runs):
+            parts += _verdicts(artefacts.claims_table(folder, dataset), folder / "tables" / "claims.md", results)
     return "\n".join(parts) or "No runs yet.\n"
+
+
+def _table6(runs: pd.DataFrame) -> list[str]:
+    """Table 6 with its caption; below the paper's scale what the table by depth does not have.
+
+    There the paper's errors do not stand beside ours.
+    """
+    if runs.empty:
+        return []
+    table, whole = tables.cifar10_table(runs), evidence.at_paper_scale(runs)
+    table = table[table["n"] != ""]
+    if not whole:
+        table = table[~table["model"].isin(tables.depth_table(runs)["model"])]
+    if table.empty:
+        return []
+    columns = {title: column for title, column in TABLE6_COLUMNS.items() if whole or "paper" not in title}
+    return [f"{_markdown(table, columns)}\n\n{tables.caption(runs)}\n"]
+
+
+def _verdicts(board: pd.DataFrame, table: Path, results: Path) -> list[str]:
+    """The claims that could be judged, by verdict, in a sentence each."""
+    lines = []
+    for verdict, title in ((claims.HOLDS, "Claims that hold"), (claims.FAILS, "Claims that do not hold")):
+        found = board.loc[board["verdict"] == verdict, "claim"]
+        if len(found):
+            lines.append(f"{title} at this scale: {'; '.join(found)}.")
+    link = f"[scoreboard]({table.relative_to(Path(results).parent).as_posix()})"
+    rest = f"Criteria, evidence and the claims for which it is not enough: {link}."
+    return [" ".join([*lines, rest]) + "\n"]
+
+
+def _markdown(table: pd.DataFrame, columns: dict[str, str]) -> str:
+    """The columns of a table of text that are not empty, as Markdown."""
+    shown = [(title, column) for title, column in columns.items() if (table[column] != "").any()]
+    lines = [[title for title, _ in shown], ["---"] * len(shown)]
+    lines += table[[column for _, column in shown]].values.tolist()
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def section(folder: Path) -> str:
@@ -113,8 +147,8 @@ def section(folder: Path) -> str:
 WHAT = {
     "figure1": "Figure 1: plain nets of 20 and 56 layers on CIFAR-10",
     "depth": "final errors against depth",
-    "figure4": "Figure 4: 18 and 34 layers on ImageNet",
-    "figure6": "Figure 6: plain and residual nets on CIFAR-10",
+    "figure4": "Figure 4: 18 and 34 layers on ImageNet; as a table, their final errors",
+    "figure6": "Figure 6: plain and residual nets on CIFAR-10; as a table, their final errors",
     "figure7": "Figure 7: standard deviations of layer responses",
     "figure6_depth": "final errors against depth",
     "gradients": "norms of gradients and activations by layer (section 4.1)",

@@ -32,6 +32,8 @@ MAIN = [
     "against the paper",
 ]  # fmt: skip
 VIEWS = ["model", "n", LAST, "validation-selected (%)", BEST_ON_TEST, "selection bias (points)", "exact BN (%)"]
+TRAINING = "training error, last (%)"
+DEPTH = ["model", TRAINING, LAST, INTERVAL, "n", "parameters", "iterations", "data set", "preset", "precision"]
 GUESSING = "no better than guessing"
 
 
@@ -52,6 +54,26 @@ def cifar10_table(runs: pd.DataFrame) -> pd.DataFrame:
         for label in sorted(labels[of_model.index].unique()):
             rows.append(_quoted(model) | _trained(model, of_model[labels[of_model.index] == label], label))
     return pd.DataFrame([[row.get(column, "") for column in COLUMNS] for row in rows], columns=COLUMNS)
+
+
+def depth_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """The plain and residual nets among the runs, the shallowest first, by their errors at the last iteration.
+
+    Training error is the running one on augmented images. Runs of a network under several recipes get a row each.
+    """
+    runs = evidence.finished(runs)
+    runs = runs[[_family_order(model)[0] < 2 for model in runs["model"]]] if len(runs) else runs
+    rows = []
+    for (model, label), group in runs.groupby(["model", evidence.settings(runs)]) if len(runs) else ():
+        training = stats.summarize(group["train_error"] * 100)
+        cells = _trained(model, group, label) | {TRAINING: _mean_and_spread(training)}
+        rows.append((_family_order(model)[::-1], label, [cells.get(column, "") for column in DEPTH]))
+    return pd.DataFrame([cells for *_, cells in sorted(rows)], columns=DEPTH)
+
+
+def depth_caption(runs: pd.DataFrame) -> str:
+    """The caption of `depth_table`, with the evidence behind it; names synthetic data first."""
+    return f"{evidence.loud(runs)}Plain and residual nets by depth, errors in %. {evidence.evidence_line(runs)}"
 
 
 def paper_z(model: str, rows: pd.DataFrame) -> float | None:
@@ -252,10 +274,14 @@ def _trained(model: str, rows: pd.DataFrame, label: str) -> dict:
 
 
 def _last(own: stats.Summary, rows: pd.DataFrame) -> str:
-    text = f"{own.mean:.2f} ± {own.std:.2f}" if own.n > 1 else f"{own.mean:.2f}"
+    text = _mean_and_spread(own)
     chance = 1 - 1 / (rows["classes"].max() if "classes" in rows and rows["classes"].notna().any() else 10)
     luck = 2 * stats.binomial_error(chance, evidence.images_behind(rows, "test_error"))
     return f"{text} ({GUESSING})" if own.mean / 100 > chance - luck else text
+
+
+def _mean_and_spread(own: stats.Summary) -> str:
+    return f"{own.mean:.2f} ± {own.std:.2f}" if own.n > 1 else f"{own.mean:.2f}"
 
 
 def _interval(own: stats.Summary, rows: pd.DataFrame) -> str:

@@ -1,5 +1,7 @@
 """Figures and tables drawn again from records: which records, which data, the same bytes as in the notebooks."""
 
+import re
+
 import pandas as pd
 import pytest
 from fake_records import write_run
@@ -116,9 +118,23 @@ def test_probes_are_drawn_from_their_measurements(tmp_path):
 def test_the_papers_errors_stand_beside_ours_at_its_scale_alone(tmp_path):
     for name in ("paper", "medium"):
         write_run(tmp_path / name / "runs", cifar_recipe("resnet20", PRESETS[name], "cifar10"), error=0.09)
-    paper, medium = results_index.results_table_markdown(tmp_path).split("preset paper")
-    assert "| ResNet-20 | 269,722 | 8.75 | 9.00 | 1 |" in paper
-    assert "| ResNet-20 | 269,722 | 9.00 | 1 |" in medium and "8.75" not in medium
+        write_run(tmp_path / name / "runs", cifar_recipe("nin", PRESETS[name], "cifar10"), error=0.12)
+    block = results_index.readme_block(tmp_path)
+    paper, medium = block[: block.index("preset medium")], block[block.rindex("preset paper") :]
+    assert "| ResNet-20 | 269,722 | 8.75 | 9.00 |" in paper and "| NIN |" in paper and "| 8.81 | 12.00 |" in paper
+    assert "| ResNet-20 | 269,722 | 9.00 |" in medium and "8.75" not in medium and "8.81" not in medium
+    assert re.search(r"\| NIN \| [\d,]+ \| 12.00 \| 1 \|", medium)
+
+
+def test_the_readme_names_the_claims_that_could_be_judged(tmp_path):
+    claim = "Plain nets get worse with depth, in training too"
+    for deeper, verdict in ((0.2, "Claims that hold"), (0.05, "Claims that do not hold")):
+        for model, error in (("plain20", 0.1), ("plain56", deeper)):
+            write_run(tmp_path / "medium" / "runs", cifar_recipe(model, PRESETS["medium"], "cifar10"), error=error)
+        write_run(tmp_path / "medium" / "runs", cifar_recipe("resnet20", PRESETS["medium"], "cifar10"), error=0.1)
+        block = results_index.readme_block(tmp_path)
+        assert f"{verdict} at this scale: {claim}" in block
+        assert "Residual nets beat" not in block  # nothing to judge that on
 
 
 def test_index_and_table_of_the_readme(tmp_path):
@@ -138,5 +154,5 @@ def test_index_and_table_of_the_readme(tmp_path):
     assert "`reslib reproduce figure1 --preset medium`" in index and "## smoke" in index
     assert "`reslib reproduce cifar10_table --preset medium`" in index
     assert readme.startswith("before\n") and readme.endswith("\nafter\n") and "old" not in readme
-    assert "| ResNet-20 | 269,722 | 10.05 ± 0.07 | 2 |" in readme and "8.75" not in readme
+    assert "| ResNet-20 | 269,722 | 10.05 ± 0.07 | 10.05 ± 0.07 |" in readme and "8.75" not in readme
     assert "SYNTHETIC" not in readme  # smoke runs are no results

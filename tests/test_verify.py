@@ -47,8 +47,8 @@ def fast(monkeypatch):
 
 @pytest.fixture
 def tables(monkeypatch, results):
-    """Of the artefacts the CIFAR-10 table alone."""
-    keep(monkeypatch, results, "cifar10")
+    """Of the artefacts the tables alone that the README quotes."""
+    keep(monkeypatch, results, "cifar10", "by_depth", "claims")
 
 
 @pytest.fixture
@@ -57,14 +57,14 @@ def figure(monkeypatch, results):
     keep(monkeypatch, results, "figure1")
 
 
-def keep(monkeypatch, results, name):
+def keep(monkeypatch, results, *names):
     (results / "README.md").unlink()
-    (results.parent / "README.md").unlink() if name == "figure1" else None
-    written = [p.name for p in artefacts.write(name, results / "quick", results.parent / "fresh")]
+    (results.parent / "README.md").unlink() if "figure1" in names else None
+    written = [p.name for n in names for p in artefacts.write(n, results / "quick", results.parent / "fresh")]
     for path in (results / "quick").glob("[ft]*/*.*"):
         if path.name not in written:
             path.unlink()
-    monkeypatch.setattr(artefacts, "ARTEFACTS", {name: artefacts.ARTEFACTS[name]})
+    monkeypatch.setattr(artefacts, "ARTEFACTS", {name: artefacts.ARTEFACTS[name] for name in names})
 
 
 def runs_of(results):
