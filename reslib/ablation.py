@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from . import evidence, paper, stats
 from .figures.curves import seed_band
-from .figures.style import end_labels, iteration_axis, legend_above, new_figure, say, sign
+from .figures.style import end_labels, iteration_axis, legend_above, new_figure, say, say_in_corner, sign
 from .recipe import Recipe
 
 REFERENCE = "paper"
@@ -224,8 +224,11 @@ def learning_curves(groups: dict[str, list[Recipe]], runs: pd.DataFrame, curves:
             ax.fill_between(x, band["low"], band["high"], color=ink, alpha=0.18, linewidth=0)
             ending.append((float(band["mean"].iloc[-1]), name, ink))
         ax.set_ylabel(f"{kind} error (%)")
+        absent = ",\n".join(name for name, group in members.items() if group.empty)
         if not ending:
-            say(ax, "no finished runs at this preset")
+            say(ax, NOT_TRAINED)
+        elif absent:
+            say_in_corner(ax, f"{NOT_TRAINED}: {absent}")
     for ax, ending in zip(axes[0], ends, strict=True):  # now that both panels have set their common limits
         end_labels(ax, ending)
     several = any(len(group) > 1 for group in members.values())

@@ -265,7 +265,7 @@ def deviations(preset: Preset) -> dict[str, dict]:
     return {
         "RGB mean and std": {"preprocessing": "channel-std"},
         "RGB mean only": {"preprocessing": "channel-mean"},
-        "45k training images": split_of(preset),
+        "a tenth held out (45k/5k)": split_of(preset),
         "shortcut option B": {"shortcut": "B"},
         "Nesterov momentum": {"nesterov": True},
         "black padding": {"padding": "black"},

@@ -19,7 +19,19 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from .. import evidence, paper, studies
 from ..errors import UserError
 from ..names import family_and_depth
-from .style import FAMILY, FAMILY_NAME, colour, end_labels, iteration_axis, legend_above, marker, new_figure, say, sign
+from .style import (
+    FAMILY,
+    FAMILY_NAME,
+    colour,
+    end_labels,
+    iteration_axis,
+    legend_above,
+    marker,
+    new_figure,
+    say,
+    say_in_corner,
+    sign,
+)
 
 TRAIN = {"linestyle": (0, (3, 1.5)), "linewidth": 1.0}  # dashed, as in Figure 6
 TEST = {"linestyle": "-", "linewidth": 2.0}  # bold
@@ -245,9 +257,7 @@ def _panel(
     if len(missing) == len(models):
         say(ax, "; ".join(reasons))
     elif missing:
-        ax.text(
-            0.98, 0.98, "\n".join(reasons), transform=ax.transAxes, ha="right", va="top", fontsize=7, color="#777777",
-        )  # fmt: skip
+        say_in_corner(ax, "\n".join(reasons))
     return ends
 
 

@@ -102,6 +102,11 @@ def say(ax: Axes, text: str) -> None:
     )
 
 
+def say_in_corner(ax: Axes, text: str) -> None:
+    """Say beside the curves of a panel, at the top right, which ones are not there."""
+    ax.text(0.98, 0.98, text, transform=ax.transAxes, ha="right", va="top", fontsize=7, color="#777777")
+
+
 def iteration_axis(ax: Axes, last: float) -> float:
     """Label the x axis as the paper does from 10,000 iterations on; the unit to divide iterations by."""
     unit = 1e4 if last >= 10_000 else 1
