@@ -18,7 +18,7 @@ from .compilation import CompiledLoss, cannot_compile
 from .engine import Step, make_optimizer, make_step, set_learning_rate
 from .errors import UserError
 from .files import write_json, write_text
-from .networks import make_model
+from .networks import check_network, make_model
 from .numerics import resolve_device, resolve_precision
 from .recipe import Recipe
 from .runs import results_root
@@ -47,6 +47,7 @@ def main(arguments) -> int:
         execution = execution_of(arguments)
         dataset = arguments.dataset or dataset_for(preset, "cifar", arguments.data_root)
         recipes = [cifar_recipe(arguments.model, preset, dataset, seed) for seed in range(arguments.seeds)]
+        check_network(recipes[0])
     except UserError as error:
         raise ArgumentError(str(error)) from error
     root = results_root(arguments.results) / preset.name

@@ -10,7 +10,7 @@ from torch import nn
 from . import own_network
 from .data.memory import mixed_seed
 from .errors import UserError
-from .models import build_model
+from .models import build_model, family_and_depth
 from .recipe import Recipe, parse_options
 from .runs import read_json, read_recipe, read_weights
 
@@ -21,8 +21,26 @@ def make_model(recipe: Recipe, classes: int, runs_dir: Path) -> nn.Module:
     if recipe.teacher:
         options["teacher"] = _teacher(recipe, runs_dir)
     torch.manual_seed(mixed_seed("initial weights", recipe.seed))
-    paper_choice = recipe.shortcut if recipe.model.startswith(("plain", "resnet")) else None
-    return build_model(recipe.model, classes, paper_choice, **options)
+    return build_model(recipe.model, classes, shortcut_of(recipe), **options)
+
+
+def check_network(recipe: Recipe) -> None:
+    """Raise UserError for a wrong name or option, before any data is read."""
+    if recipe.teacher:
+        return
+    try:
+        with torch.device("meta"):
+            build_model(recipe.model, 10, shortcut_of(recipe), **parse_options(recipe.options))
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"options {recipe.options!r} do not suit {recipe.model}: {reason}") from error
+
+
+def shortcut_of(recipe: Recipe) -> str | None:
+    """The option of the recipe's shortcuts; None for a network that has none of the paper's."""
+    return recipe.shortcut if family_and_depth(recipe.model)[1] else None
 
 
 def _teacher(recipe: Recipe, runs_dir: Path) -> nn.Module:

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from . import complexity
 from .errors import UserError
 from .models import build_model, family_and_depth, is_imagenet
+from .networks import shortcut_of
 from .recipe import Recipe, parse_options
 from .runs import Run, check_summary, is_locked, read_json
 from .studies import BOTTLENECKS
@@ -108,8 +109,7 @@ def progress(metrics_file: Path) -> tuple[int, float]:
 def cost(recipe: Recipe) -> int:
     """Multiply-adds of one image through the recipe's network."""
     classes = 1000 if recipe.dataset == "imagenet" else 10
-    shortcut = recipe.shortcut if family_and_depth(recipe.model)[1] else None
-    return network_cost(recipe.model, shortcut, recipe.options, recipe.crop_size, classes)[0]
+    return network_cost(recipe.model, shortcut_of(recipe), recipe.options, recipe.crop_size, classes)[0]
 
 
 @cache

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from reslib import networks
 from reslib.cli import main
 from reslib.commands import train as command
 from reslib.errors import UserError
@@ -39,7 +40,7 @@ def run(arguments, model=None):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(errors):
         patch.setattr(command, "train", instead)
         if not model:
-            patch.setattr(command, "build_model", lambda *a, **o: None)  # networks have tests of their own
+            patch.setattr(networks, "build_model", lambda *a, **o: None)  # networks have tests of their own
         with contextlib.redirect_stdout(io.StringIO()):
             code = main(["train", "--preset=smoke", "--device=cpu", *arguments, *(model or ["resnet8"])])
     return code, asked, errors.getvalue()

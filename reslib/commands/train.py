@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from .. import distributed
 from ..baseline_recipes import BASELINE_RECIPES
 from ..cli import add_common, add_execution, checking_arguments, execution_of
-from ..errors import UserError
-from ..models import build_model, family_and_depth, is_imagenet
-from ..recipe import CHOICES, KINDS, Recipe, field_help, field_types, parse_field, parse_options
+from ..models import is_imagenet
+from ..networks import check_network
+from ..recipe import CHOICES, KINDS, field_help, field_types, parse_field
 from ..runs import results_root
 from ..stand_ins import dataset_for
 from ..studies import PRESETS, cifar_recipe, imagenet_recipe, preset_of
@@ -70,22 +68,7 @@ def recipe_of(arguments):
     fields = {n: getattr(arguments, f"field_{n}") for n in field_types() if n not in SET_ELSEWHERE}
     changes = {name: parse_field(name, text) for name, text in fields.items() if text is not None}
     imagenet = is_imagenet(arguments.model) if "dataset" not in changes else "image" in changes["dataset"]
-    dataset = changes.pop("dataset", None)
-    dataset = dataset or dataset_for(preset, "imagenet" if imagenet else "cifar", arguments.data_root)
+    if "dataset" not in changes:
+        changes["dataset"] = dataset_for(preset, "imagenet" if imagenet else "cifar", arguments.data_root)
     make = imagenet_recipe if imagenet else cifar_recipe
-    return make(arguments.model, preset, dataset, **changes)
-
-
-def check_network(recipe: Recipe) -> None:
-    """Raise UserError for a wrong name or option, before any data is read."""
-    if recipe.teacher:
-        return
-    shortcut = recipe.shortcut if family_and_depth(recipe.model)[1] else None
-    try:
-        with torch.device("meta"):
-            build_model(recipe.model, 10, shortcut, **parse_options(recipe.options))
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"options {recipe.options!r} do not suit {recipe.model}: {reason}") from error
+    return make(arguments.model, preset, **changes)
