@@ -135,6 +135,22 @@ def claims_table(folder: Path, dataset: str) -> pd.DataFrame:
     return board[~board.claim.isin([c.text for c in claims.IMAGENET_CLAIMS])].reset_index(drop=True)
 
 
+def imagenet_scoreboard(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """tables/figure4_claims: the claims about ImageNet."""
+    runs, _, dataset = study_frames("figure4", folder, dataset, curves=False)
+    if runs.empty:
+        return []
+    board = imagenet_claims_table(folder, dataset)
+    return _table(board, out or folder, "figure4_claims", tables.claims_caption(runs))
+
+
+def imagenet_claims_table(folder: Path, dataset: str) -> pd.DataFrame:
+    """The claims about ImageNet, judged on the records of Figure 4 at this preset."""
+    runs, curves, _ = study_frames("figure4", folder, dataset)
+    board = claims.scoreboard(runs, curves)
+    return board[board.claim.isin([c.text for c in claims.IMAGENET_CLAIMS])].reset_index(drop=True)
+
+
 ARTEFACTS = {  # name: the function that writes it
     "figure1": figure1,
     "figure4": figure4,
@@ -146,6 +162,7 @@ ARTEFACTS = {  # name: the function that writes it
     "future_work": future_work,
     "cifar10": cifar10,
     "claims": scoreboard,
+    "figure4_claims": imagenet_scoreboard,
 }
 NOTEBOOKS = {  # stem of a file in figures/ or tables/: the notebook that makes it, where the names differ
     "depth": "figure1",

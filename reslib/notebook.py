@@ -162,7 +162,9 @@ class Study(Folder):
         return load_frames(self.runs_dir, self.recipes)
 
     def scoreboard(self) -> pd.DataFrame:
-        """The claims about CIFAR-10, judged on all CIFAR records of this preset and what the probes measured."""
+        """The claims about the study's kind of data, judged on this preset's records and what the probes measured."""
+        if self.kind == "imagenet":
+            return artefacts.imagenet_claims_table(self.folder, self.dataset_name)
         return artefacts.claims_table(self.folder, self.dataset_name)
 
 

@@ -74,8 +74,11 @@ def readme_block(results: Path) -> str:
                 parts.append(f"{_markdown(table, DEPTH_COLUMNS)}\n\n{tables.depth_caption(runs)}\n")
         runs, _, dataset = artefacts.study_frames("cifar10_table", folder, curves=False)
         parts += _table6(runs)
+        boards = {"claims": artefacts.claims_table(folder, dataset)} if len(runs) else {}
+        runs, _, dataset = artefacts.study_frames("figure4", folder, curves=False)
         if len(runs):
-            parts += _verdicts(artefacts.claims_table(folder, dataset), folder / "tables" / "claims.md", results)
+            boards["figure4_claims"] = artefacts.imagenet_claims_table(folder, dataset)
+        parts += _verdicts(boards, f"{Path(results).name}/{name}/tables")
     return "\n".join(parts) or "No runs yet.\n"
 
 
@@ -96,16 +99,18 @@ def _table6(runs: pd.DataFrame) -> list[str]:
     return [f"{_markdown(table, columns)}\n\n{tables.caption(runs)}\n"]
 
 
-def _verdicts(board: pd.DataFrame, table: Path, results: Path) -> list[str]:
-    """The claims that could be judged, by verdict, in a sentence each."""
-    lines = []
+def _verdicts(boards: dict[str, pd.DataFrame], folder: str) -> list[str]:
+    """The claims of these boards that could be judged, by verdict, in a sentence each; folder: of their tables."""
+    if not boards:
+        return []
+    rows, lines = pd.concat(boards.values()), []
     for verdict, title in ((claims.HOLDS, "Claims that hold"), (claims.FAILS, "Claims that do not hold")):
-        found = board.loc[board["verdict"] == verdict, "claim"]
+        found = rows.loc[rows["verdict"] == verdict, "claim"]
         if len(found):
             lines.append(f"{title} at this scale: {'; '.join(found)}.")
-    link = f"[scoreboard]({table.relative_to(Path(results).parent).as_posix()})"
-    rest = f"Criteria, evidence and the claims for which it is not enough: {link}."
-    return [" ".join([*lines, rest]) + "\n"]
+    links = {"claims": "CIFAR-10", "figure4_claims": "ImageNet"}
+    where = ", ".join(f"[{links[stem]}]({folder}/{stem}.md)" for stem in boards)
+    return [" ".join([*lines, f"Criteria, evidence and the claims for which it is not enough: {where}."]) + "\n"]
 
 
 def _markdown(table: pd.DataFrame, columns: dict[str, str]) -> str:
@@ -157,7 +162,8 @@ WHAT = {
     "fidelity": "what deviations from the protocol cost",
     "future_work": "pre-activation beside the original unit",
     "cifar10": "Table 6: test errors on CIFAR-10",
-    "claims": "the paper's claims and whether they hold here",
+    "claims": "the paper's claims about CIFAR-10 and whether they hold here",
+    "figure4_claims": "the paper's claims about ImageNet and whether they hold here",
 }
 
 

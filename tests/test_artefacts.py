@@ -126,6 +126,21 @@ def test_the_papers_errors_stand_beside_ours_at_its_scale_alone(tmp_path):
     assert re.search(r"\| NIN \| [\d,]+ \| 12.00 \| 1 \|", medium)
 
 
+def test_claims_about_imagenet_are_a_table_and_stand_in_the_readme(tmp_path):
+    folder = tmp_path / "results" / "medium"
+    errors = {"plain18": 0.4, "plain34": 0.5, "resnet18": 0.4, "resnet34": 0.5}
+    for recipe in figure4(PRESETS["medium"], "imagenette", 1):
+        write_run(folder / "runs", recipe, error=errors[recipe.model])
+    paths = artefacts.write("figure4_claims", folder) + artefacts.write("by_depth", folder)
+    assert {p.stem for p in paths} == {"figure4_claims", "figure4"}
+    board = pd.read_csv(paths[0]).set_index("claim")["verdict"]
+    assert board["plain-34 is worse than plain-18, in training too"] == "holds"
+    assert board["ResNet-34 is better than ResNet-18"] == "does not hold" and len(board) == 3
+    block = results_index.readme_block(folder.parent)
+    assert "hold at this scale: plain-34 is worse" in block and "do not hold at this scale: ResNet-34 is" in block
+    assert "[ImageNet](results/medium/tables/figure4_claims.md)" in block and "[CIFAR-10]" not in block
+
+
 def test_the_readme_names_the_claims_that_could_be_judged(tmp_path):
     claim = "Plain nets get worse with depth, in training too"
     for deeper, verdict in ((0.2, "Claims that hold"), (0.05, "Claims that do not hold")):

@@ -125,6 +125,4 @@ def test_wrong_arguments(capsys):
     from reslib.cli import main
 
     assert main(["equivalence", "--seeds", "0"]) == 2 and "seeds 0" in capsys.readouterr().err
-    assert (
-        main(["equivalence", "--model", "resnet21"]) == 2 and "unknown model 'resnet21'" in capsys.readouterr().err
-    )
+    assert main(["equivalence", "--model", "resnet21"]) == 2 and "unknown model 'resnet21'" in capsys.readouterr().err
