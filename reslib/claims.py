@@ -75,6 +75,8 @@ def judge(claim: Claim, frames: Frames) -> tuple[str, str]:
         return UNDECIDED, f"the runs differ in {column}: {', '.join(sorted(map(str, used[column].unique())))}"
     if claim.scale == "paper" and not evidence.at_paper_scale(used):
         return UNDECIDED, f"judged only on CIFAR-10 with {paper.PAPER_ITERATIONS:,} iterations"
+    if claim.scale == "paper" and (others := evidence.departures(used)):
+        return UNDECIDED, f"judged only on the paper's recipe, not with {', '.join(others)}"
     verdict, found = claim.evaluate(frames)
     # Gradients are measured on networks of their own, not on these runs: their evidence brings its own caveats.
     return verdict, "; ".join([found, *([] if claim.needs == "gradients" else _caveats(used))])
@@ -92,6 +94,8 @@ def _caveats(used: pd.DataFrame) -> list[str]:
         notes.append("SYNTHETIC DATA")
     elif not evidence.at_paper_scale(used) and (used["dataset"] != "imagenet").any():
         notes.append(f"{used['dataset'].iloc[0]}, {int(used['iterations'].iloc[0]):,} iterations")
+    if others := evidence.departures(used):
+        notes.append(f"not the paper's recipe: {', '.join(others)}")
     for model, group in used.groupby("model"):
         if stats.summarize(group["test_error"]).zero_variance:
             notes.append(f"seeds of {paper.label(model)} are all equal")

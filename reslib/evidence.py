@@ -19,8 +19,9 @@ from .recipe import Recipe
 
 PROTOCOL = (
     "options", "shortcut", "preprocessing", "padding", "crops", "momentum", "nesterov", "weight_decay", "val_size",
-    "teacher",
+    "teacher", "lr", "lr_drops", "lr_gamma", "schedule", "augmentation", "warmup_lr", "warmup_error",
 )  # fmt: skip
+STEPS = ("batch_size", "accumulation")  # what a step is: of the paper's size at the paper's scale alone
 PAPER_SPLITS = (0, 45_000, 50_000)  # training images used; 0 is all, 45k and 50k are the paper's two readings
 
 
@@ -50,11 +51,15 @@ def is_imagenet(runs: pd.DataFrame) -> pd.Series:
 
 
 def at_paper_scale(runs: pd.DataFrame) -> bool:
-    """All runs train on the whole of real CIFAR-10 for the paper's 64,000 iterations: their errors can be compared."""
+    """All runs train on the whole of real CIFAR-10 for the paper's 64,000 steps of its size: their errors compare."""
     if runs.empty or is_synthetic(runs).any() or (runs["dataset"] != "cifar10").any():
         return False
     if (runs["iterations"] != paper.PAPER_ITERATIONS).any():
         return False
+    for model, group in runs.groupby("model"):
+        wanted = expected(model)
+        if any(set(_texts(group[name].tolist())) != {wanted[name]} for name in STEPS if name in group):
+            return False
     whole_test = "test_size" not in runs or runs["test_size"].isin([0, paper.TEST_IMAGES]).all()
     return bool(whole_test and ("train_size" not in runs or runs["train_size"].isin(PAPER_SPLITS).all()))
 
@@ -95,6 +100,12 @@ def settings(runs: pd.DataFrame) -> pd.Series:
                 known[values] = ", ".join(differing)
             labels[place] = known[values]
     return pd.Series(labels, index=runs.index, dtype=object)
+
+
+def departures(runs: pd.DataFrame) -> list[str]:
+    """Where the runs' recipes differ from the paper's, but for a validation split: "lr=0.01", ..."""
+    parts = {part for label in settings(runs) for part in label.split(", ") if part}
+    return sorted(part for part in parts if not part.startswith(("val_size=", "train_size=")))
 
 
 def main_runs(runs: pd.DataFrame) -> pd.DataFrame:

@@ -77,13 +77,13 @@ def depth_caption(runs: pd.DataFrame) -> str:
 
 
 def paper_z(model: str, rows: pd.DataFrame) -> float | None:
-    """(mean here - paper) / combined standard error; None unless at the paper's scale and the model is in Table 6.
+    """(mean here - paper) / combined standard error; None unless at the paper's scale, by its recipe, and in Table 6.
 
     The paper's side has the error of its mean over runs where it prints one, else the binomial error of one test; ours
     has the error of the mean over seeds, with one seed the binomial error.
     """
     quoted = paper.TABLE6.get(model)
-    if quoted is None or not evidence.at_paper_scale(rows):
+    if quoted is None or not evidence.at_paper_scale(rows) or evidence.departures(rows):
         return None
     own = stats.summarize(rows["test_error"] * 100)
     if quoted.mean is None:

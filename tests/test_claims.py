@@ -66,6 +66,17 @@ def test_resnet1202(train, test, verdict):
     assert judge("resnet1202", fake_runs({"resnet110": (0.1, 6.5), "resnet1202": (train, test)}))[0] == verdict
 
 
+def test_absolute_numbers_are_judged_by_the_papers_recipe_only():
+    runs = fake_runs({"resnet110": [6.5, 6.6, 6.7], "resnet20": (3, 8.75), "plain20": (4, 9.0), "plain56": (20, 25.0)})
+    board = claims.scoreboard(runs).set_index("claim")
+    assert board.verdict["ResNet-110 has 6.61 ± 0.16% test error"] == claims.HOLDS
+    board = claims.scoreboard(runs.assign(lr=0.01)).set_index("claim")
+    assert board.verdict["ResNet-110 has 6.61 ± 0.16% test error"] == claims.UNDECIDED
+    assert "not with lr=0.01" in board.evidence["ResNet-110 has 6.61 ± 0.16% test error"]
+    degradation = board.loc["Plain nets get worse with depth, in training too"]
+    assert degradation.verdict == claims.HOLDS and "not the paper's recipe: lr=0.01" in degradation.evidence
+
+
 def test_plain110_is_judged_at_the_papers_scale_only():
     assert judge("plain110", fake_runs({"plain110": (65, 66)}))[0] == HOLDS
     assert judge("plain110", fake_runs({"plain110": (40, 41)}))[0] == FAILS

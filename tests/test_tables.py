@@ -81,12 +81,30 @@ def test_z_by_hand():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"iterations": 6400}, {"dataset": "synthetic", "synthetic": True}, {"test_size": 1000}, {"train_size": 5000}],
-)
+    [{"iterations": 6400}, {"dataset": "synthetic", "synthetic": True}, {"test_size": 1000}, {"train_size": 5000},
+     {"batch_size": 32}, {"accumulation": 8}],
+)  # fmt: skip
 def test_nothing_is_compared_with_the_paper_below_its_scale(fields):
     runs = fake_runs({"resnet20": (3, 8.8)}, **fields)
     assert row(tables.cifar10_table(runs), "ResNet-20")["against the paper"] == ""
     assert any("Not at the paper's scale" in line for line in tables.notes(runs))
+
+
+OTHERS = [
+    ("lr", 0.01, "lr=0.01"), ("lr_drops", [0.9], "lr_drops=0.9"), ("schedule", "plateau", "schedule=plateau"),
+    ("augmentation", "none", "augmentation=none"), ("warmup_lr", 0.01, "warmup_lr=0.01"), ("nesterov", True, "nesterov"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value", "named"), OTHERS)
+def test_another_recipe_is_named_and_not_compared_with_the_paper(field, value, named):
+    """Also where every run of the network departs alike, so that nothing varies between them."""
+    for model in ("resnet20", "my.nets:Wide"):
+        runs = fake_runs({model: (3, 8.8)})
+        runs[field] = [value] * len(runs)
+        found = tables.cifar10_table(runs).set_index("model")
+        (label,) = [name for name in found.index if named in name]
+        assert found.loc[label, "n"] and found.loc[label, "against the paper"] == ""
 
 
 def test_own_networks_and_plain_nets_are_appended():
