@@ -92,7 +92,8 @@ def test_nothing_is_compared_with_the_paper_below_its_scale(fields):
 
 OTHERS = [
     ("lr", 0.01, "lr=0.01"), ("lr_drops", [0.9], "lr_drops=0.9"), ("schedule", "plateau", "schedule=plateau"),
-    ("augmentation", "none", "augmentation=none"), ("warmup_lr", 0.01, "warmup_lr=0.01"), ("nesterov", True, "nesterov"),
+    ("augmentation", "none", "augmentation=none"), ("warmup_lr", 0.01, "warmup_lr=0.01"),
+    ("nesterov", True, "nesterov"),
 ]  # fmt: skip
 
 
