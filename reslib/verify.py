@@ -84,7 +84,7 @@ def verify(results: Path, folders: list[Path] | None = None) -> Findings:
             check_drawings(folder, Path(temporary), findings)
             texts += table_texts(folder, Path(temporary))
     if folders == everything:
-        check_readme(results.parent / "README.md", texts, findings)
+        check_readme(results, texts, findings)
     else:
         findings.notes.append("README.md may show another preset: its numbers are not compared")
     check_index(results, findings)
@@ -183,8 +183,13 @@ def table_texts(folder: Path, temporary: Path) -> list[str]:
     return [path.read_text(encoding="utf-8") for path in paths if path.suffix in (".csv", ".md")]
 
 
-def check_readme(readme: Path, texts: list[str], findings: Findings) -> None:
-    """Every number between the README's markers must be in the tables; in a network's row, in a row of that network."""
+def check_readme(results: Path, texts: list[str], findings: Findings) -> None:
+    """Between the README's markers must stand what the records give.
+
+    A number that is in no table, or in none of that network's rows, is named; so that no row is left out and no two
+    numbers or verdicts change places, the whole is compared too.
+    """
+    readme, before = results.parent / "README.md", len(findings.problems)
     if not readme.exists():
         findings.notes.append(f"no {readme.name} beside the results folder: no numbers to compare there")
         return
@@ -201,6 +206,8 @@ def check_readme(readme: Path, texts: list[str], findings: Findings) -> None:
             if number not in allowed:
                 where = f"the row of {name}" if name in rows else "the results table"
                 findings.problems.append(f"README.md: {number} in {where} is in no table drawn from the records")
+    if len(findings.problems) == before and block.split() != results_index.readme_block(results).split():
+        findings.problems.append("README.md: the results are not those of the records; --write-index writes them anew")
 
 
 def _readme_row(line: str) -> tuple[str, list[str]]:

@@ -240,6 +240,30 @@ def test_a_number_of_another_network_does_not_count(results, tables):
     assert "in the row of ResNet-20" in found(results).problems[0]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows[:1] + rows[2:],
+        lambda rows: [rows[0], rows[2], rows[1], *rows[3:]],
+        lambda rows: rows + rows[:1],
+    ],
+)
+def test_a_readme_with_rows_left_out_or_moved(results, tables, change):
+    readme = results.parent / "README.md"
+    lines = readme.read_text().splitlines()
+    nets = [i for i, line in enumerate(lines) if line.startswith(("| plain-", "| ResNet-"))]
+    lines[nets[0] : nets[-1] + 1] = change([lines[i] for i in nets])
+    readme.write_text("\n".join(lines))
+    assert "the results are not those of the records" in only(found(results))
+
+
+def test_a_readme_that_turns_a_verdict_round(results, tables):
+    readme = results.parent / "README.md"
+    assert "Claims that hold at" in readme.read_text()
+    readme.write_text(readme.read_text().replace("Claims that hold at", "Claims that do not hold at"))
+    assert "the results are not those of the records" in only(found(results))
+
+
 def test_a_readme_without_markers_and_an_old_index(results, fast):
     (results.parent / "README.md").write_text("no table")
     index = results / "README.md"
