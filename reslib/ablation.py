@@ -207,7 +207,7 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
 def learning_curves(groups: dict[str, list[Recipe]], runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     """Training (left) and test error (right) of each group's finished runs against the iteration, a band over seeds."""
     fig, axes = new_figure(8.6, 3.6, 1, 2, sharey=True)
-    runs = evidence.finished(runs)
+    ended, runs = runs, evidence.finished(runs)
     members = {name: of_group(recipes, runs) for name, recipes in groups.items()}
     shown = pd.concat(members.values())
     curves = curves[curves["run"].isin(shown["run"])]
@@ -224,11 +224,13 @@ def learning_curves(groups: dict[str, list[Recipe]], runs: pd.DataFrame, curves:
             ax.fill_between(x, band["low"], band["high"], color=ink, alpha=0.18, linewidth=0)
             ending.append((float(band["mean"].iloc[-1]), name, ink))
         ax.set_ylabel(f"{kind} error (%)")
-        absent = ",\n".join(name for name, group in members.items() if group.empty)
-        if not ending:
-            say(ax, NOT_TRAINED)
-        elif absent:
-            say_in_corner(ax, f"{NOT_TRAINED}: {absent}")
+        absent = [
+            f"{'diverged' if len(of_group(recipes, ended)) else NOT_TRAINED}: {name}"
+            for name, recipes in groups.items()
+            if members[name].empty
+        ]
+        if absent:
+            (say_in_corner if ending else say)(ax, "\n".join(absent))
     for ax, ending in zip(axes[0], ends, strict=True):  # now that both panels have set their common limits
         end_labels(ax, ending)
     several = any(len(group) > 1 for group in members.values())

@@ -120,11 +120,19 @@ def cifar10(folder: Path, out: Path | None = None, dataset: str | None = None) -
 
 def scoreboard(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
     """tables/claims: the claims about CIFAR-10."""
-    runs, _, dataset = study_frames("cifar10_table", folder, dataset, curves=False)
+    return _scoreboard("cifar10_table", claims_table, "claims", folder, out, dataset)
+
+
+def imagenet_scoreboard(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """tables/figure4_claims: the claims about ImageNet."""
+    return _scoreboard("figure4", imagenet_claims_table, "figure4_claims", folder, out, dataset)
+
+
+def _scoreboard(study: str, judged, stem: str, folder: Path, out: Path | None, dataset: str | None) -> list[Path]:
+    runs, _, dataset = study_frames(study, folder, dataset, curves=False)
     if runs.empty:
         return []
-    board = claims_table(folder, dataset)
-    return _table(board, out or folder, "claims", tables.claims_caption(runs))
+    return _table(judged(folder, dataset), out or folder, stem, tables.claims_caption(runs))
 
 
 def claims_table(folder: Path, dataset: str) -> pd.DataFrame:
@@ -132,23 +140,13 @@ def claims_table(folder: Path, dataset: str) -> pd.DataFrame:
     recipes = plan(preset_of(Path(folder).name), {"cifar": dataset}, names=CIFAR_STUDIES)
     runs, _ = frames(Path(folder) / "runs", recipes, curves=False)  # only a claim about ImageNet looks at curves
     board = claims.scoreboard(runs, None, measurement(folder, "figure7"), measurement(folder, "gradients"))
-    return board[~board.claim.isin([c.text for c in claims.IMAGENET_CLAIMS])].reset_index(drop=True)
-
-
-def imagenet_scoreboard(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
-    """tables/figure4_claims: the claims about ImageNet."""
-    runs, _, dataset = study_frames("figure4", folder, dataset, curves=False)
-    if runs.empty:
-        return []
-    board = imagenet_claims_table(folder, dataset)
-    return _table(board, out or folder, "figure4_claims", tables.claims_caption(runs))
+    return claims.rows_of(board, *(claim.id for claim in claims.CIFAR_CLAIMS))
 
 
 def imagenet_claims_table(folder: Path, dataset: str) -> pd.DataFrame:
     """The claims about ImageNet, judged on the records of Figure 4 at this preset."""
     runs, curves, _ = study_frames("figure4", folder, dataset)
-    board = claims.scoreboard(runs, curves)
-    return board[board.claim.isin([c.text for c in claims.IMAGENET_CLAIMS])].reset_index(drop=True)
+    return claims.rows_of(claims.scoreboard(runs, curves), *(claim.id for claim in claims.IMAGENET_CLAIMS))
 
 
 ARTEFACTS = {  # name: the function that writes it

@@ -154,10 +154,14 @@ def test_learning_curves_draw_a_line_per_group():
         assert [line.get_label() for line in ax.lines] == list(groups)
         own = curves[curves["run"].isin(runs.loc[runs["nesterov"], "run"])]
         np.testing.assert_allclose(ax.lines[1].get_ydata(), 100 * own.groupby("iteration")[column].mean())
-    assert ablation.learning_curves(groups, runs.iloc[:0], curves).axes[0].texts[0].get_text() == "not yet trained"
+    text = ablation.learning_curves(groups, runs.iloc[:0], curves).axes[0].texts[0].get_text()
+    assert all(f"not yet trained: {name}" in " ".join(text.split()) for name in groups)
     first, (second, recipes) = groups.items()
     fig = ablation.learning_curves(groups, runs[~runs.run.isin([r.run_name for r in recipes])], curves)
     assert f"not yet trained: {second}" in [t.get_text() for t in fig.axes[1].texts]
+    runs.loc[runs.run.isin([r.run_name for r in recipes]), "status"] = "diverged"
+    fig = ablation.learning_curves(groups, runs, curves)
+    assert f"diverged: {second}" in [t.get_text() for t in fig.axes[1].texts]
 
 
 def test_learning_curves_label_lines_where_they_end():

@@ -61,10 +61,10 @@ def test_bad_input_is_one_line_and_its_traceback_stands_in_the_notebook(folder, 
     write(folder, "bad", 'preset: str = "auto"', cell)
     assert notebooks.run_notebooks(arguments(), tmp_path) == 1
     said, failed = capfd.readouterr(), tmp_path / "smoke" / "notebooks" / "bad.failed.ipynb"
-    assert f"FAILED bad: cell 3: no such thing (see {failed})" in said.err.splitlines()
-    for word in ("Traceback", "UserError", "IPKernelApp"):  # libzmq itself may say something as a busy kernel ends
-        assert word not in said.out + said.err
-    assert "Traceback" in failed.read_text()
+    of_zmq = "Assertion failed: pfd.revents"  # which it prints now and then as a kernel ends on a busy machine
+    lines = [line for line in said.err.splitlines() if not line.startswith(of_zmq)]
+    assert lines == [f"FAILED bad: cell 3: no such thing (see {failed})"]  # and nothing of the kernel
+    assert "Traceback" not in said.out and "Traceback" in failed.read_text()
     assert notebooks.run_notebooks(arguments(traceback=True), tmp_path) == 1
     assert "raise UserError('no such thing')" in capfd.readouterr().err
 
