@@ -183,10 +183,26 @@ def test_a_locked_run_is_running(tmp_path):
 
 
 def test_unknown_speeds_are_said(tmp_path):
-    text = "\n".join(status.report(recipes(), QUICK, tmp_path))
-    assert "unknown for 4 runs" in text and "--speed" in text
+    *_, last = status.report(recipes(), QUICK, tmp_path, gpus=4)
+    assert last == "left: unknown, as no speed of these 4 runs is measured; give --speed MODEL=IMAGES/S"
+    write_run(tmp_path / "quick" / "runs", recipes()[0], speed=1000.0)
+    own = recipes()[0].replace(model="own_models:Small")  # whose multiply-adds need no network of ours
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule_plan, "cost", lambda recipe: 0 if ":" in recipe.model else 10)
+        *_, last = status.report([*recipes(), own], QUICK, tmp_path)
+    assert re.match(r"left: \S+ \S+ on one device, and unknown for [1-4] runs whose speed is not measured", last)
+
+
+def test_it_says_measured_only_of_what_is(tmp_path):
+    """With --speed alone nothing is; beside records the given ones are named."""
     text = "\n".join(status.report(recipes(), QUICK, tmp_path, {"plain20": 1000.0}, gpus=4))
-    assert "left: " in text and "on 4 devices" in text and "given" in text
+    assert "on 4 devices" in text and "speeds measured on" not in text
+    assert "no speed is measured: all rests on what --speed gives (plain20)" in text
+    write_run(tmp_path / "quick" / "runs", recipes()[1], speed=500.0)
+    text = "\n".join(status.report(recipes(), QUICK, tmp_path, {"plain20": 1000.0}))
+    assert "speeds measured on Some GPU, evaluations included, but for what --speed gives (plain20)" in text
+    text = "\n".join(status.report(recipes(), QUICK, tmp_path))
+    assert "speeds measured on Some GPU, evaluations included\n" in text and "--speed" not in text
 
 
 def test_the_papers_schedule_on_1_8_and_64_devices(tmp_path, capsys, monkeypatch):
@@ -219,12 +235,12 @@ def test_paper_without_imagenet_plans_no_run_on_anything_smaller(tmp_path, capsy
 
     def planned(preset):
         assert main(["status", "--preset", preset, "--results", str(tmp_path)]) == 0
-        return [line for line in capsys.readouterr().out.splitlines() if line.startswith(("synth", "image", "until"))]
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith(("synth", "image", "`"))]
 
     for preset in ("paper", "paper+lr=0.05"):
         imagenet, synthetic, note = planned(preset)
         assert (imagenet, synthetic) == ("imagenet", "synthetic")
-        assert re.match(rf"until ImageNet is found its \d+ runs are left out: no imagenet under '{tmp_path}", note)
+        assert re.match(rf"`reslib reproduce` leaves out \d+ of these .+ is found: no imagenet under '{tmp_path}", note)
     assert planned("paper+iterations=300") == planned("medium") == ["synthetic", "synthetic-imagenet"]
 
 
@@ -238,11 +254,11 @@ def test_command(tmp_path, capsys):
     arguments = ["status", "--preset", "smoke", "--results", str(tmp_path)]
     assert main([*arguments, "--speed", "resnet20=100", "--gpus", "2"]) == 0
     assert "22 runs" in capsys.readouterr().out
-    for bad in ("resnet20", "resnet20=fast", "resnet20=-1", "resnet21=5"):
+    for bad in ("resnet20", "resnet20=fast", "resnet20=-1", "resnet21=5", "resnet20=1e-300", "resnet20=inf"):
         assert main([*arguments, "--speed", bad]) == 2
     assert main([*arguments, "--gpus", "-1"]) == 2
     assert main([*arguments, "--preset", "huge"]) == 2
-    assert capsys.readouterr().err.count("\n") == 6
+    assert capsys.readouterr().err.count("\n") == 8
 
 
 def test_list(capsys):

@@ -17,6 +17,7 @@ from ..studies import cifar_recipe, imagenet_recipe, plan, preset_of
 from .reproduce import datasets_of
 
 MAKESPANS = (8,)  # devices for which the makespan is printed on the way to --gpus: a node of a cluster
+SPEEDS = (0.001, 1_000_000_000)  # images/s that may be given
 STATES = ("done", "running", "interrupted", "missing", "diverged", "damaged")
 
 
@@ -45,7 +46,7 @@ def main(arguments) -> int:
     print("\n".join(report(recipes, preset, results, given, arguments.gpus)))
     if reason := absent(datasets, arguments.data_root):
         count = sum(r.dataset == "imagenet" for r in recipes)
-        print(f"until ImageNet is found its {count} runs are left out: {reason}")
+        print(f"`reslib reproduce` leaves out {count} of these runs until ImageNet is found: {reason}")
     return 0
 
 
@@ -106,14 +107,41 @@ def report(recipes: list[Recipe], preset, results, given: dict[str, float] | Non
     others = len(there - {run.path.name for run in runs})
     if others:
         lines.append(f"{others} further run folders are not in this plan")
-    return lines + _time(left, names, sources, device, gpus, slow)
+    basis = _basis(sources, given, any(m.model not in given for m in networks), device, slow)
+    return lines + _time(left, names, gpus, basis)
 
 
-def _time(left, names, sources, device, gpus, slow) -> list[str]:
+def _basis(sources: Counter, given: dict[str, float], measured: bool, device: str, slow) -> list[str]:
+    """What the speeds rest on, in words.
+
+    measured: whether there are records to scale from, other than those of the given; slow: those left aside.
+    """
+    lines = []
+    if sources["measured"] or (sources["scaled"] and measured):
+        but = f", but for what --speed gives ({', '.join(given)})" if given else ""
+        lines.append(f"speeds measured on {device or 'the device of the unfinished runs'}, evaluations included{but}")
+    elif given:
+        lines.append(f"no speed is measured: all rests on what --speed gives ({', '.join(given)})")
+    if sources["scaled"]:
+        lines.append(
+            f"an estimate: {sources['scaled']} of {sum(sources.values())} speeds are scaled by multiply-adds, from the "
+            "median of the networks nearest in them"
+        )
+    lines += [
+        f"left aside: {m.model} at {m.preset}, {_number(m.images_per_second)} images/s, less than half the rate of its "
+        "like: trained beside other work?"
+        for m in slow
+    ]
+    return lines
+
+
+def _time(left, names, gpus, basis) -> list[str]:
     todo = [hours for hours in left if not hours == 0]
     unknown = sum(map(math.isnan, todo))
     if not todo:
         return ["nothing is left to train"]
+    if unknown == len(todo):
+        return [f"left: unknown, as no speed of these {unknown} runs is measured; give --speed MODEL=IMAGES/S"]
     if unknown:
         known = sum(hours for hours in todo if not math.isnan(hours))
         return [
@@ -129,19 +157,7 @@ def _time(left, names, sources, device, gpus, slow) -> list[str]:
         lines.append(
             f"a run stays on one device, the longest first; the longest takes {in_words(3600 * longest)}: {name}"
         )
-    if sources["measured"] or sources["scaled"]:
-        lines.append(f"speeds measured on {device or 'the device of the unfinished runs'}, evaluations included")
-    if sources["scaled"]:
-        lines.append(
-            f"an estimate: {sources['scaled']} of {sum(sources.values())} speeds are scaled by multiply-adds, from the "
-            "median of the networks nearest in them"
-        )
-    lines += [
-        f"left aside: {m.model} at {m.preset}, {_number(m.images_per_second)} images/s, less than half the rate of its "
-        "like: trained beside other work?"
-        for m in slow
-    ]
-    return lines
+    return lines + basis
 
 
 def speeds_given(text: str) -> dict[str, float]:
@@ -153,8 +169,11 @@ def speeds_given(text: str) -> dict[str, float]:
             speeds[model] = float(value)
         except ValueError:
             speeds[model] = math.nan
-        if not 0 < speeds[model] < math.inf:
+        if math.isnan(speeds[model]):
             raise ArgumentError(f"speed {part!r} is not of the form model=images/s, such as resnet20=2500")
+        slowest, fastest = SPEEDS
+        if not slowest <= speeds[model] <= fastest:
+            raise ArgumentError(f"speed {part!r} is out of range: allowed is {slowest} to {fastest:,} images/s")
         try:
             build_model(model)
         except UserError as error:
