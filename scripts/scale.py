@@ -3,7 +3,8 @@
     python scripts/scale.py [RUNS]     # 10,000 unless given; about a minute
 
 Writes made-up records into a temporary folder and runs each command as a user would, in a process of its own: first
-without an index of the records (which the first of them writes), then with it. Prints wall and processor seconds.
+without an index of the records (which the first of them writes), then with it. Prints wall and processor seconds; exit
+code 1 when a command took more than LIMIT seconds with the index.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from reslib.runs import METRICS, Run
 from reslib.studies import PRESETS, cifar10_table, figure1, plan
 
 PRESET = "medium"
+LIMIT = 5.0  # seconds of wall time for a command at 10,000 records
 TABLE = "import sys, reslib.artefacts as a; from pathlib import Path; a.cifar10(Path(sys.argv[1]))"
 
 
@@ -73,8 +75,8 @@ def timed(command: list[str]) -> tuple[float, float]:
     return time.monotonic() - begun, usage.ru_utime + usage.ru_stime
 
 
-def main() -> int:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+def main(arguments: list[str]) -> int:
+    count = int(arguments[0]) if arguments else 10_000
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder)
         runs_dir, records = results / PRESET / "runs", recipes(count)
@@ -92,12 +94,16 @@ def main() -> int:
         }  # fmt: skip
         print(f"{len(records):,} records; wall (processor) seconds\n")
         print("| command | without index | with it |\n| --- | --- | --- |")
+        late = []
         for name, command in commands.items():
             (runs_dir / record_index.FILE).unlink(missing_ok=True)
             cold, warm = timed(command), timed(command)
             print(f"| {name} | {cold[0]:.1f} ({cold[1]:.1f}) | {warm[0]:.1f} ({warm[1]:.1f}) |", flush=True)
-    return 0
+            late += [f"{name}: {warm[0]:.1f} s, of them {warm[1]:.1f} s of a processor"] * (warm[0] > LIMIT)
+    for line in late:
+        print(f"more than {LIMIT:g} s: {line}", file=sys.stderr)
+    return 1 if late else 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))
