@@ -17,6 +17,7 @@ from .runs import write_weights
 from .schedule import drop_iterations
 
 UNREADABLE_KEPT = 1000  # names of images in a summary
+NO_TENSORBOARD = 'tensorboard is not installed: pip install "reslib[tensorboard]"'
 
 
 def evaluate(job: Job) -> dict:
@@ -166,14 +167,24 @@ def _summary(job: Job) -> dict:
 
 
 class Board:
-    """Rows as TensorBoard scalars, in the run's folder."""
+    """The rows of a run as TensorBoard scalars, in the run's folder: all there are, whenever logging begins."""
 
     def __init__(self, job: Job):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UserError('tensorboard is not installed: pip install "reslib[tensorboard]"') from error
-        self.writer = SummaryWriter(os.fspath(job.run.path / "tensorboard"))
+            raise UserError(NO_TENSORBOARD) from error
+        # Each session writes a file of its own. What an earlier one wrote is hidden (purged) and written again from the
+        # rows: it may have missed some, or have got further than the checkpoint from which this one goes on.
+        self.writer = SummaryWriter(os.fspath(job.run.path / "tensorboard"), purge_step=0)
+        for row in job.rows:
+            self.add(row)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.writer.close()
 
     def add(self, row: dict) -> None:
         """Write the numbers of an evaluation."""

@@ -60,10 +60,22 @@ def train(
 
 
 def steps(job: Job, execution: Execution, stop: StopSignal, say, on_row):
+    """The loop, with TensorBoard logs where they are asked for. Its value is that of the loop."""
+    if job.group.rank or not execution.tensorboard:
+        return (yield from loop(job, execution, stop, say, on_row))
+    with Board(job) as board:
+
+        def also_logged(row):
+            on_row(row)
+            board.add(row)
+
+        return (yield from loop(job, execution, stop, say, also_logged))
+
+
+def loop(job: Job, execution: Execution, stop: StopSignal, say, on_row):
     """The loop, pausing after every step. Its value is the summary of a run that diverged, None at the end."""
     run, recipe, group, state, rows, window = job.run, job.recipe, job.group, job.state, job.rows, job.window
     first = not group.rank
-    board = Board(job) if execution.tensorboard and first else None
     if rows and first:
         run.write_metrics(rows)  # a kill may have come between checkpoint and metrics
     if state.iteration:
@@ -88,8 +100,6 @@ def steps(job: Job, execution: Execution, stop: StopSignal, say, on_row):
                 run.write_metrics(rows)
             say(describe(recipe, row))
             on_row(row)
-            if board:
-                board.add(row)
         if state.iteration == recipe.iterations:
             return None
 
