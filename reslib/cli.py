@@ -9,12 +9,14 @@ import argparse
 import contextlib
 import difflib
 import importlib
+import importlib.util
 import os
 import re
 import sys
 import traceback
 
-from .errors import UserError
+from . import __version__
+from .errors import UserError, choose
 from .files import folder_of
 from .stopping import sigterm_raises
 
@@ -80,12 +82,16 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     parser = Parser(prog="reslib", description=__doc__.splitlines()[0])
     parser.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
+    parser.add_argument("--version", action="version", version=f"reslib {__version__}")
+    first = next((a for a in argv if not a.startswith("-")), None)
+    if first is not None:
+        with checking_arguments():
+            choose("command", first, COMMANDS)
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    named = next((a for a in argv if a in COMMANDS), None)
     modules = {}
     for name, (module, text) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        if name == named:  # the others are not imported: `reslib --help` answers at once
+        if name == first:  # the others are not imported: `reslib --help` answers at once
             modules[name] = importlib.import_module(f"reslib.{module}")
             modules[name].add_arguments(sub)
     arguments, left = parser.parse_known_args([a for a in argv if a != "--traceback"])
@@ -97,12 +103,16 @@ def _run(argv: list[str]) -> int:
 
 
 def did_you_mean(left: list[str], parser: argparse.ArgumentParser) -> str:
-    """A hint for the first of the unknown options, when an option of the parser is called alike or means the same."""
+    """A hint for the first of the unknown options, when an option of the parser is called alike or means the same; or
+    for a network named where the parser has an option for it."""
     from .recipe import NOTES
     from .recipe import SYNONYMS as FIELDS
 
-    wrong = next((a.partition("=")[0] for a in left if a.startswith("--")), "").strip("-").lower().replace("-", "_")
     known = {o.strip("-").replace("-", "_"): o for action in parser._actions for o in action.option_strings}
+    option = known.get("model") or known.get("models")
+    if not left[0].startswith("-") and option and all(action.option_strings for action in parser._actions):
+        return f"; did you mean {option} {left[0]}?"
+    wrong = next((a.partition("=")[0] for a in left if a.startswith("--")), "").strip("-").lower().replace("-", "_")
     synonym = (FIELDS | SYNONYMS).get(wrong)
     near = [wrong, synonym, *difflib.get_close_matches(wrong, known, n=1)]
     meant = next((name for name in near if name in known), None)
@@ -138,12 +148,14 @@ def add_common(parser: argparse.ArgumentParser, preset: str | None = "quick") ->
 def add_results(parser: argparse.ArgumentParser) -> None:
     """Where the results are."""
     parser.add_argument(
-        "--results", type=folder, default=None, help="results folder (default: $RESLIB_RESULTS or results/)"
+        "--results", type=name_given, default=None, help="results folder (default: $RESLIB_RESULTS or results/)"
     )
 
 
-def folder(text: str) -> str:
-    """The text, if it can be a folder's name."""
+def name_given(text: str) -> str:
+    """The text, if it can be a folder's name. It is not empty: a shell's unset variable does not mean the default."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
     try:
         folder_of("folder", text)
     except UserError as error:
@@ -153,7 +165,7 @@ def folder(text: str) -> str:
 
 def existing_folder(text: str) -> str:
     """The text, if it is that of a folder; or empty, as where none is given."""
-    if folder(text) and not folder_of("folder", text).is_dir():
+    if text and not folder_of("folder", name_given(text)).is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is not a folder")
     return text
 
@@ -169,16 +181,19 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-every", type=duration, default=60.0, metavar="60s", help="at most this much is lost"
     )
     parser.add_argument("--activation-checkpointing", action="store_true", help="less memory, more time, same numbers")
-    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard logs into each run")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard logs into each run trained here")
 
 
 def execution_of(arguments):
-    """What the options say. Raises ArgumentError for a device that is not here."""
+    """What the options say. Raises ArgumentError for a device that is not here, and UserError without TensorBoard."""
     from .job import Execution
     from .numerics import resolve_device
+    from .outcome import NO_TENSORBOARD
 
     with checking_arguments():
         resolve_device(arguments.device)
+    if arguments.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError(f"{NO_TENSORBOARD}, or leave --tensorboard away")
     return Execution(
         device=arguments.device,
         deterministic=arguments.deterministic,

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from . import claims, evidence, frames, report_page
-from .cli import add_results, checking_arguments
+from .cli import add_results, checking_arguments, name_given
 from .errors import UserError
 from .files import write_text
 from .records import load_curves, load_runs
@@ -48,7 +48,10 @@ def add_arguments(parser) -> None:
     add_results(parser)
     parser.add_argument("--preset", default="", help="only this preset (default: all that are there)")
     parser.add_argument(
-        "--out", default=None, help="where to write the page (default: report.html in the results, or in the preset's)"
+        "--out",
+        type=name_given,
+        default=None,
+        help="where to write the page (default: report.html in the results, or in the preset's)",
     )
 
 

@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 
 from . import artefacts, results_index
-from .cli import checking_arguments
+from .cli import checking_arguments, name_given
 from .errors import UserError
 from .record_checks import Findings, check_records
 from .runs import results_root
@@ -28,8 +28,10 @@ NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?([MGk]|e[+-]?\d+)?")
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("folder", nargs="?", default=None, metavar="RESULTS", help="results folder")
-    parser.add_argument("--results", default=None, help="the same (default: $RESLIB_RESULTS or results/)")
+    parser.add_argument("folder", nargs="?", type=name_given, default=None, metavar="RESULTS", help="results folder")
+    parser.add_argument(
+        "--results", type=name_given, default=None, help="the same (default: $RESLIB_RESULTS or results/)"
+    )
     parser.add_argument("--preset", default="", help="only this preset (default: all that are there)")
     parser.add_argument("--redraw", action="store_true", help="first draw the figures and tables from the records")
     parser.add_argument(

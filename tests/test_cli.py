@@ -4,10 +4,11 @@ import dataclasses
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from reslib import data, stand_ins
+from reslib import __version__, data, stand_ins
 from reslib.cli import COMMANDS, duration, main
 from reslib.commands import reproduce
 from reslib.commands import train as command
@@ -47,7 +48,8 @@ def one_line(capsys) -> str:
     return err.strip()
 
 
-def test_every_field_can_be_set(asked):
+def test_every_field_can_be_set(asked, monkeypatch):
+    monkeypatch.setattr(data, "check_recipe", lambda recipe: None)  # CIFAR-10 has one size and no scales
     assert set(OTHER) == set(field_types()) - {"model"}
     for name, (text, value) in OTHER.items():
         assert getattr(Recipe(), name) != value
@@ -88,7 +90,22 @@ def test_options_of_execution(asked, tmp_path):
         (["train", "resnet20", "--time-limit=soon"], ["'soon' is not a duration"]),
         (["train", "resnet20", "--learning-rate=1"], ["--learning-rate=1"]),
         (["train"], ["model"]),
-        (["trian"], ["trian", "train"]),
+        (["train", "resnet20", "--crop-size=33"], ["crop_size 33", "32 pixels of synthetic"]),
+        (
+            ["train", "resnet20", "--augmentation=scale-crop-flip-color"],
+            ["that of ImageNet"],
+        ),
+        (["train", "resnet20", "--results="], ["--results", "'' names nothing"]),
+        (["trian"], ["trian", "did you mean 'train'"]),
+        (["verify", ""], ["RESULTS", "'' names nothing"]),
+        (["verify", "--results", " "], ["--results", "' ' names nothing"]),
+        (["report", "--out="], ["--out", "'' names nothing"]),
+        (["data", "--data-root=/nowhere"], ["data root '/nowhere' is not a folder"]),
+        (["equivalence", "resnet20"], ["did you mean --model resnet20?"]),
+        (["bench", "resnet20"], ["did you mean --models resnet20?"]),
+        (["bench", "--seconds=-1"], ["seconds -1.0"]),
+        (["bench", "--seconds=nan"], ["seconds nan"]),
+        (["bench", "--seconds=inf"], ["seconds inf"]),
         ([], ["command"]),
         (["reproduce", "--preset=huge"], ["preset 'huge'"]),
         (["reproduce", "--executor=magic"], ["executor 'magic'", "inline"]),
@@ -97,7 +114,14 @@ def test_options_of_execution(asked, tmp_path):
         (["reproduce", "--device=tpu"], ["device 'tpu'"]),
         (["reproduce", "figur1"], ["notebook 'figur1'", "did you mean 'figure1'"]),
         (["reproduce", "figur1", "--runs-only"], ["study 'figur1'", "did you mean 'figure1'"]),
-        (["reproduce", "figure1", "--preset=smoke", "--models=resnet21"], ["model 'resnet21'", "resnet20"]),
+        (["reproduce", "notebooks/figur1.ipynb"], ["notebook 'figur1'", "did you mean 'figure1'"]),
+        (["reproduce", "elsewhere/figure1.ipynb"], ["notebook 'elsewhere/figure1.ipynb'", "figure1"]),
+        (["reproduce", "--models=resnet20"], ["--models resnet20 goes with --runs-only"]),
+        (
+            ["reproduce", "figure1", "--preset=smoke", "--runs-only", "--models=resnet21"],
+            ["model 'resnet21'", "resnet20"],
+        ),
+        *((["reproduce", f"--gpus-per-run={n}"], ["--gpus-per-run", f"'{n}'"]) for n in ("nan", "-1", "0", "2", "abc")),
         (["verify", "--preset=huge"], ["preset 'huge'", "smoke"]),
         (["report", "--preset=huge"], ["preset 'huge'", "smoke"]),
         (["status", "--data-root=/nowhere"], ["--data-root", "'/nowhere' is not a folder"]),
@@ -221,6 +245,22 @@ def test_trained_diverged_and_dead(tmp_path, capsys):
     assert main(["train", "own_models:NaNAfter", *base]) == 1
     assert "diverged: the loss of iteration 5 is not finite" in capsys.readouterr().out.splitlines()[-1]
     assert main(["train", "own_models:NaNAfter", *base]) == 1  # not trained again, not forgotten
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0 and capsys.readouterr().out == f"reslib {__version__}\n"
+
+
+def test_a_notebook_is_also_named_by_its_file(monkeypatch):
+    folder = Path(__file__).resolve().parent.parent / "notebooks"
+    monkeypatch.chdir(folder)
+    assert {reproduce.name_of(t) for t in ("figure1.ipynb", str(folder / "figure1.ipynb"), "figure1")} == {"figure1"}
+    monkeypatch.chdir("/")  # as the README writes it, from anywhere
+    assert reproduce.name_of("notebooks/figure1.ipynb") == "figure1"
+    for other in ("figure1.ipynb", "/tmp/figure1.ipynb", "notebooks/figure1", "a\0.ipynb"):
+        assert reproduce.name_of(other) == other
 
 
 def test_runs_only(tmp_path, capsys):

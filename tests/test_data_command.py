@@ -33,7 +33,7 @@ def test_nothing_there(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("not found") == 3 and "reslib data download" in out
     assert run("verify", tmp_path) == 1
-    assert run("show", tmp_path / "absent") == 1
+    assert run("show", tmp_path / "absent") == 2
     assert run("shwo", tmp_path) == 2
 
 

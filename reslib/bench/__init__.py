@@ -8,6 +8,7 @@ Writes results/bench/<device>-<date>.json and .md.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 
 import torch
@@ -191,6 +192,8 @@ def _checked(arguments) -> dict:
     lists["models"] = [] if lists["models"] == ["none"] else lists["models"]
     for name in lists["contenders"]:
         choose("contender", name, NAMES)
+    if not 0 < arguments.seconds < math.inf:
+        raise UserError(f"seconds {arguments.seconds} is out of range: allowed is above 0")
     for name, least in (("rounds", 1), ("loader_steps", 1)):
         if getattr(arguments, name) < least:
             raise UserError(f"{name} {getattr(arguments, name)} is out of range: allowed is {least} and above")

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from .. import data
-from ..cli import checking_arguments
+from ..cli import checking_arguments, name_given
 from ..data import cifar
 from ..data.parquet import parquet_files
 from ..data.places import NotThere, OtherSet, find_root
@@ -21,7 +21,9 @@ CIFAR10 = "85d212b49fbcdd74"  # the fingerprint of the original files, in their 
 
 def add_arguments(parser) -> None:
     parser.add_argument("action", nargs="?", default="show", help=", ".join(ACTIONS) + " (default: show)")
-    parser.add_argument("--data-root", default=None, help="folder with the data sets (default: $RESLIB_DATA)")
+    parser.add_argument(
+        "--data-root", type=name_given, default=None, help="folder with the data sets (default: $RESLIB_DATA)"
+    )
 
 
 def main(arguments) -> int:
@@ -29,7 +31,8 @@ def main(arguments) -> int:
         choose("action", arguments.action, ACTIONS)
     if arguments.action == "download":
         return download(arguments.data_root)
-    root = data.data_root(arguments.data_root)
+    with checking_arguments():
+        root = data.data_root(arguments.data_root)
     print(f"data root {root}")
     return examine(root, strict=arguments.action == "verify")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+
 from ..cli import ArgumentError, add_common, add_execution, checking_arguments, execution_of
 from ..errors import UserError, choose
 from ..executor import EXECUTORS, execute
@@ -23,13 +26,19 @@ def add_arguments(parser) -> None:
         help="processes of --executor local (default: one per GPU, or up to four that share the CPU cores)",
     )
     parser.add_argument("--address", default="auto", help="Ray cluster of --executor ray")
-    parser.add_argument("--gpus-per-run", type=float, default=1.0, help="fraction of a GPU per run on Ray")
+    parser.add_argument("--gpus-per-run", type=share, default=1.0, help="fraction of a GPU per run on Ray")
     parser.add_argument("--runs-only", action="store_true", help="train the runs, leave the notebooks")
     parser.add_argument("--models", default="", help="with --runs-only: only these networks, joined by commas")
 
 
 def main(arguments) -> int:
     there = names_there(arguments.runs_only)
+    arguments.notebooks = [name_of(text) for text in arguments.notebooks]
+    if arguments.models and not arguments.runs_only:
+        raise ArgumentError(
+            f"--models {arguments.models} goes with --runs-only: a notebook draws all its networks. For one of your "
+            "own in the table: papermill notebooks/cifar10_table.ipynb OUT.ipynb -p models package.module:Factory"
+        )
     with checking_arguments():
         preset = preset_of(arguments.preset)
         choose("executor", arguments.executor, EXECUTORS)
@@ -68,6 +77,29 @@ def main(arguments) -> int:
     return 1 if failures or (not arguments.runs_only and code) else 0
 
 
+def share(text: str) -> float:
+    """A part of a GPU: above 0, at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is out of range: allowed is above 0, at most 1 (several GPUs for one run: torchrun)"
+        )
+    return value
+
+
+def name_of(text: str) -> str:
+    """The notebook's name also where its file in the notebooks' folder is given; any other text as it is."""
+    from ..notebooks import notebook_folder
+
+    folder = os.path.abspath(notebook_folder())
+    name, ending = os.path.splitext(text)
+    there = [os.path.abspath(os.path.join(base, os.path.dirname(text))) for base in ("", os.path.dirname(folder))]
+    return os.path.basename(name) if ending == ".ipynb" and folder in there else text
+
+
 def names_there(runs_only: bool) -> list[str]:
     """What can be asked for: the studies, or the notebooks. Raises UserError where no notebooks are."""
     if runs_only:
@@ -75,7 +107,7 @@ def names_there(runs_only: bool) -> list[str]:
     from ..notebooks import notebook_folder, notebook_names
 
     if not (names := notebook_names()):
-        raise UserError(f"no notebooks in {notebook_folder()}: run this from a checkout")
+        raise UserError(f"no notebooks in {notebook_folder()}: run this from a checkout, or set RESLIB_NOTEBOOKS")
     return names
 
 

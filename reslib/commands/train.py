@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .. import distributed
+from .. import data, distributed
 from ..baseline_recipes import BASELINE_RECIPES
 from ..cli import add_common, add_execution, checking_arguments, execution_of
 from ..models import is_imagenet
@@ -48,6 +48,7 @@ def main(arguments) -> int:
     with checking_arguments():
         recipe = recipe_of(arguments)
         check_network(recipe)
+        data.check_recipe(recipe)
     execution = replace(execution_of(arguments), wait=not arguments.no_wait)
     preset = preset_of(arguments.preset).name
     runs_dir = results_root(arguments.results) / preset / "runs"

@@ -8,11 +8,21 @@ from pathlib import Path
 
 from ..errors import UserError, choose
 from ..files import folder_of
+from ..recipe import CHOICES
 from . import cifar, synthetic
-from .memory import MemoryBatches
+from .memory import MemoryBatches, check_fits
 from .sets import DataSource, ImageSet, fingerprint, image_set
 
-__all__ = ["DataSource", "ImageSet", "MemoryBatches", "batches_for", "choose_dataset", "data_root", "load"]
+__all__ = [
+    "DataSource",
+    "ImageSet",
+    "MemoryBatches",
+    "batches_for",
+    "check_recipe",
+    "choose_dataset",
+    "data_root",
+    "load",
+]
 
 DOWNLOAD_PATIENCE = 600.0  # seconds
 SYNTHETIC_SIZES = {"synthetic": (32, 10_000, 2_000), "synthetic-imagenet": (64, 2_000, 1_000)}  # pixels, train, test
@@ -90,8 +100,14 @@ def _load(dataset: str, path: Path) -> DataSource:
 
 def load(dataset: str, root: str | Path | None = None) -> DataSource:
     """The named data set from the data root. Raises UserError when it is missing or damaged, naming the file."""
-    choose("dataset", dataset, (*SYNTHETIC_SIZES, "cifar10", "imagenet", "imagenette"))
+    choose("dataset", dataset, CHOICES["dataset"])
     return _load(dataset, Path() if dataset in SYNTHETIC_SIZES else data_root(root))
+
+
+def check_recipe(recipe) -> None:
+    """Raise UserError for a recipe that no CIFAR-10 allows, before its images are read."""
+    if recipe.dataset in ("cifar10", "synthetic"):
+        check_fits(recipe, SYNTHETIC_SIZES["synthetic"][0], recipe.dataset)  # the stand-in has CIFAR-10's size
 
 
 def batches_for(recipe, source: DataSource, device):

@@ -59,6 +59,16 @@ def split(source: DataSource, recipe: Recipe) -> tuple[ImageSet, ImageSet | None
     return train, validation, test
 
 
+def check_fits(recipe: Recipe, size: int, name: str) -> None:
+    """Raise UserError for a recipe that images of `size` pixels, held whole in memory, do not allow."""
+    if recipe.crop_size != size:
+        raise UserError(f"crop_size {recipe.crop_size} differs from the {size} pixels of {name}")
+    if recipe.augmentation == "scale-crop-flip-color":
+        raise UserError(
+            f"augmentation {recipe.augmentation!r} is that of ImageNet: allowed with {name} are crop-flip and none"
+        )
+
+
 class MemoryBatches:
     """Batches of a recipe: (B, 3, 32, 32) float, channels-last, normalised, and labels (B,).
 
@@ -73,13 +83,7 @@ class MemoryBatches:
             if part.images.shape[1:3] != (size, size):
                 found = tuple(part.images.shape[1:3])
                 raise UserError(f"{source.name}: images of {found} pixels, expected {size, size}")
-        if recipe.crop_size != size:
-            raise UserError(f"crop_size {recipe.crop_size} differs from the {size} pixels of {source.name}")
-        if recipe.augmentation == "scale-crop-flip-color":
-            raise UserError(
-                f"augmentation {recipe.augmentation!r} is that of ImageNet: allowed with {source.name} are crop-flip "
-                "and none"
-            )
+        check_fits(recipe, size, source.name)
         self.recipe, self.device = recipe, device
         self.count = len(train)
         self.pad = size // 8 if recipe.augmentation == "crop-flip" else 0  # 4 pixels of 32
