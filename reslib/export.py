@@ -1,11 +1,13 @@
 """A run's network for others: `python -m reslib.export RUN_FOLDER OUT_FOLDER` writes config.json and model.safetensors.
 
-That is the layout that timm and the Hugging Face hub read. Parameter names are torchvision's: an ImageNet network with
-shortcuts of option B (and the stride on the 3x3 layer of a bottleneck) is torchvision's and timm's own. In timm:
+That is the layout that timm and the Hugging Face hub read. timm makes the network, with its weights, by
 
-    model = timm.create_model("resnet34", num_classes=N, checkpoint_path="OUT_FOLDER/model.safetensors")
+    model = timm.create_model("local-dir:OUT_FOLDER", pretrained=True)
 
-In reslib, whatever the network: `reslib.export.load("OUT_FOLDER")`.
+after `import reslib.timm_models`, unless the network is torchvision's and timm's own: an ImageNet network with
+shortcuts of option B (and the stride on the 3x3 layer of a bottleneck). config.json names its architecture, and the
+command says which of the two it is. Parameter names are torchvision's. Without timm:
+`reslib.export.load("OUT_FOLDER")`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from .recipe import Recipe, parse_options
 from .runs import read_json, read_weights, write_weights
 
 LIBRARY = "reslib"
+OWN = "reslib"  # the architecture that timm_models.py registers
 LICENSE = "MIT"
 
 
@@ -67,10 +70,12 @@ def _config(model: nn.Module, recipe: Recipe, summary: dict, classes: list[str],
     """config.json: the keys that timm reads, then what reslib needs to build the network, then the evidence."""
     size, known = recipe.crop_size, family_and_depth(recipe.model)[1] > 0
     elsewhere = is_torchvision(model, recipe)
+    own = {"model": recipe.model, "shortcut": recipe.shortcut if known else None, "options": recipe.options}
     evidence = ("test_error", "precision", "device_name", "torch", "commit", "dirty", "started", "finished",
                 "data_fingerprint", "data_origin", "synthetic", "metrics_sha256")  # fmt: skip
     return {
-        "architecture": recipe.model if elsewhere else f"reslib:{recipe.model}",
+        "architecture": recipe.model if elsewhere else OWN,
+        **({} if elsewhere else {"model_args": own}),
         "num_classes": len(classes),
         "num_features": model.fc.in_features if known else None,
         "global_pool": "avg",
@@ -87,13 +92,7 @@ def _config(model: nn.Module, recipe: Recipe, summary: dict, classes: list[str],
             "classifier": "fc" if known else None,
         },
         "library_name": LIBRARY,
-        "reslib": {
-            "model": recipe.model,
-            "shortcut": recipe.shortcut if known else None,
-            "options": recipe.options,
-            "recipe": recipe.to_dict(),
-            "recipe_hash": recipe.digest,
-        },
+        "reslib": {**own, "recipe": recipe.to_dict(), "recipe_hash": recipe.digest},
         "evidence": {key: summary.get(key) for key in evidence},
     }
 
@@ -134,6 +133,12 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise UserError(f"{path} does not fit this network: {'; '.join(lines[1:4])[:400]}") from error
 
 
+def in_timm(config: dict, folder: str | Path) -> str:
+    """How timm makes the network of a config.json, in words."""
+    call = f'timm.create_model("local-dir:{folder}", pretrained=True)'
+    return f"{call}, after `import reslib.timm_models`" if config["architecture"] == OWN else call
+
+
 def _card(config: dict) -> str:
     own, facts = config["reslib"], config["evidence"]
     loud = "**SYNTHETIC DATA: not a network for natural images.**\n\n" if facts["synthetic"] else ""
@@ -143,6 +148,7 @@ def _card(config: dict) -> str:
         f"Deep Residual Learning (He et al., 2015), trained by reslib: recipe {own['recipe_hash']}, seed "
         f"{own['recipe']['seed']}, test error {100 * facts['test_error']:.2f} % at the last iteration, commit "
         f"{facts['commit']}, {facts['device_name']}, torch {facts['torch']}, data {facts['data_fingerprint']}.\n\n"
+        f"In timm: {in_timm(config, 'FOLDER')}.\n\n"
         "`reslib.export.load(folder)` builds the network. Its input is (image in 0..1 - mean) / std, with both from "
         "normalisation.safetensors.\n"
     )
@@ -155,11 +161,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data-root", default=None, help="folder with the data sets (default: $RESLIB_DATA)")
     arguments = parser.parse_args(argv)
     try:
-        print(export(arguments.run, arguments.out, arguments.data_root))
+        if not Path(arguments.run).is_dir():
+            raise UserError(f"{arguments.run!r} is not the folder of a run")
+        if Path(arguments.out).exists() and not Path(arguments.out).is_dir():
+            raise UserError(f"{arguments.out!r} is a file: name a folder to write")
     except UserError as error:
-        print(f"reslib: {error}", file=sys.stderr)
-        return 1
+        return _said(error, 2)
+    try:
+        out = export(arguments.run, arguments.out, arguments.data_root)
+        print(f"{out}\nin timm: {in_timm(read_json(out / 'config.json'), out)}")
+    except (UserError, OSError) as error:
+        return _said(error, 1)
     return 0
+
+
+def _said(error: Exception, code: int) -> int:
+    print(f"reslib: {error}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

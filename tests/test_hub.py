@@ -89,9 +89,11 @@ def test_weights_that_do_not_fit_are_named(cifar_run, tmp_path):
 def test_export_gives_the_recorded_error_from_its_own_files(cifar_run, tmp_path, capsys):
     """Images in 0..1, the exported normalisation and the exported network alone reproduce the run's test error."""
     assert export.main([str(cifar_run.path), str(tmp_path / "out")]) == 0
-    folder = Path(capsys.readouterr().out.strip())
+    folder, hint = capsys.readouterr().out.splitlines()
+    assert "after `import reslib.timm_models`" in hint and f"local-dir:{folder}" in hint
+    folder = Path(folder)
     config = json.loads((folder / "config.json").read_text())
-    assert config["architecture"] == "reslib:resnet20" and config["num_classes"] == 10
+    assert config["architecture"] == "reslib" and config["num_classes"] == 10
     assert config["pretrained_cfg"]["input_size"] == [3, 32, 32] and len(config["label_names"]) == 10
     assert "SYNTHETIC DATA" in (folder / "README.md").read_text()
     source = data.load("synthetic")
@@ -122,12 +124,51 @@ def test_an_exported_imagenet_net_is_torchvisions(imagenet_export):
 
 
 def test_timm_reads_the_export(imagenet_export):
+    """torchvision's network without a word of reslib: by its name, and by the folder."""
     timm = pytest.importorskip("timm", reason="timm is not installed")
     path = str(imagenet_export / "model.safetensors")
-    theirs = timm.create_model("resnet18", num_classes=10, checkpoint_path=path).eval()
     x = torch.randn(2, 3, 64, 64)
+    for theirs in (
+        timm.create_model("resnet18", num_classes=10, checkpoint_path=path),
+        timm.create_model(f"local-dir:{imagenet_export}", pretrained=True),
+    ):
+        with torch.no_grad():
+            torch.testing.assert_close(export.load(imagenet_export)(x), theirs.eval()(x))
+
+
+@pytest.fixture(scope="module", params=["resnet20", "own_models:Small"])
+def cifar_export(request, runs_dir, tmp_path_factory):
+    recipe = Recipe(request.param, "synthetic", **SMALL)
+    train(recipe, runs_dir, **QUIET)  # that of cifar_run is there already
+    return export.export(Run(runs_dir, recipe).path, tmp_path_factory.mktemp("cifar-export"))
+
+
+def test_timm_makes_a_network_that_it_does_not_have(cifar_export):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    from reslib import timm_models  # noqa: F401 (which registers them)
+
+    theirs = timm.create_model(f"local-dir:{cifar_export}", pretrained=True).eval()
+    x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(export.load(imagenet_export)(x), theirs(x))
+        torch.testing.assert_close(theirs(x), export.load(cifar_export)(x))
+    asked = timm.data.resolve_model_data_config(theirs)
+    config = json.loads((cifar_export / "config.json").read_text())["pretrained_cfg"]
+    assert list(asked["input_size"]) == [3, 32, 32] and list(asked["mean"]) == config["mean"]
+
+
+def test_timm_gives_it_another_classifier(cifar_run, tmp_path):
+    """As for a network of its own: the body with its weights, a classifier of as many classes as are asked for."""
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    from reslib import timm_models  # noqa: F401
+
+    name = f"local-dir:{export.export(cifar_run.path, tmp_path)}"
+    tuned = timm.create_model(name, pretrained=True, num_classes=3)
+    weights = load_file(cifar_run.weights_file)
+    assert tuned.fc.weight.shape == (3, 64)
+    assert torch.equal(tuned.layer3[0].conv1.weight, weights["layer3.0.conv1.weight"])
+    assert not torch.equal(timm.create_model(name).fc.weight, weights["fc.weight"])  # unless they are asked for
+    with pytest.raises(UserError, match="local-dir:OUT_FOLDER"):
+        timm.create_model("reslib")
 
 
 @pytest.mark.parametrize(
@@ -143,9 +184,23 @@ def test_torchvisions_name_only_for_torchvisions_network(model, fields, same):
 
 
 def test_an_unfinished_run_is_named(tmp_path, capsys):
-    assert export.main([str(tmp_path / "nothing"), str(tmp_path / "out")]) == 1
+    assert export.main([str(tmp_path), str(tmp_path / "out")]) == 1
     assert "no weights.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_exported_is_one_line(cifar_run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for run, out, code, words in (
+        (tmp_path / "nothing", tmp_path / "out", 2, "is not the folder of a run"),
+        (tmp_path / "file", tmp_path / "out", 2, "is not the folder of a run"),
+        (cifar_run.path, tmp_path / "file", 2, "is a file"),
+        (cifar_run.path, tmp_path / "file" / "below", 1, "Not a directory"),
+        (cifar_run.path, "/proc/here", 1, "/proc/here"),
+    ):
+        assert export.main([str(run), str(out)]) == code
+        printed, error = capsys.readouterr()
+        assert error.startswith("reslib: ") and error.count("\n") == 1 and words in error and not printed
 
 
 def test_the_hub_imports_nothing_before_it_is_asked():
