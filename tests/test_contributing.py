@@ -1,7 +1,9 @@
 """CONTRIBUTING.md, followed to the letter: its files are written, its commands and its code are run, in order."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +29,10 @@ def follow(section: str, folder: Path) -> str:
         if file:
             (folder / file).write_text(code)
             continue
+        if language == "diff":  # made to a copy, which is found before the checkout
+            shutil.copytree(ROOT / "reslib", folder / "reslib", ignore=shutil.ignore_patterns("__pycache__"))
+            subprocess.run([shutil.which("git"), "apply", "-"], cwd=folder, input=code, text=True, check=True)
+            continue
         code = re.sub(r"^reslib ", f"{sys.executable} -m reslib ", code, flags=re.M)
         command = ["sh", "-ec", code] if language == "sh" else [sys.executable, "-c", code]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
@@ -50,7 +56,14 @@ def test_add_a_figure(tmp_path):
 
 
 def test_add_a_data_set(tmp_path):
-    follow("Add a data set", tmp_path)
+    if not shutil.which("git"):
+        pytest.skip("git is not installed")
+    assert "test error" in follow("Add a data set", tmp_path)
+    (run,) = (tmp_path / "results" / "smoke" / "runs").glob("resnet8-stripes-*")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["iterations"] == 6 and summary["synthetic"]
+    assert summary["train_images"] == summary["test_images"] == 64 and summary["data_origin"] == "generated"
+    assert len(pd.read_csv(run / "metrics.csv")) >= 1
 
 
 @pytest.mark.parametrize("path", re.findall(r"`((?:reslib|notebooks|tests)/[\w/.]+)`", TEXT))
