@@ -1,12 +1,17 @@
 """The report in a real browser: no console errors, images drawn, the list by keyboard, phone, dark."""
 
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
 import pytest
 from browser_driver import chromium, console_errors
+from PIL import Image
 from report_records import write_results, write_run
 
 from reslib.cli import main
 from reslib.recipe import Recipe
 
+ROOT = Path(__file__).resolve().parent.parent
 RUNS = 230  # more than two pages of the list
 
 
@@ -17,6 +22,14 @@ def address(tmp_path_factory):
         write_run(root / "paper" / "runs", Recipe("resnet20", seed=seed), test_error=0.08 + seed / 10_000)
     assert main(["report", "--results", str(root)]) == 0
     return (root / "report.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """The report of this repository's own records, figures and tables."""
+    page = tmp_path_factory.mktemp("real") / "report.html"
+    assert main(["report", "--results", str(ROOT / "results"), "--out", str(page)]) == 0
+    return page.as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -35,24 +48,39 @@ def column(browser, number):
     return browser.execute_script(script, number)
 
 
-def test_images_are_drawn_and_nothing_is_missing(browser):
+def test_nothing_is_missing(browser):
     sizes = browser.execute_script("return [...document.images].map(i => [i.complete, i.naturalWidth])")
     assert sizes == [[True, 1]]
     assert console_errors(browser) == []
 
 
-def test_all_links_resolve(browser):
-    """As the browser itself resolves them, with quoting."""
-    from pathlib import Path
-    from urllib.parse import unquote, urlsplit
-
+def check_links(browser, least):
+    """All links resolve, as the browser itself reads them, with quoting."""
     links = browser.execute_script("return [...document.links].map(a => a.href)")
-    assert len(links) > 300
+    assert len(links) >= least
     for link in links:
         parts = urlsplit(link)
         assert parts.scheme == "file" and Path(unquote(parts.path)).exists(), link
         if parts.fragment:
             assert browser.execute_script("return !!document.getElementById(arguments[0])", unquote(parts.fragment))
+
+
+def test_all_links_resolve(browser):
+    check_links(browser, 300)
+
+
+def test_the_real_report_shows_every_figure(real):
+    """Each figure that is on disk, as large as it was drawn, visible and with words for who cannot see it."""
+    drawn = {path: Image.open(path).size for path in sorted((ROOT / "results").glob("*/figures/*.png"))}
+    facts = "i => [i.complete, i.naturalWidth, i.naturalHeight, i.clientWidth, i.alt]"
+    with chromium() as driver:
+        driver.get(real)
+        shown = driver.execute_script(f"return [...document.images].map({facts})")
+        assert len(drawn) > 3 and sorted(tuple(size) for _, *size, _, _ in shown) == sorted(drawn.values())
+        for complete, width, height, seen, text in shown:
+            assert complete and width > 400 and height > 200 and seen > 200 and len(text) > 5, (text, width, height)
+        check_links(driver, len(drawn) + 30)
+        assert console_errors(driver) == []
 
 
 def test_the_skip_link_is_the_first_stop(browser, address):
@@ -120,9 +148,10 @@ def luminance(colour):
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_a_phone_scrolls_in_one_direction(address):
+@pytest.mark.parametrize("page", ["address", "real"])
+def test_a_phone_scrolls_in_one_direction(page, request):
     with chromium(390, 844) as driver:
-        driver.get(address)
+        driver.get(request.getfixturevalue(page))
         assert driver.execute_script("return document.documentElement.scrollWidth") == 390
         widths = driver.execute_script(
             "return [...document.querySelectorAll('.board')].map(t => t.scrollWidth - t.parentNode.clientWidth)"
