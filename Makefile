@@ -31,7 +31,6 @@ verify: install
 	$(BIN)/reslib verify
 
 docs: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	$(BIN)/pdoc --output-directory docs/api --docformat markdown $(MODULES)
 
 links: install

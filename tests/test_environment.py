@@ -26,6 +26,7 @@ def test_environment_yml_is_a_thin_layer_over_pyproject():
 
 def test_every_dependency_has_a_bound():
     listed = PROJECT["dependencies"] + [d for extra in PROJECT["optional-dependencies"].values() for d in extra]
+    listed = [d for d in listed if not d.startswith("reslib[")]
     assert not [d for d in listed if not re.search(r"[<>=]=?\s*\d", d)]
 
 
@@ -33,6 +34,20 @@ def test_mission_packages_are_declared():
     listed = PROJECT["dependencies"] + [d for extra in PROJECT["optional-dependencies"].values() for d in extra]
     names = {re.match(r"[\w.-]+", d)[0].lower() for d in listed}
     assert {"torch", "torchvision", "jupyterlab", "papermill", "seaborn", "pandas", "nbval"} <= names
+
+
+def test_ci_skips_no_test_for_want_of_a_package():
+    """What the short tests import or run is in the extra that CI installs; Ray's clusters are for --long."""
+    extras = PROJECT["optional-dependencies"]
+    others = re.fullmatch(r"reslib\[(.+)\]", next(d for d in extras["test"] if d.startswith("reslib[")))[1].split(",")
+    listed = PROJECT["dependencies"] + [d for extra in ("notebooks", "test", *others) for d in extras[extra]]
+    installed = {re.match(r"[\w-]+", d)[0].replace("-", "_") for d in listed}
+    skipping = {
+        name.partition(".")[0]
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in re.findall(r"importorskip\(\s*\"([\w.]+)\"", path.read_text(encoding="utf-8"))
+    }
+    assert skipping - {"ray"} <= installed | {"IPython", "nbclient", "nbformat"}  # which JupyterLab brings
 
 
 def test_makefile_installs_the_extras_that_the_readme_names():

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -117,3 +118,32 @@ def test_the_hook_refuses_an_executed_notebook(tmp_path):
     executed = tmp_path / "executed.ipynb"
     executed.write_text(json.dumps(text))
     assert run_hook("nbstripout", executed).returncode != 0
+
+
+def test_pre_commit_refuses_an_executed_notebook_and_takes_it_stripped(tmp_path):
+    """The hooks as `pre-commit install` has them run, in a repository with this configuration."""
+    tools = Path(sys.executable).parent
+    pre_commit, git = shutil.which("pre-commit", path=str(tools)) or shutil.which("pre-commit"), shutil.which("git")
+    if not pre_commit or not git:
+        pytest.skip("pre-commit or git is not installed")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "PRE_COMMIT"))}
+    environment |= {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "PRE_COMMIT_HOME": str(tmp_path / "cache")}
+
+    def run(*command):
+        return subprocess.run(command, cwd=tmp_path / "repository", env=environment, capture_output=True, text=True)
+
+    (tmp_path / "repository" / "notebooks").mkdir(parents=True)
+    for name in (".pre-commit-config.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / "repository")
+    stripped = (ROOT / "notebooks" / "figure1.ipynb").read_text(encoding="utf-8")
+    executed = json.loads(stripped)
+    next(c for c in executed["cells"] if c["cell_type"] == "code")["execution_count"] = 1
+    there = tmp_path / "repository" / "notebooks" / "figure1.ipynb"
+    run(git, "init", "--quiet")
+    for text, code in ((stripped, 0), (json.dumps(executed, indent=1), 1)):
+        there.write_text(text, encoding="utf-8")
+        run(git, "add", "--all")
+        done = run(pre_commit, "run", "--all-files")
+        assert done.returncode == code, done.stdout + done.stderr
+    failed = [line for line in done.stdout.splitlines() if line.endswith("Failed")]
+    assert len(failed) == 1 and failed[0].startswith("notebooks hold no outputs")
