@@ -17,6 +17,7 @@ COLUMNS = (  # name, whether it sorts by number
     ("precision", False), ("device", False), ("torch", False), ("commit", False), ("data", False),
     ("finished", False), ("note", False),
 )  # fmt: skip
+SHORT = 24  # characters of a table's cell up to which it stays on one line
 FILES = {"r": "recipe.json", "m": "metrics.csv", "s": "summary.json"}
 FIGURES = {  # stem: what it shows
     "figure1": "Figure 1: training and test error of plain nets of two depths",
@@ -24,9 +25,17 @@ FIGURES = {  # stem: what it shows
     "figure4": "Figure 4: plain and residual nets of 18 and 34 layers on ImageNet",
     "figure4_crops": "Training crops of Figure 4",
     "figure6": "Figure 6: plain and residual nets on CIFAR-10",
+    "figure6_depth": "Figure 6's nets: final error against the number of layers",
     "figure7": "Figure 7: standard deviations of layer responses",
-    "gradients": "Norms of activations and gradients by layer",
+    "gradients_start": "Norms of activations and gradients by layer, before training",
+    "gradients_training": "Norms of activations and gradients by layer, during training",
+    "fidelity": "What common deviations from the paper's protocol cost",
+    "future_work": "The step that followed: pre-activation",
     "basic_block": "Figure 2: the residual block",
+    "explore_confused": "Test images that the best net is surest about and wrong",
+    "speed": "Speed of reslib beside the usual loop",
+    "speed_scaling": "Speed against depth, batch size and width",
+    "speed_seeds": "Speed of several seeds at once",
 }
 MARKS = {"holds": "✓", "does not hold": "✗", "not enough evidence": "–"}  # never by colour alone
 
@@ -50,7 +59,7 @@ table{border-collapse:collapse;width:100%;font-size:.87rem}caption{text-align:le
 th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;border-top:1px solid var(--line)}
 thead th{background:var(--card);white-space:nowrap}td.number{text-align:right;font-variant-numeric:tabular-nums}
 .board td:nth-child(4),.board td:nth-child(5){min-width:16rem}.board .verdict{white-space:nowrap;font-weight:600}
-tbody th{font-weight:600}tbody td:first-child{white-space:nowrap}
+tbody th{font-weight:600}tbody td:first-child,td.short{white-space:nowrap}
 .holds{color:var(--good)}.fails{color:var(--bad)}
 .runs td,.runs tbody th{white-space:nowrap;font-weight:400}.runs td.note{white-space:normal;min-width:14rem}
 figure{margin:1rem 0}figure img{max-width:100%;height:auto;background:#fff;border:1px solid var(--line);
@@ -210,11 +219,15 @@ def _figure(path: Path, link) -> str:
 
 def _table(cells: pd.DataFrame, caption: str) -> str:
     heads = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in cells.columns)
-    lines = "".join(f"<tr>{''.join(f'<td>{escape(v)}</td>' for v in row)}</tr>" for row in cells.to_numpy())
+    lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in cells.to_numpy())
     return _scroll(
         f"<table><caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>",
         caption,
     )
+
+
+def _cell(text: str) -> str:
+    return f"<td{' class=short' if len(text) <= SHORT else ''}>{escape(text)}</td>"
 
 
 def _scroll(table: str, label: str) -> str:

@@ -34,5 +34,6 @@ def chromium(width=1300, height=900, dark=False):
         browser.quit()
 
 
-def console_errors(browser) -> list[str]:
-    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+def console_errors(browser, levels=("SEVERE", "WARNING")) -> list[str]:
+    """What the console has said since it was last asked, of these levels."""
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in levels]

@@ -208,6 +208,13 @@ def test_failures_give_one_line_and_code_one(tmp_path, capsys):
     assert "cannot write to" in one_line(capsys)
 
 
+def test_without_notebooks_the_command_says_where_they_are_looked_for(tmp_path, monkeypatch, capsys):
+    """As from a wheel, which has none."""
+    monkeypatch.setenv("RESLIB_NOTEBOOKS", str(tmp_path))
+    assert main(["reproduce", "--preset=smoke", f"--results={tmp_path}"]) == 1
+    assert one_line(capsys) == f"reslib: no notebooks in {tmp_path}: run this from a checkout, or set RESLIB_NOTEBOOKS"
+
+
 def test_traceback_on_request(tmp_path):
     base = [
         "train",

@@ -21,6 +21,7 @@ from reslib.job import Execution
 from reslib.recipe import Recipe
 from reslib.runs import Run, read_json
 from reslib.stopping import Interrupted
+from reslib.studies import plan, preset_of
 
 CPU = Execution(device="cpu", checkpoint_seconds=0.2)
 SMALL = {"batch_size": 32, "train_size": 256, "test_size": 64, "precision": "fp32", "dataset": "synthetic"}
@@ -170,18 +171,22 @@ def test_a_killed_node_loses_nothing(nodes, tmp_path):
 
     driver = threading.Thread(target=drive)
     driver.start()
-    wait_for(lambda: run.checkpoint_file.exists(), what="the first checkpoint")
-    holder = int((run.path / "lock").read_text().split()[1])
-    raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes.workers}
-    parents = ancestors(holder)
-    victim = next(node for pid, node in raylets.items() if pid in parents)
-    nodes.remove_node(victim, allow_graceful=False)
-    assert not run.ended, "the node was killed too late for this test to mean anything"
+    kill_the_node_of(run, nodes)
     driver.join(600)
     assert result["failures"] == []
     assert [rows(Run(tmp_path / "ray", r)) for r in recipes] == inline(recipes, tmp_path / "inline")
     sessions = read_json(run.summary_file)["sessions"]
     assert len(sessions) >= 2 and sessions[-1]["from_iteration"] > 0  # continued, not begun again
+
+
+def kill_the_node_of(run, nodes):
+    """Kill the node that trains `run`, once it has written a checkpoint."""
+    wait_for(lambda: run.checkpoint_file.exists(), what="the first checkpoint")
+    holder = int((run.path / "lock").read_text().split()[1])
+    raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes.workers}
+    parents = ancestors(holder)
+    nodes.remove_node(next(node for pid, node in raylets.items() if pid in parents), allow_graceful=False)
+    assert not run.ended, "the node was killed too late for this test to mean anything"
 
 
 def ancestors(pid):
@@ -191,6 +196,28 @@ def ancestors(pid):
         with open(f"/proc/{pid}/stat") as file:
             pid = int(file.read().rpartition(")")[2].split()[1])
     return found
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_command_on_a_cluster_that_loses_a_node(nodes, tmp_path):
+    """`reslib reproduce --executor ray` as it is typed: a node is killed in the middle, the command ends well, the same
+    command again finds everything done, and the rows are those of inline."""
+    preset = preset_of("smoke+iterations=240,eval_every=24")
+    recipes = [r for r in plan(preset, {"cifar": "synthetic"}, 1, ["figure1"]) if r.model in ("plain20", "resnet20")]
+    assert len(recipes) == 2
+    command = [sys.executable, "-m", "reslib", "reproduce", "figure1", "--preset", preset.name, "--runs-only"]
+    command += ["--models=plain20,resnet20", "--executor=ray", f"--address={nodes.address}", "--gpus-per-run=0.5"]
+    command += ["--device=cpu", "--checkpoint-every=0.2s", f"--results={tmp_path}"]
+    begun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    runs = [Run(tmp_path / preset.name / "runs", r) for r in recipes]
+    kill_the_node_of(runs[0], nodes)
+    out, _ = begun.communicate(timeout=700)
+    assert begun.returncode == 0 and "2 of 2 runs to train" in out and "[2/2]" in out, out
+    assert all(run.summary()["status"] == "finished" for run in runs)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0 and again.stdout == "", again.stdout + again.stderr
+    assert [rows(run) for run in runs] == inline(recipes, tmp_path / "inline")
 
 
 @pytest.mark.long

@@ -1,16 +1,20 @@
 """The report: nothing loaded from elsewhere, every link resolves, names are text, and it stays fast."""
 
 import json
+import re
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote
 
 import pandas as pd
 import pytest
 from report_records import write_results
 
-from reslib import claims
+from reslib import claims, report_page
 from reslib.cli import main
 from reslib.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
 
 VOID = {"meta", "link", "img", "input", "br"}
 
@@ -125,6 +129,13 @@ def test_for_keyboards_and_screen_readers(page):
     assert all(e["scope"] in ("row", "col") for e in page.all("th"))
     assert all(e["tabindex"] == "0" and e["aria-label"] for e in page.elements if e.get("class") == "scroll")
     assert page.all("html")[0]["lang"] == "en"
+
+
+def test_every_figure_of_a_notebook_has_words():
+    """What stands below it, and what is read aloud."""
+    sources = [p.read_text(encoding="utf-8") for p in (ROOT / "notebooks").glob("*.ipynb")]
+    stems = {s for text in sources for s in re.findall(r'save_figure\(\w+, \\"(\w+)\\"\)', text)}
+    assert len(stems) > 10 and stems <= set(report_page.FIGURES)
 
 
 def test_results_csv_has_a_row_per_run(report):

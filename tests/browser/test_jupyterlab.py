@@ -6,6 +6,7 @@ RESLIB_SCREENSHOTS=FOLDER keeps what was seen.
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -39,6 +40,7 @@ IMAGES = (
     "return [...document.querySelectorAll('.jp-RenderedImage img')].filter(i => i.complete && i.naturalWidth > 100)"
 )
 TABLES = "return [...document.querySelectorAll('.jp-RenderedHTML table')].filter(t => t.rows.length > 4)"
+KNOWN = {}
 OF_TABLES = ("cifar10_table", "imagenet_tables")  # these draw nothing
 
 
@@ -143,6 +145,11 @@ def run_all(browser, after=0) -> set[int]:
     return shares - {None}
 
 
+def severe(browser) -> list[str]:
+    """What the console calls severe, but for what is KNOWN of JupyterLab itself."""
+    return [line for line in console_errors(browser, ("SEVERE",)) if not any(re.search(p, line) for p in KNOWN)]
+
+
 def keep(name: str, png: bytes) -> None:
     if os.environ.get("RESLIB_SCREENSHOTS"):
         (Path(os.environ["RESLIB_SCREENSHOTS"]) / f"{name}.png").write_bytes(png)
@@ -185,23 +192,67 @@ def test_run_all_from_the_menu_twice(browser, lab, notebook):
     run_all(browser, after=len(sources))
     element = until(lambda: browser.execute_script(shown), 60, "figure or table")[0]
     assert_not_blank(shot(browser, element), least)
-    assert not [line for line in console_errors(browser) if "reslib" in line]
+    assert not severe(browser)
+
+
+LISTS = """return [...document.querySelectorAll('.widget-dropdown')]
+    .filter(e => e.querySelector('label').textContent === arguments[0]).map(e => e.querySelector('select'))"""
+PAGE = """const shown = (selector, of) => [...document.querySelectorAll(selector)].map(of);
+    return {images: shown('.jp-RenderedImage img', i => i.src), text: document.querySelector('.jp-Notebook').innerText,
+            tables: shown('.jp-RenderedHTML table', t => t.innerText)};"""
+
+
+@pytest.fixture
+def trained(lab):
+    """A plain and a residual net for `explore` to look into, trained at smoke scale."""
+    command = [sys.executable, "-m", "reslib", "reproduce", "figure1", "--preset=smoke", "--runs-only", "--device=cpu"]
+    command += ["--models=plain20,resnet20", f"--results={lab[1] / 'results' / 'explore'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RESLIB_DATA": ""}
+    subprocess.run(command, env=environment, check=True, timeout=900)
 
 
 @pytest.mark.parametrize("notebook", ["explore"], indirect=True)
-def test_the_controls_of_explore_draw_anew(browser, notebook):
-    """A choice in a real drop-down list changes the table and the figure below it."""
-    run_all(browser)
-    table = "return [...document.querySelectorAll('.jp-RenderedHTML table')].map(t => t.textContent).join()"
-    assert "269,722" in browser.execute_script(table) and "853,018" not in browser.execute_script(table)
-    lists = "return [...document.querySelectorAll('.widget-dropdown select')]"
-    depth = next(e for e in until(lambda: browser.execute_script(lists), 60, "lists") if "56" in e.text.split())
-    before = browser.execute_script(IMAGES + ".map(i => i.src)")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", depth)
+def test_the_controls_of_explore_draw_anew(browser, trained, notebook):
+    """Every choice in a real drop-down list changes what stands below it, and that alone."""
     from selenium.webdriver.support.ui import Select
 
-    Select(depth).select_by_visible_text("56")
-    until(lambda: "853,018" in browser.execute_script(table), 60, "table of the chosen network")
-    Select(depth).select_by_visible_text("50")  # a bottleneck: another diagram
-    until(lambda: browser.execute_script(IMAGES + ".map(i => i.src)")[0] != before[0], 60, "diagram of the bottleneck")
-    keep("explore-chosen", browser.get_screenshot_as_png())
+    run_all(browser)
+    page = browser.execute_script(PAGE)
+    assert len(page["images"]) == 3, "the diagram, the responses and the mistakes"
+    assert "269,722" in page["tables"][0] and "resnet20" in page["tables"][0]
+
+    def choose(label, value, number=0, changed=()):
+        """Take `value` in the list of this label; the page once the images numbered in `changed` are other ones."""
+        before = browser.execute_script(PAGE)
+        found = until(lambda: browser.execute_script(LISTS, label)[number:], 60, f"list {label!r}")[0]
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
+        Select(found).select_by_visible_text(value)
+
+        def drawn():
+            after = browser.execute_script(PAGE)
+            differ = [
+                i for i, pair in enumerate(zip(before["images"], after["images"], strict=True)) if len({*pair}) > 1
+            ]
+            assert set(differ) <= set(changed), f"{label} {value} changed images {differ}"
+            return after if differ == list(changed) and after != before else None
+
+        after = until(drawn, 120, f"other page after {label} {value}")
+        keep(f"explore-{label}-{value}", browser.get_screenshot_as_png())
+        return after
+
+    assert "plain20 (no shortcuts)" in (page := choose("family", "plain", changed=[0]))["tables"][0]
+    assert "269,722" in page["tables"][0]  # as with option A
+    assert "resnet20, option A" in choose("family", "resnet", changed=[0])["tables"][0]
+    assert "853,018" in choose("depth", "56")["tables"][0]  # the same block
+    assert "22,780,456" in choose("depth", "50", changed=[0])["tables"][0]  # bottlenecks
+    assert "resnet20, option A" in choose("depth", "20", changed=[0])["tables"][0]
+    assert "272,474" in choose("shortcut", "B", changed=[0])["tables"][0]  # 2,752 more: two projections and their norms
+    other = [o for o in browser.execute_script(LISTS + "[0].innerText", "net").split() if "-" in o]
+    assert len(other) == 2 and {o.split("-")[0] for o in other} == {"plain20", "resnet20"}
+    before = page["text"]
+    page = choose("net", other[1], changed=[1])
+    assert page["text"] != before and "the network says" in page["text"]
+    choose("image", "3", changed=[1])
+    mistakes = choose("net", other[1], number=1, changed=[2])["tables"][-1]
+    assert mistakes != page["tables"][-1] and "probability" in mistakes
+    assert not severe(browser)
