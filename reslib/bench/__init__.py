@@ -18,6 +18,8 @@ from ..errors import UserError, choose
 from ..numerics import resolve_device
 
 CONTENDERS = "usual,fp32,fast"
+CIFAR_SETS = ("cifar10", "synthetic")
+IMAGENET_SETS = ("imagenet", "imagenette", "synthetic-imagenet")
 
 
 def add_arguments(parser) -> None:
@@ -30,7 +32,7 @@ def add_arguments(parser) -> None:
         default=CONTENDERS,
         help="the first is the measure: see contenders.py",
     )
-    parser.add_argument("--dataset", default=None, help="cifar10 or synthetic (default: what is found)")
+    parser.add_argument("--dataset", default=None, help=f"{' or '.join(CIFAR_SETS)} (default: what is found)")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a turn")
     parser.add_argument(
@@ -47,7 +49,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--seed-models", default="resnet20", help="networks of --seeds-at-once, joined by commas")
     parser.add_argument("--loader", action="store_true", help="ImageNet loader alone, network alone, both")
     parser.add_argument("--loader-model", default="resnet18")
-    parser.add_argument("--loader-dataset", default=None, help="imagenet, imagenette or synthetic-imagenet")
+    parser.add_argument("--loader-dataset", default=None, help=", ".join(IMAGENET_SETS))
     parser.add_argument("--loader-steps", type=int, default=10, help="batches in a turn of --loader")
     parser.add_argument("--loader-preset", default="medium", help="whose crop and batch size --loader uses")
     parser.add_argument("--whole", action="store_true", help="all of this for the paper's networks: one command")
@@ -185,6 +187,8 @@ def _everything(arguments) -> None:
 
 def _checked(arguments) -> dict:
     """The lists among the arguments. Raises UserError naming what is wrong before anything is measured."""
+    from ..models import build_model
+    from ..studies import preset_of
     from .contenders import NAMES
 
     lists = {n: _words(getattr(arguments, n)) for n in ("models", "contenders", "devices", "seed_models")}
@@ -194,11 +198,14 @@ def _checked(arguments) -> dict:
         choose("contender", name, NAMES)
     if not 0 < arguments.seconds < math.inf:
         raise UserError(f"seconds {arguments.seconds} is out of range: allowed is above 0")
-    for name, least in (("rounds", 1), ("loader_steps", 1)):
-        if getattr(arguments, name) < least:
-            raise UserError(f"{name} {getattr(arguments, name)} is out of range: allowed is {least} and above")
-    from ..models import build_model
-
+    for name, least in (("rounds", 1), ("loader_steps", 1), ("workers", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"{name} {value} is out of range: allowed is {least} and above")
+    for name, sets in (("dataset", CIFAR_SETS), ("loader_dataset", IMAGENET_SETS)):
+        if (value := getattr(arguments, name)) is not None:
+            choose(name, value, sets)
+    preset_of(arguments.loader_preset)
     if not 0 <= arguments.seeds_at_once <= 100:
         raise UserError(f"seeds_at_once {arguments.seeds_at_once} is out of range: allowed is 0 (not measured) to 100")
     for model in {*lists["models"], *lists["seed_models"]}:
