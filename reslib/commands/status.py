@@ -42,14 +42,16 @@ def main(arguments) -> int:
     datasets = datasets_of(preset.name, arguments.data_root)
     recipes = plan(preset, datasets, arguments.seeds)
     print(f"preset {preset.name}: {preset.purpose}; {results / preset.name}")
-    print("\n".join(report(recipes, preset, results, given, arguments.gpus)))
+    print("\n".join(report(recipes, preset, results, given, arguments.gpus, arguments.seeds)))
     if reason := absent(datasets, arguments.data_root):
         count = sum(r.dataset == "imagenet" for r in recipes)
         print(f"until ImageNet is found its {count} runs are left out: {reason}")
     return 0
 
 
-def report(recipes: list[Recipe], preset, results, given: dict[str, float] | None = None, gpus: int = 0) -> list[str]:
+def report(
+    recipes: list[Recipe], preset, results, given: dict[str, float] | None = None, gpus: int = 0, seeds: int = 0
+) -> list[str]:
     """The lines of the report on a plan's recipes."""
     given = given or {}
     runs_dir = results / preset.name / "runs"
@@ -106,7 +108,9 @@ def report(recipes: list[Recipe], preset, results, given: dict[str, float] | Non
     others = len(there - {run.path.name for run in runs})
     if others:
         lines.append(f"{others} further run folders are not in this plan")
-    return lines + _time(left, names, sources, device, gpus, slow)
+    count, hours = schedule_plan.gradients(preset, seeds, networks, given)
+    further = f"beside the runs: the gradients notebook follows {count} networks: {in_words(3600 * hours)}"
+    return [*lines, *_time(left, names, sources, device, gpus, slow), further]
 
 
 def _time(left, names, sources, device, gpus, slow) -> list[str]:
