@@ -74,9 +74,8 @@ def gradients(folder: Path, out: Path | None = None, dataset: str | None = None)
     norms = measurement(folder, "gradients")
     if norms is None:
         return []
-    followed = norms.merge(norms.loc[norms.iteration > 0, ["init", "batch_norm"]].drop_duplicates())
     return _figure(figures.gradients_figure(norms[norms.iteration == 0]), out or folder, "gradients_start") + _figure(
-        figures.gradients_figure(followed), out or folder, "gradients_training"
+        figures.gradients_figure(norms), out or folder, "gradients_training"
     )
 
 

@@ -267,6 +267,28 @@ def signal_summary(measured: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(by, ignore_index=True)
 
 
+def cures(summary: pd.DataFrame) -> pd.DataFrame:
+    """What batch norm and each initialisation cure in the deepest nets: a row per combination and family, as text.
+
+    Columns "at the start" and "at iteration N" (the last measured) hold the worst verdict over seeds; beside them what
+    remains of the signal after its way through the layers, forward and backward (medians over seeds, 1 is all of it).
+    """
+    deep = summary[summary["depth"] == summary["depth"].max()]
+    last = deep["iteration"].max()
+    rows = []
+    for key, net in deep.groupby(["family", "batch_norm", "init"], sort=True):
+        row = dict(
+            zip(("family", "batch norm", "initialisation"), (key[0], "yes" if key[1] else "no", key[2]), strict=True)
+        )
+        for iteration, words in {0: "at the start", last: f"at iteration {last}"}.items():
+            part = net[net["iteration"] == iteration]
+            row[f"gradients {words}"] = worst_verdict(part["gradients"])
+            for way, column in (("forward", "activation, last / first"), ("backward", "backward, first / last")):
+                row[f"{way} {words}"] = f"{part[column].median():.2g}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def worst_verdict(verdicts: pd.Series) -> str:
     """Of several seeds' verdicts the one that is least like "healthy", with how many of them say it."""
     order = ("not finite", "explode", "vanish", "healthy")

@@ -1,6 +1,7 @@
 """Probes against slow references without hooks: the same forward pass written out, and finite differences."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reslib import claims, data, probes
+from reslib import claims, data, gradient_plan, probes
 from reslib.errors import UserError
 from reslib.frames import load_measurement, save_measurement
 from reslib.models import build_model
@@ -190,12 +191,28 @@ def test_gradient_study_covers_every_combination(study):
     assert len(start) == 2 * 3 * 2 * 2 and start["synthetic"].all()
     assert start.groupby("seed")["norm"].nunique().tolist() == [12, 12] and start["norm"].nunique() == 24
     followed = study[study["iteration"] > 0]
-    assert set(zip(followed["init"], followed["batch_norm"], strict=True)) == set(probes.TRAINED)
+    assert set(zip(followed["init"], followed["batch_norm"], strict=True)) == set(
+        itertools.product(gradient_plan.INITIALISATIONS, (True, False))
+    )
     # A network without batch norm and a naive Gaussian loses the signal on its way; He's initialisation keeps it.
     summary = probes.signal_summary(study).query("iteration == 0 and family == 'plain' and not batch_norm")
     kept = summary.set_index("init")["activation, last / first"]
     assert len(kept) == 6  # a row per seed
     assert (kept["gaussian"] < 1e-2).all() and kept["he"].between(0.1, 10).all()
+
+
+def test_what_each_cures_is_of_the_deepest_nets(study):
+    deeper = pd.concat([study, study.assign(depth=20, model=study["family"] + "20", norm=2 * study["norm"])])
+    summary = probes.signal_summary(deeper)
+    cures = probes.cures(summary)
+    assert len(cures) == 12 and set(cures["family"]) == {"plain", "resnet"}
+    naive = cures.set_index(["family", "batch norm", "initialisation"]).loc[("plain", "no", "gaussian")]
+    mine = summary.query("depth == 20 and family == 'plain' and not batch_norm and init == 'gaussian'")
+    for iteration, words in ((0, "at the start"), (2, "at iteration 2")):
+        part = mine[mine["iteration"] == iteration]
+        assert naive[f"gradients {words}"] == probes.worst_verdict(part["gradients"])
+        assert naive[f"forward {words}"] == f"{part['activation, last / first'].median():.2g}"
+        assert naive[f"backward {words}"] == f"{part['backward, first / last'].median():.2g}"
 
 
 def test_what_a_notebook_draws_is_what_it_has_saved(study, tmp_path):
