@@ -209,7 +209,9 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     if right > left:
         margin = 0.06 * (right - left)
         ax.set_xlim(left - margin, right + margin)
-    ax.set_xlabel("test error minus the reference's (points)\n← better        worse →")
+    ax.set_xlabel("test error minus the reference's (points)")
+    for words, side in (("← better ", "right"), (" worse →", "left")):  # on their sides of zero
+        ax.text(0, 1.01, words, transform=ax.get_xaxis_transform(), ha=side, va="bottom", fontsize=8, color="#444444")
     handles = [
         Line2D([], [], color=COLOURS[0], marker="o", linewidth=2, label="95% interval over seeds"),
         Line2D([], [], color=COLOURS[0], marker="o", markerfacecolor="white", linewidth=1, linestyle=(0, (3, 1.5)),

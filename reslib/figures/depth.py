@@ -46,7 +46,9 @@ def depth_view(runs: pd.DataFrame) -> Figure:
             ax.minorticks_off()
         ax.set_xlabel("layers")
         ax.set_ylabel(f"final {title} error (%)")
-        ax.set_ylim(0, 1.06 * ax.get_ylim()[1])  # room for the marks of the largest
+    top = 1.06 * max(ax.get_ylim()[1] for ax in axes[0])  # room for the marks of the largest
+    for ax in axes[0]:  # read against each other
+        ax.set_ylim(0, top)
     if handles := axes[0][0].get_legend_handles_labels()[0]:
         if len(several):
             label = "one seed, where there are several (open mark: their mean)"
