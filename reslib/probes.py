@@ -13,14 +13,12 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import data, evidence, provenance
-from .criteria import FROZEN, WILD
 from .engine import Step, make_optimizer, set_learning_rate
 from .errors import UserError
 from .files import sha256
@@ -239,79 +237,6 @@ def gradient_study(
         net = {"model": recipe.model, "family": family, "depth": depth, "seed": recipe.seed, "init": options["init"]}
         frames.append(frame.assign(**net, batch_norm=options.get("batch_norm", True), synthetic=source.synthetic))
     return pd.concat(frames, ignore_index=True).assign(evidence=measured_on, key=key)[COLUMNS]
-
-
-def signal_summary(measured: pd.DataFrame) -> pd.DataFrame:
-    """A row per net, seed and iteration: what reaches the first layers, forward and backward, and whether each learns.
-
-    "activation, last / first" and "backward, first / last": medians of a quarter of the layers, 1 for a signal that
-    keeps its size on its way; "gradient": its smallest and largest norm over the layers, and a verdict by FROZEN, WILD.
-    """
-    rows = []
-    keys = ["batch_norm", "init", "family", "depth", "model", "seed", "iteration"]
-    for key, net in measured.groupby(keys, sort=True):
-        norms = {kind: part.sort_values("layer")["norm"] for kind, part in net.groupby("kind")}
-        first, last = ({k: _quarter(v, end) for k, v in norms.items()} for end in (0, 1))
-        gradient = norms["gradient"]
-        rows.append(
-            dict(zip(keys, key, strict=True))
-            | {
-                "activation, last / first": _ratio(last["activation"], first["activation"]),
-                "backward, first / last": _ratio(first["backward"], last["backward"]),
-                "smallest gradient": gradient.min(skipna=False),
-                "largest gradient": gradient.max(skipna=False),
-                "gradients": _verdict(gradient),
-            }
-        )
-    by = ["batch_norm", "init", "family", "depth", "seed", "iteration"]
-    return pd.DataFrame(rows).sort_values(by, ignore_index=True)
-
-
-def cures(summary: pd.DataFrame) -> pd.DataFrame:
-    """What batch norm and each initialisation cure in the deepest nets: a row per combination and family, as text.
-
-    Columns "at the start" and "at iteration N" (the last measured) hold the worst verdict over seeds; beside them what
-    remains of the signal after its way through the layers, forward and backward (medians over seeds, 1 is all of it).
-    """
-    deep = summary[summary["depth"] == summary["depth"].max()]
-    last = deep["iteration"].max()
-    rows = []
-    for key, net in deep.groupby(["family", "batch_norm", "init"], sort=True):
-        row = dict(
-            zip(("family", "batch norm", "initialisation"), (key[0], "yes" if key[1] else "no", key[2]), strict=True)
-        )
-        for iteration, words in {0: "at the start", last: f"at iteration {last}"}.items():
-            part = net[net["iteration"] == iteration]
-            row[f"gradients {words}"] = worst_verdict(part["gradients"])
-            for way, column in (("forward", "activation, last / first"), ("backward", "backward, first / last")):
-                row[f"{way} {words}"] = f"{part[column].median():.2g}"
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def worst_verdict(verdicts: pd.Series) -> str:
-    """Of several seeds' verdicts the one that is least like "healthy", with how many of them say it."""
-    order = ("not finite", "explode", "vanish", "healthy")
-    worst = min(verdicts, key=order.index)
-    count = int((verdicts == worst).sum())
-    return worst if count == len(verdicts) else f"{worst} ({count} of {len(verdicts)})"
-
-
-def _quarter(norms: pd.Series, end: int) -> float:
-    size = max(1, len(norms) // 4)
-    return norms.iloc[-size:].median(skipna=False) if end else norms.iloc[:size].median(skipna=False)
-
-
-def _ratio(a: float, b: float) -> float:
-    return a / b if b else float("nan")
-
-
-def _verdict(gradient: pd.Series) -> str:
-    if not np.isfinite(gradient).all():
-        return "not finite"
-    if gradient.max() > WILD:
-        return "explode"
-    return "vanish" if gradient.min() < FROZEN else "healthy"
 
 
 def _float64(x: Tensor) -> Tensor:
