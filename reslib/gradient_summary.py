@@ -37,8 +37,8 @@ def signal_summary(measured: pd.DataFrame) -> pd.DataFrame:
 def cures(summary: pd.DataFrame) -> pd.DataFrame:
     """What batch norm and each initialisation cure in the deepest nets: a row per combination and family, as text.
 
-    Columns "at the start" and "at iteration N" (the last measured) hold the worst verdict over seeds; beside them what
-    remains of the signal after its way through the layers, forward and backward (medians over seeds, 1 is all of it).
+    For the start and the last iteration measured: the worst verdict over seeds, and the medians over seeds of the two
+    ratios of `signal_summary`.
     """
     deep = summary[summary["depth"] == summary["depth"].max()]
     last = deep["iteration"].max()
@@ -50,8 +50,8 @@ def cures(summary: pd.DataFrame) -> pd.DataFrame:
         for iteration, words in {0: "at the start", last: f"at iteration {last}"}.items():
             part = net[net["iteration"] == iteration]
             row[f"gradients {words}"] = worst_verdict(part["gradients"])
-            for way, column in (("forward", "activation, last / first"), ("backward", "backward, first / last")):
-                row[f"{way} {words}"] = f"{part[column].median():.2g}"
+            for column in ("activation, last / first", "backward, first / last"):
+                row[f"{column} {words}"] = f"{part[column].median():.2g}"
         rows.append(row)
     return pd.DataFrame(rows)
 

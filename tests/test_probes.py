@@ -211,8 +211,8 @@ def test_what_each_cures_is_of_the_deepest_nets(study):
     for iteration, words in ((0, "at the start"), (2, "at iteration 2")):
         part = mine[mine["iteration"] == iteration]
         assert naive[f"gradients {words}"] == gradient_summary.worst_verdict(part["gradients"])
-        assert naive[f"forward {words}"] == f"{part['activation, last / first'].median():.2g}"
-        assert naive[f"backward {words}"] == f"{part['backward, first / last'].median():.2g}"
+        for ratio in ("activation, last / first", "backward, first / last"):
+            assert naive[f"{ratio} {words}"] == f"{part[ratio].median():.2g}"
 
 
 def test_what_a_notebook_draws_is_what_it_has_saved(study, tmp_path):
