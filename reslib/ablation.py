@@ -24,6 +24,7 @@ MOVING = "moving instead of exact batch-norm statistics"
 WELCH, PAIRED = "Welch, over seeds", "paired t, over seeds"
 BINOMIAL = "binomial, one seed: test images only"
 NOT_TRAINED = "not yet trained"
+NOT_PLANNED = "not part of this preset"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # the reference, then the changes
 COLUMNS = [
     "deviation", "model", "n", "n reference", "diverged", "error", "reference error", "difference", "low", "high",
@@ -34,10 +35,11 @@ COLUMNS = [
 def table(groups: dict[str, list[Recipe]], runs: pd.DataFrame, statistics: bool = True) -> pd.DataFrame:
     """A row per deviation: its mean test error minus the reference's, in points, with the 95% interval.
 
-    groups: recipes by name; "paper" holds the reference, "paper (X)" that of a group named "... (X)". runs: records, of
-    every seed that is there. The interval is Welch's over seeds; with one seed on a side it is binomial and knows
-    nothing of the spread between seeds, so that it can call two runs alike but never different. statistics: add the
-    row of moving against exact batch-norm statistics, measured on the reference runs themselves.
+    groups: recipes by name; "paper" holds the reference, "paper (X)" that of a group named "... (X)"; a group without
+    recipes is not part of the preset and has a row that says so. runs: records, of every seed that is there. The
+    interval is Welch's over seeds; with one seed on a side it is binomial and knows nothing of the spread between
+    seeds, so that it can call two runs alike but never different. statistics: add the row of moving against exact
+    batch-norm statistics, measured on the reference runs themselves.
     """
     rows = []
     if statistics:
@@ -46,8 +48,25 @@ def table(groups: dict[str, list[Recipe]], runs: pd.DataFrame, statistics: bool 
         if name == REFERENCE or name.startswith(f"{REFERENCE} ("):
             continue
         reference = of_group(groups[_reference_of(name, groups)], runs)
-        rows.append(_row(name, recipes[0].model, of_group(recipes, runs), reference))
+        row = _row(name, recipes[0].model if recipes else "", of_group(recipes, runs), reference)
+        rows.append(row if recipes else row | {"finding": NOT_PLANNED})
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def caption(text: str, runs: pd.DataFrame) -> str:
+    """The caption of a table of differences, with the evidence behind it; names synthetic data first."""
+    return f"{evidence.loud(runs)}{text} {evidence.evidence_line(runs)}"
+
+
+def fidelity_caption(runs: pd.DataFrame) -> str:
+    """The caption of the fidelity table."""
+    text = "What deviations from the paper's protocol cost, each alone. Test error at the last iteration."
+    return caption(text, runs)
+
+
+def future_work_caption(depth: int, runs: pd.DataFrame) -> str:
+    """The caption of the table of pre-activation against the original unit."""
+    return caption(f"Pre-activation against the original unit, ResNet-{depth}. Test error at the last iteration.", runs)
 
 
 def of_group(recipes: list[Recipe], runs: pd.DataFrame) -> pd.DataFrame:
@@ -190,7 +209,9 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     if right > left:
         margin = 0.06 * (right - left)
         ax.set_xlim(left - margin, right + margin)
-    ax.set_xlabel("test error minus the reference's (points)\n← better        worse →")
+    ax.set_xlabel("test error minus the reference's (points)")
+    for words, side in (("← better ", "right"), (" worse →", "left")):  # on their sides of zero
+        ax.text(0, 1.01, words, transform=ax.get_xaxis_transform(), ha=side, va="bottom", fontsize=8, color="#444444")
     handles = [
         Line2D([], [], color=COLOURS[0], marker="o", linewidth=2, label="95% interval over seeds"),
         Line2D([], [], color=COLOURS[0], marker="o", markerfacecolor="white", linewidth=1, linestyle=(0, (3, 1.5)),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import ablation, claims, evidence, figures, studies, tables
+from . import ablation, claims, figures, studies, tables
 from .errors import UserError, choose
 from .frames import frames, load_measurement
 from .studies import CIFAR_STUDIES, STUDIES, plan, preset_of
@@ -74,9 +74,8 @@ def gradients(folder: Path, out: Path | None = None, dataset: str | None = None)
     norms = measurement(folder, "gradients")
     if norms is None:
         return []
-    followed = norms.merge(norms.loc[norms.iteration > 0, ["init", "batch_norm"]].drop_duplicates())
     return _figure(figures.gradients_figure(norms[norms.iteration == 0]), out or folder, "gradients_start") + _figure(
-        figures.gradients_figure(followed), out or folder, "gradients_training"
+        figures.gradients_figure(norms), out or folder, "gradients_training"
     )
 
 
@@ -86,8 +85,7 @@ def fidelity(folder: Path, out: Path | None = None, dataset: str | None = None) 
     if runs.empty:
         return []
     rows = ablation.table(studies.fidelity(preset_of(Path(folder).name), dataset, 0), runs)
-    caption = "What deviations from the paper's protocol cost, each alone. Test error at the last iteration."
-    return _table(ablation.printed(rows), out or folder, "fidelity", evidence.loud(runs) + caption) + _figure(
+    return _table(ablation.printed(rows), out or folder, "fidelity", ablation.fidelity_caption(runs)) + _figure(
         ablation.forest(rows, runs), out or folder, "fidelity"
     )
 
@@ -102,11 +100,9 @@ def future_work(folder: Path, out: Path | None = None, dataset: str | None = Non
     original, changed = ([r for r in recipes if bool(r.options) == new] for new in (False, True))
     figure = ablation.learning_curves({"original": original, "pre-activation": changed}, runs, curves)
     rows = ablation.table({"paper": original, "pre-activation": changed}, runs, statistics=False)
-    caption = (
-        f"Pre-activation against the original unit, ResNet-{preset.future_depth}. Test error at the last iteration."
-    )
+    caption = ablation.future_work_caption(preset.future_depth, runs)
     return _figure(figure, out or folder, "future_work") + _table(
-        ablation.printed(rows), out or folder, "future_work", evidence.loud(runs) + caption
+        ablation.printed(rows), out or folder, "future_work", caption
     )
 
 

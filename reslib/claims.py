@@ -71,10 +71,12 @@ def judge(claim: Claim, frames: Frames) -> tuple[str, str]:
         return UNDECIDED, f"{claim.needs} not measured"
     models = claim.models or (set(measured["model"]) if claim.needs else ())
     used = frames.runs[frames.runs["model"].isin(models)]
-    if claim.models and (column := criteria.differing(used)):
-        return UNDECIDED, f"the runs differ in {column}: {', '.join(sorted(map(str, used[column].unique())))}"
+    if claim.models and (columns := criteria.differing(used)):
+        values = (", ".join(map(str, sorted(used[column].dropna().unique()))) for column in columns)
+        found = "; ".join(f"{column}: {text}" for column, text in zip(columns, values, strict=True))
+        return UNDECIDED, f"the runs differ in {found}"
     if claim.scale == "paper" and not evidence.at_paper_scale(used):
-        return UNDECIDED, f"judged only on CIFAR-10 with {paper.PAPER_ITERATIONS:,} iterations"
+        return UNDECIDED, f"judged only {evidence.PAPER_SCALE}; here {evidence.scale(used)}"
     if claim.scale == "paper" and (others := evidence.departures(used)):
         return UNDECIDED, f"judged only on the paper's recipe, not with {', '.join(others)}"
     verdict, found = claim.evaluate(frames)
@@ -93,7 +95,7 @@ def _caveats(used: pd.DataFrame) -> list[str]:
     if evidence.is_synthetic(used).any():
         notes.append("SYNTHETIC DATA")
     elif not evidence.at_paper_scale(used) and (used["dataset"] != "imagenet").any():
-        notes.append(f"{used['dataset'].iloc[0]}, {int(used['iterations'].iloc[0]):,} iterations")
+        notes.append(evidence.scale(used))
     if others := evidence.departures(used):
         notes.append(f"not the paper's recipe: {', '.join(others)}")
     for model, group in used.groupby("model"):

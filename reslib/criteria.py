@@ -40,9 +40,9 @@ class Frames:
         return self.runs[self.runs["model"] == model]
 
 
-def differing(rows: pd.DataFrame) -> str:
-    """The first column of data or budget in which runs to be compared differ."""
-    return next((c for c in SAME_DATA if c in rows and rows[c].nunique() > 1), "")
+def differing(rows: pd.DataFrame) -> list[str]:
+    """The columns of data and budget in which runs to be compared differ."""
+    return [column for column in SAME_DATA if column in rows and rows[column].nunique() > 1]
 
 
 def compare(frames: Frames, first: str, second: str, column: str = "test_error") -> tuple[int, str]:

@@ -14,14 +14,18 @@ import pandas as pd
 
 from . import paper, stats
 from .baseline_recipes import BASELINE_RECIPES
+from .errors import UserError
 from .names import IMAGENET_DEPTHS
 from .recipe import Recipe
+from .studies import cifar_recipe, preset_of
 
 PROTOCOL = (
     "options", "shortcut", "preprocessing", "padding", "crops", "momentum", "nesterov", "weight_decay", "val_size",
     "teacher", "lr", "lr_drops", "lr_gamma", "schedule", "augmentation", "warmup_lr", "warmup_error",
 )  # fmt: skip
 STEPS = ("batch_size", "accumulation")  # what a step is: of the paper's size at the paper's scale alone
+SAID_ELSEWHERE = {"model", "dataset", "seed", "iterations", "eval_every", "precision"}  # columns, captions, footers
+PAPER_SCALE = f"on CIFAR-10 with {paper.PAPER_ITERATIONS:,} iterations of {paper.PAPER_BATCH} images"
 PAPER_SPLITS = (0, 45_000, 50_000)  # training images used; 0 is all, 45k and 50k are the paper's two readings
 
 
@@ -64,6 +68,22 @@ def at_paper_scale(runs: pd.DataFrame) -> bool:
     return bool(whole_test and ("train_size" not in runs or runs["train_size"].isin(PAPER_SPLITS).all()))
 
 
+def scale(runs: pd.DataFrame) -> str:
+    """Data and budget of runs in words: "cifar10, 6,400 iterations of 128 images, 1,000 test images"."""
+    parts = [_values(runs, "dataset"), f"{_values(runs, 'iterations')} iterations"]
+    if "batch_size" in runs:
+        parts[1] += f" of {_values(runs, 'batch_size')} images"
+    if "accumulation" in runs and (runs["accumulation"] != 1).any():
+        parts[1] += f" in {_values(runs, 'accumulation')} micro-batches"
+    for column, kind, whole in (
+        ("train_size", "training", PAPER_SPLITS),
+        ("test_size", "test", (0, paper.TEST_IMAGES)),
+    ):
+        if column in runs and not runs[column].isin(whole).all():
+            parts.append(f"{_values(runs[~runs[column].isin(whole)], column)} {kind} images")
+    return ", ".join(parts)
+
+
 def expected(model: str) -> dict:
     """Recipe fields, under their column names, that the paper asks for with this model."""
     values = {f.name: f.default for f in dataclasses.fields(Recipe) if f.name not in ("model", "seed")}
@@ -81,12 +101,16 @@ def settings(runs: pd.DataFrame) -> pd.Series:
     """Text per run: where its recipe differs from the paper's. Runs of one model and one text are one recipe's seeds.
 
     Named are the fields that vary between the model's runs and, varying or not, those of `PROTOCOL`, which no preset
-    should change (on ImageNet `options` alone: the rest is that part's own).
+    should change, and what is not as the run's own preset has it (on ImageNet `options` alone: the rest is that
+    part's own).
     """
     labels = np.full(len(runs), "", dtype=object)
     for model, places in runs.groupby("model", sort=False).indices.items():
         group, wanted = runs.iloc[places], expected(model)
-        always = PROTOCOL[:1] if is_imagenet(group).all() else PROTOCOL
+        always = PROTOCOL[:1]
+        if not is_imagenet(group).all():
+            wanted |= (changed := _changed(group))
+            always = (*PROTOCOL, *changed)
         named, spelled = [], []  # what is worth naming, and its spelling in each run
         for name in (c for c in wanted if c in group):
             texts = _texts([bool(v) for v in group[name]] if name == "teacher" else group[name].tolist())
@@ -100,6 +124,23 @@ def settings(runs: pd.DataFrame) -> pd.Series:
                 known[values] = ", ".join(differing)
             labels[place] = known[values]
     return pd.Series(labels, index=runs.index, dtype=object)
+
+
+def _changed(runs: pd.DataFrame) -> dict[str, str]:
+    """Fields in which runs of one network are not as their preset has them -> what it has; without those of PROTOCOL.
+
+    Another batch size or fewer images, say: a preset's own are its scale, but a run under `--batch-size 64` is not.
+    """
+    changed = {}
+    for preset, group in runs.groupby("preset") if "preset" in runs else ():
+        try:
+            usual = cifar_recipe(group["model"].iloc[0], preset_of(str(preset))).to_dict()
+        except UserError:  # a preset of another version
+            continue
+        for name in usual.keys() & set(group) - SAID_ELSEWHERE - set(PROTOCOL):
+            if set(_texts(group[name].tolist())) != {_text(usual[name])}:
+                changed[name] = _text(usual[name])
+    return changed
 
 
 def departures(runs: pd.DataFrame) -> list[str]:

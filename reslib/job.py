@@ -111,11 +111,10 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
         layout = chosen.layout
     model.to(device, memory_format=LAYOUTS[layout]).train()
     if execution.activation_checkpointing:
-        if not hasattr(model, "activation_checkpointing"):
-            raise UserError(
-                f"activation checkpointing is not known to {recipe.model}: it is for plain and residual nets"
-            )
-        model.activation_checkpointing = True
+        if hasattr(model, "activation_checkpointing"):
+            model.activation_checkpointing = True
+        else:  # the numbers are the same without it: no reason to leave the rest of a plan untrained
+            say(f"{recipe.run_name}: without activation checkpointing, which plain and residual nets alone have")
     optimizer = make_optimizer(recipe, model, device)
     window = Window(recipe, device)
     state = State(warming_up=recipe.warmup_lr > 0, fingerprint=source.fingerprint)

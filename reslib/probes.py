@@ -11,28 +11,25 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import data, evidence, provenance
-from .criteria import FROZEN, WILD
 from .engine import Step, make_optimizer, set_learning_rate
 from .errors import UserError
 from .files import sha256
+from .gradient_plan import budget_of, nets
 from .measure import exact_statistics
+from .names import family_and_depth
 from .networks import load_network, make_model
-from .recipe import Recipe
+from .recipe import Recipe, parse_options
 from .schedule import learning_rate
-from .studies import Preset, cifar_recipe
+from .studies import Preset
 
-INITIALISATIONS = ("he", "xavier", "gaussian")
-TRAINED = (("he", True), ("he", False))  # initialisation and batch norm of the nets that are followed along training
 STATISTICS_IMAGES = 1000
 RESPONSES = ["run", "model", "family", "depth", "seed", "synthetic", "layer", "std", "key"]  # columns
 KINDS = ("activation", "gradient", "backward")
@@ -41,17 +38,6 @@ COLUMNS = [
     "evidence",  # preset, data and hardware in words: the figure is drawn from this table alone
     "key",  # of the measurement, see measurement_key
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long and on how many images gradients are followed."""
-
-    steps: int
-    batch_size: int
-
-
-BUDGETS = {"smoke": Budget(2, 8), "quick": Budget(12, 32), "medium": Budget(100, 128), "paper": Budget(1000, 128)}
 
 
 def measurement_key(*what) -> str:
@@ -230,86 +216,27 @@ def gradient_study(
     known: pd.DataFrame | None = None,
     on_net: Callable | None = None,
 ) -> pd.DataFrame:
-    """All of the preset's depths, plain and residual, by each initialisation, with and without batch norm.
+    """The nets of `gradient_plan`, as they start and along the first iterations of training by the study's recipe.
 
-    Every net is measured as it starts; those of `TRAINED` also along `BUDGETS[preset]` iterations of training.
     seeds: of initial weights and images; 0 is the preset's number. known: an earlier measurement, returned if it is
     this one. on_net(recipe) is called before each net. Columns: COLUMNS.
     """
-    budget, device, source = BUDGETS[preset.base], torch.device(device), data.load(dataset, data_root)
+    budget, device, source = budget_of(preset), torch.device(device), data.load(dataset, data_root)
     measured_on = f"preset {preset.name} · data {dataset} ({source.fingerprint}) · {provenance.device_name(device)}"
     key = measurement_key(preset, budget, measured_on, preset.seeds_of("", seeds))
     if known is not None and "key" in known and known["key"].eq(key).all():
         return known[COLUMNS]
-    at_end = {0, 1, budget.steps // 4, budget.steps}
     frames, batches = [], {}
-    grid = itertools.product(
-        preset.seeds_of("", seeds), preset.gradient_depths, (True, False), INITIALISATIONS, ("plain", "resnet")
-    )
-    for seed, depth, batch_norm, init, family in grid:
-        options = f"init={init}" if batch_norm else f"batch_norm=false,init={init}"
-        changes = {"options": options, "batch_size": budget.batch_size, "warmup_lr": 0.0}
-        recipe = cifar_recipe(f"{family}{depth}", preset, dataset, seed, **changes)
+    for recipe in nets(preset, dataset, seeds):
         if on_net:
             on_net(recipe)
-        if seed not in batches:  # the same images for every net of a seed
-            batches[seed] = data.batches_for(recipe, source, device)
-        at = at_end if (init, batch_norm) in TRAINED else {0}
-        frame = norms_along_training(recipe, source, device, at, batches=batches[seed])
-        net = {"model": recipe.model, "family": family, "depth": depth, "seed": seed, "init": init}
-        frames.append(frame.assign(**net, batch_norm=batch_norm, synthetic=source.synthetic))
+        if recipe.seed not in batches:  # the same images for every net of a seed
+            batches[recipe.seed] = data.batches_for(recipe, source, device)
+        frame = norms_along_training(recipe, source, device, budget.at, batches=batches[recipe.seed])
+        options, (family, depth) = parse_options(recipe.options), family_and_depth(recipe.model)
+        net = {"model": recipe.model, "family": family, "depth": depth, "seed": recipe.seed, "init": options["init"]}
+        frames.append(frame.assign(**net, batch_norm=options.get("batch_norm", True), synthetic=source.synthetic))
     return pd.concat(frames, ignore_index=True).assign(evidence=measured_on, key=key)[COLUMNS]
-
-
-def signal_summary(measured: pd.DataFrame) -> pd.DataFrame:
-    """A row per net, seed and iteration: what reaches the first layers, forward and backward, and whether each learns.
-
-    "activation, last / first" and "backward, first / last": medians of a quarter of the layers, 1 for a signal that
-    keeps its size on its way; "gradient": its smallest and largest norm over the layers, and a verdict by FROZEN, WILD.
-    """
-    rows = []
-    keys = ["batch_norm", "init", "family", "depth", "model", "seed", "iteration"]
-    for key, net in measured.groupby(keys, sort=True):
-        norms = {kind: part.sort_values("layer")["norm"] for kind, part in net.groupby("kind")}
-        first, last = ({k: _quarter(v, end) for k, v in norms.items()} for end in (0, 1))
-        gradient = norms["gradient"]
-        rows.append(
-            dict(zip(keys, key, strict=True))
-            | {
-                "activation, last / first": _ratio(last["activation"], first["activation"]),
-                "backward, first / last": _ratio(first["backward"], last["backward"]),
-                "smallest gradient": gradient.min(skipna=False),
-                "largest gradient": gradient.max(skipna=False),
-                "gradients": _verdict(gradient),
-            }
-        )
-    by = ["batch_norm", "init", "family", "depth", "seed", "iteration"]
-    return pd.DataFrame(rows).sort_values(by, ignore_index=True)
-
-
-def worst_verdict(verdicts: pd.Series) -> str:
-    """Of several seeds' verdicts the one that is least like "healthy", with how many of them say it."""
-    order = ("not finite", "explode", "vanish", "healthy")
-    worst = min(verdicts, key=order.index)
-    count = int((verdicts == worst).sum())
-    return worst if count == len(verdicts) else f"{worst} ({count} of {len(verdicts)})"
-
-
-def _quarter(norms: pd.Series, end: int) -> float:
-    size = max(1, len(norms) // 4)
-    return norms.iloc[-size:].median(skipna=False) if end else norms.iloc[:size].median(skipna=False)
-
-
-def _ratio(a: float, b: float) -> float:
-    return a / b if b else float("nan")
-
-
-def _verdict(gradient: pd.Series) -> str:
-    if not np.isfinite(gradient).all():
-        return "not finite"
-    if gradient.max() > WILD:
-        return "explode"
-    return "vanish" if gradient.min() < FROZEN else "healthy"
 
 
 def _float64(x: Tensor) -> Tensor:

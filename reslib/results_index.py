@@ -159,6 +159,7 @@ WHAT = {
     "gradients": "norms of gradients and activations by layer (section 4.1)",
     "gradients_start": "these norms at the start of training",
     "gradients_training": "these norms during training",
+    "gradients_cures": "what batch norm and each initialisation cure",
     "fidelity": "what deviations from the protocol cost",
     "future_work": "pre-activation beside the original unit",
     "cifar10": "Table 6: test errors on CIFAR-10",

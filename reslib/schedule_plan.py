@@ -12,6 +12,7 @@ import contextlib
 import heapq
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,13 +21,13 @@ from statistics import median, median_high
 import torch
 from torch.overrides import TorchFunctionMode
 
-from . import complexity
+from . import complexity, gradient_plan
 from .errors import UserError
 from .models import build_model, family_and_depth, is_imagenet
 from .networks import shortcut_of
 from .recipe import Recipe, parse_options
 from .runs import Run, check_summary, is_locked, read_json
-from .studies import BOTTLENECKS
+from .studies import BOTTLENECKS, Preset, cifar_recipe
 
 NEAR = 2.0  # times as many multiply-adds, or half as many: still near in size
 DISTURBED = 0.5  # share of the usual rate below which a network was trained beside other work
@@ -228,7 +229,8 @@ def speed_of(recipe: Recipe, preset: str, networks: list[Measured], given: dict[
     """images/s of a recipe: given, measured on the same network, or scaled from those nearest in multiply-adds.
 
     networks: what is measured and not disturbed. Scaled is the median rate of those not more than NEAR times as far
-    away as the nearest, of the network's own kind where there are any.
+    away as the nearest, of the network's own kind where there are any, else on images of the same size: never from
+    CIFAR-10 to ImageNet or back.
     """
     if recipe.model in given:
         return Speed(given[recipe.model], "given")
@@ -238,6 +240,7 @@ def speed_of(recipe: Recipe, preset: str, networks: list[Measured], given: dict[
             return Speed(m.images_per_second, "measured" if m.preset == preset else f"measured at {m.preset}")
     known = [m for m in networks if m.multiply_adds and m.model not in given]
     known += [Measured(name, adds_of_given(name, recipe), value, preset) for name, value in given.items()]
+    known = [m for m in known if is_imagenet(m.model) == is_imagenet(model)]
     known = [m for m in known if kind(m.model) == kind(model)] or known
     if not known or not adds:
         return Speed(math.nan, "not measured")
@@ -245,6 +248,18 @@ def speed_of(recipe: Recipe, preset: str, networks: list[Measured], given: dict[
     near = [m for m in known if m[0] <= NEAR * known[0][0]]
     more = f" and {len(near) - 1} more" if len(near) > 1 else ""
     return Speed(median(rate for _, _, rate in near) / adds, f"scaled from {near[0][1]}{more}")
+
+
+def gradients(preset: Preset, seeds: int, networks: list[Measured], given: dict[str, float]) -> tuple[int, float]:
+    """(networks, hours) of the gradients study, which trains no runs: the passes along its nets' first iterations."""
+    recipes, budget = gradient_plan.nets(preset, "cifar10", seeds), gradient_plan.budget_of(preset)
+    counts = Counter(recipe.model for recipe in recipes)
+    seconds = 0.0
+    for model, count in counts.items():  # initialisation and batch norm change next to nothing
+        speed = speed_of(cifar_recipe(model, preset), preset.name, networks, given)
+        images = (budget.steps + len(budget.at)) * budget.batch_size
+        seconds += count * images / speed.images_per_second
+    return len(recipes), seconds / 3600
 
 
 def _times(a: int, b: int) -> float:

@@ -112,7 +112,7 @@ PRESETS = {
         plain_deep=(110,),
         seeds=5,
         more_seeds={"resnet1202": 1, "plain110": 1},
-        split=("resnet20", "resnet56", "resnet110"),
+        split=("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
         # 60e4 iterations at most, batch 256 on several devices of 32 images each (section 3.4)
         imagenet=imagenet_over(
             1,
@@ -216,16 +216,20 @@ def figure6(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
 
 
 def cifar10_table(preset: Preset, dataset: str, seeds: int = 0, models=()) -> list[Recipe]:
-    """Every row of Table 6, and the networks in `models`; some also with the 45k/5k split, to select on validation."""
+    """Every row of Table 6, and the networks in `models`.
+
+    Those of `Preset.split` and `models` also with the 45k/5k split, to select on validation images.
+    """
     names = [f"resnet{depth}" for depth in (*preset.depths, *preset.deep)] + list(BASELINE_RECIPES) + list(models)
-    return _grid(names, preset, dataset, seeds) + _grid(preset.split, preset, dataset, seeds, **split_of(preset))
+    split = _grid([*preset.split, *models], preset, dataset, seeds, **split_of(preset))
+    return _grid(names, preset, dataset, seeds) + split
 
 
 def figure7(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
-    """Layer responses: plain-20/56 and ResNet-20/56/110, one seed."""
+    """Layer responses: plain-20/56 and ResNet-20/56/110."""
     ends = (preset.depths[0], preset.depths[-1])
     names = [f"{kind}{depth}" for kind in ("plain", "resnet") for depth in ends]
-    return _grid([*names, *(f"resnet{d}" for d in preset.deep if d == 110)], preset, dataset, 1)
+    return _grid([*names, *(f"resnet{d}" for d in preset.deep if d == 110)], preset, dataset, seeds)
 
 
 def figure4(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
@@ -274,7 +278,10 @@ def deviations(preset: Preset) -> dict[str, dict]:
 
 
 def fidelity(preset: Preset, dataset: str, seeds: int = 0) -> dict[str, list[Recipe]]:
-    """For each common deviation, its runs; "paper" holds the reference runs."""
+    """For each common deviation, its runs; "paper" holds the reference runs.
+
+    "no warm-up (ResNet-110)" is a list without runs where the preset has no ResNet-110: no shallower net warms up.
+    """
 
     def runs(model, **changes):
         values = {**preset.ablation, **preset.changes, **changes}
@@ -283,10 +290,9 @@ def fidelity(preset: Preset, dataset: str, seeds: int = 0) -> dict[str, list[Rec
     groups = {"paper": runs(preset.ablation_model)}
     for name, changes in deviations(preset).items():
         groups[name] = runs(preset.ablation_model, **changes)
-    for depth in preset.deep:
-        if depth == WARMED_UP:
-            groups[f"no warm-up (ResNet-{depth})"] = runs(f"resnet{depth}", warmup_lr=0.0)
-            groups[f"paper (ResNet-{depth})"] = runs(f"resnet{depth}")
+    deep, there = f"resnet{WARMED_UP}", WARMED_UP in preset.deep
+    groups[f"no warm-up (ResNet-{WARMED_UP})"] = runs(deep, warmup_lr=0.0) if there else []
+    groups[f"paper (ResNet-{WARMED_UP})"] = runs(deep) if there else []
     return groups
 
 

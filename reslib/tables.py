@@ -1,4 +1,4 @@
-"""Tables: Table 6 with the runs of this study in it, the architectures of Table 1, and writing a table to files.
+"""Tables: Table 6 with the runs of this study in it, the nets by depth, the architectures of Table 1.
 
 Errors are percentages with two decimals. "last" is the error at the last iteration, the number to quote; whatever was
 selected on the test set says so in its column's name.
@@ -7,31 +7,32 @@ selected on the test set says so in its column's name.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from . import evidence, paper, stats
-from .errors import UserError
-from .files import write_text
+from .table_files import save_table as save_table
 
 if TYPE_CHECKING:
     from torch import nn
 
 LAST = "test error, last (%)"
+SELECTED = "validation-selected (%)"
+SELECTED_BIAS = "bias, validation-selected minus last (points)"
 INTERVAL = "95% interval (%)"
 BEST_ON_TEST = "best epoch, selected on the test set (%)"
+BEST_BIAS = "bias, best epoch minus last (points)"
 COLUMNS = [
     "model", "source", "layers", "parameters", "parameters (paper)", "multiply-adds", "test error (paper, %)", "n",
-    "iterations", LAST, INTERVAL, "best of n seeds (%)", "validation-selected (%)", BEST_ON_TEST,
-    "selection bias (points)", "exact BN (%)", "against the paper", "data set", "preset", "precision",
+    "iterations", LAST, INTERVAL, "best of n seeds (%)", SELECTED, SELECTED_BIAS, BEST_ON_TEST,
+    BEST_BIAS, "exact BN (%)", "against the paper", "data set", "preset", "precision",
 ]  # fmt: skip
 MAIN = [
     "model", "source", "parameters", "test error (paper, %)", "n", "iterations", LAST, INTERVAL, "best of n seeds (%)",
     "against the paper",
 ]  # fmt: skip
-VIEWS = ["model", "n", LAST, "validation-selected (%)", BEST_ON_TEST, "selection bias (points)", "exact BN (%)"]
+VIEWS = ["model", "n", LAST, SELECTED, SELECTED_BIAS, BEST_ON_TEST, BEST_BIAS, "exact BN (%)"]
 TRAINING = "training error, last (%)"
 DEPTH = ["model", TRAINING, LAST, INTERVAL, "n", "parameters", "iterations", "data set", "preset", "precision"]
 GUESSING = "no better than guessing"
@@ -51,8 +52,10 @@ def cifar10_table(runs: pd.DataFrame) -> pd.DataFrame:
         of_model = runs[runs["model"] == model]
         if of_model.empty:
             rows.append(_quoted(model))
-        for label in sorted(labels[of_model.index].unique()):
-            rows.append(_quoted(model) | _trained(model, of_model[labels[of_model.index] == label], label))
+        recipes = dict(list(of_model.groupby(labels[of_model.index])))
+        for label, of_recipe in recipes.items():
+            cells = _quoted(model) | _trained(model, of_recipe, label)
+            rows.append(cells | _selected(_split_of(label, recipes)))
     return pd.DataFrame([[row.get(column, "") for column in COLUMNS] for row in rows], columns=COLUMNS)
 
 
@@ -104,6 +107,8 @@ def notes(runs: pd.DataFrame) -> list[str]:
         "last: error at the last iteration, mean ± standard deviation over n seeds; interval: Student's t over the "
         "seeds, for one seed the binomial error of one test.",
         "quoted: the paper's number, nothing was trained here.",
+        "validation-selected: of the runs of that recipe that hold a tenth of the training images out, and minus their "
+        "own last error; empty where the preset has none.",
     ]
     if runs.empty:
         return lines + ["No runs yet."]
@@ -116,8 +121,7 @@ def notes(runs: pd.DataFrame) -> list[str]:
         lines.append(f"Mixed data: the rows come from different data ({prints}) and do not compare.")
     if not evidence.at_paper_scale(done):
         lines.append(
-            f"Not at the paper's scale (CIFAR-10, {paper.PAPER_ITERATIONS:,} iterations): rows that are not are not "
-            "compared with the paper."
+            f"Not at the paper's scale ({evidence.PAPER_SCALE}): rows that are not are not compared with the paper."
         )
     if "status" in runs:
         for status in ("diverged", "running", "interrupted"):
@@ -196,25 +200,6 @@ def architecture_table(nets: Iterable[tuple[str, nn.Module, int]]) -> pd.DataFra
     return table.loc[:, (table != "").any()]
 
 
-def save_table(table: pd.DataFrame, stem: str | Path, caption: str) -> list[Path]:
-    """Write stem.csv, stem.md and stem.tex, each whole or not at all. The caption heads the last two."""
-    stem = Path(stem)
-    try:
-        texts = {
-            "csv": table.to_csv(index=False, lineterminator="\n"),
-            "md": f"{caption}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n",
-            "tex": table.to_latex(index=False, escape=True, caption=_tex(caption), label=f"tab:{stem.name}"),
-        }
-    except ImportError as error:
-        needed = error.name or "tabulate and jinja2"
-        raise UserError(f"saving tables needs {needed}: pip install 'reslib[notebooks]'") from None
-    paths = []
-    for kind, text in texts.items():
-        paths.append(stem.with_name(f"{stem.name}.{kind}"))
-        write_text(paths[-1], text)
-    return paths
-
-
 def _cifar(runs: pd.DataFrame) -> pd.DataFrame:
     return runs if runs.empty else runs[~evidence.is_imagenet(runs)]
 
@@ -252,7 +237,6 @@ def _trained(model: str, rows: pd.DataFrame, label: str) -> dict:
         LAST: _last(own, rows),
         INTERVAL: _interval(own, rows),
         "best of n seeds (%)": f"{own.best:.2f}" if own.n > 1 else "",
-        "validation-selected (%)": _mean(rows, "selected_test_error"),
         BEST_ON_TEST: _mean(rows, "best_test_error"),
         "exact BN (%)": _mean(rows, "exact_bn_test_error"),
         "against the paper": _against(model, own, rows),
@@ -261,7 +245,7 @@ def _trained(model: str, rows: pd.DataFrame, label: str) -> dict:
         "precision": _distinct(rows, "precision"),
     }
     if cells[BEST_ON_TEST]:
-        cells["selection bias (points)"] = f"{100 * (rows['best_test_error'] - rows['test_error']).mean():+.2f}"
+        cells[BEST_BIAS] = _minus_last(rows, "best_test_error")
     if "parameters" in rows and rows["parameters"].notna().any():
         cells["parameters"] = ", ".join(f"{int(p):,}" for p in sorted(rows["parameters"].dropna().unique()))
     if "multiply_adds" in rows and rows["multiply_adds"].notna().any():
@@ -271,6 +255,40 @@ def _trained(model: str, rows: pd.DataFrame, label: str) -> dict:
     if model in paper.TABLE6:
         cells["source"] = "trained here"
     return cells
+
+
+def _split_of(label: str, recipes: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The runs with validation images that tell what a row would have selected: its own, else its recipe's split runs.
+
+    The paper's split has its own recipe, with a tenth of the images fewer to train on. recipes: label -> runs.
+    """
+    if recipes[label]["selected_test_error"].notna().all():
+        return recipes[label]
+    same = [rows for other, rows in recipes.items() if _without_split(other) == _without_split(label)]
+    split = [rows for rows in same if rows["selected_test_error"].notna().all()]
+    return max(split, key=len, default=recipes[label].iloc[:0])
+
+
+def _without_split(label: str) -> list[str]:
+    return [part for part in label.split(", ") if part and not part.startswith(("val_size=", "train_size="))]
+
+
+def _selected(split: pd.DataFrame) -> dict:
+    """The two cells of the validation-selected view: the error, of how many runs, and its difference from their last.
+
+    Both errors of the difference are of the same runs, so that the smaller training set is not taken for a bias.
+    """
+    if split.empty:
+        return {}
+    held_out = ", ".join(f"{int(size):,}" for size in sorted(split["val_size"].unique()))
+    return {
+        SELECTED: f"{_mean(split, 'selected_test_error')} (n = {len(split)}, {held_out} held out)",
+        SELECTED_BIAS: _minus_last(split, "selected_test_error"),
+    }
+
+
+def _minus_last(rows: pd.DataFrame, column: str) -> str:
+    return f"{100 * (rows[column] - rows['test_error']).mean():+.2f}"
 
 
 def _last(own: stats.Summary, rows: pd.DataFrame) -> str:
@@ -314,9 +332,3 @@ def _distinct(rows: pd.DataFrame, column: str) -> str:
 
 def _millions(value: float | None) -> str:
     return f"{value / 1e6:g}M" if value else ""
-
-
-def _tex(text: str) -> str:
-    for character in "\\{}&%$#_":
-        text = text.replace(character, r"\textbackslash " if character == "\\" else "\\" + character)
-    return text.replace("~", r"\textasciitilde ").replace("^", r"\textasciicircum ")

@@ -117,6 +117,24 @@ def test_the_studies_own_groups_are_read():
     np.testing.assert_allclose(rows["difference"].iloc[1:], 0, atol=1e-9)
 
 
+def test_a_deviation_that_the_preset_does_not_have_says_so():
+    groups = studies.fidelity(studies.PRESETS["quick"], "cifar10", 1)
+    runs = frame(groups, {name: [0.5] * len(recipes) for name, recipes in groups.items()})
+    row = ablation.printed(ablation.table(groups, runs)).set_index("deviation").loc["no warm-up (ResNet-110)"]
+    assert row["finding"] == "not part of this preset" and row["n"] == "0" and row["test error (%)"] == ""
+    said = [t.get_text().strip() for t in ablation.forest(ablation.table(groups, runs), runs).axes[0].texts]
+    assert "not part of this preset" in said
+
+
+def test_captions_carry_the_evidence():
+    groups = groups_of(3)
+    runs = frame(groups, ERRORS)
+    for caption in (ablation.fidelity_caption(runs), ablation.future_work_caption(110, runs)):
+        for part in ("preset medium", "cifar10 (00ff)", "3 seeds each", "64,000 iterations", "CPU"):
+            assert part in caption
+    assert ablation.fidelity_caption(runs.assign(dataset="synthetic")).startswith("SYNTHETIC DATA. ")
+
+
 def test_forest_draws_each_interval_and_says_what_it_cannot():
     groups = groups_of(3) | {"black padding": [Recipe(padding="black", seed=0)]}
     runs = frame(groups, ERRORS | {"black padding": [0.0]})

@@ -83,7 +83,7 @@ def test_tables_and_networks_of_one_s_own(tmp_path):
     table = pd.read_csv(folder / "tables" / "cifar10.csv", dtype=str).set_index("model")
     assert table.loc["my.nets:Wide", tables.LAST] == "12.50"
     assert table.loc["my.nets:Wide", "source"] == table.loc["my.nets:Wide [lr=0.05]", "source"] == "added"
-    assert table.loc["ResNet-20 [val_size=5000]", "validation-selected (%)"] == "52.00"
+    assert table.loc["ResNet-20 [val_size=5000]", tables.SELECTED] == "52.00 (n = 1, 5,000 held out)"
     assert table.loc["FitNet-19 [teacher=true]", tables.LAST] == "37.50"
     assert not table.index.str.contains(r"ResNet-20 \[lr").any()
     board = pd.read_csv(folder / "tables" / "claims.csv")

@@ -13,6 +13,7 @@ from reslib.models import fitnet, highway, initial, losses, maxout, nin
 from reslib.models.baselines import BASELINE_RECIPES, BASELINES
 from reslib.networks import load_network
 from reslib.recipe import Recipe
+from reslib.studies import PRESETS, cifar_recipe
 from reslib.train import train
 
 NAMES = list(BASELINES)
@@ -333,3 +334,17 @@ def test_learns_a_tiny_batch(name, bf16):
         losses.append(loss.item())
     assert all(map(math.isfinite, losses))
     assert sum(losses[-4:]) / 4 < 0.97 * losses[0]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_by_the_recipe_of_quick(name, tmp_path):
+    """Its rate, batch and images as they are at quick, over the first half of its iterations."""
+    recipe = cifar_recipe(name, PRESETS["quick"], "synthetic", iterations=10, eval_every=5, test_size=64)
+    usual = cifar_recipe(name, PRESETS["quick"])
+    assert (recipe.batch_size, recipe.lr, recipe.preprocessing) == (usual.batch_size, usual.lr, usual.preprocessing)
+    rows = []
+    summary = train(recipe, tmp_path, preset="quick", execution=QUIET, say=silent, on_row=rows.append)
+    assert summary["status"] == "finished" and [row["iteration"] for row in rows] == [5, 10]
+    assert rows[1]["train_loss"] < rows[0]["train_loss"] and rows[1]["train_error"] < 0.95
+    assert summary["parameters"] == COUNTS[name][1] and 0 <= summary["exact_bn_test_error"] <= 1

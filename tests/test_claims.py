@@ -81,7 +81,15 @@ def test_plain110_is_judged_at_the_papers_scale_only():
     assert judge("plain110", fake_runs({"plain110": (65, 66)}))[0] == HOLDS
     assert judge("plain110", fake_runs({"plain110": (40, 41)}))[0] == FAILS
     verdict, evidence = judge("plain110", fake_runs({"plain110": (65, 66)}, iterations=640))
-    assert verdict == UNDECIDED and "64,000" in evidence
+    assert (
+        verdict == UNDECIDED
+        and "64,000" in evidence
+        and evidence.endswith("here cifar10, 640 iterations of 128 images")
+    )
+    for fields, words in (({"batch_size": 32}, "64,000 iterations of 32 images"),
+                          ({"test_size": 500}, "64,000 iterations of 128 images, 500 test images")):  # fmt: skip
+        verdict, evidence = judge("plain110", fake_runs({"plain110": (65, 66)}, **fields))
+        assert verdict == UNDECIDED and evidence.endswith(f"of 128 images; here cifar10, {words}")
 
 
 def test_deeper_residual_nets_are_better():
@@ -234,7 +242,9 @@ def test_runs_on_different_data_or_budget_are_not_compared():
     assert verdict == UNDECIDED and "data_fingerprint: 00ff, beef" in evidence
     runs = fake_runs({"plain20": (3, 9), "plain56": (9, 13)})
     runs.loc[1, "iterations"] = 6400
-    assert "differ in iterations" in judge("degradation", runs)[1]
+    assert "differ in iterations: 6400, 64000" in judge("degradation", runs)[1]
+    runs.loc[1, "batch_size"] = 64  # all of what differs is named
+    assert judge("degradation", runs)[1] == "the runs differ in iterations: 6400, 64000; batch_size: 64, 128"
 
 
 def test_diverged_runs_and_equal_seeds():

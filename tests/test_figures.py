@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from fake_frames import fake_curves, fake_runs
 
-from reslib import figures
+from reslib import figures, paper
 from reslib.errors import UserError
 
 PLAIN = {"plain20": (3.0, 9.0), "plain56": (9.0, 13.0)}
@@ -120,6 +120,21 @@ def test_figure6_has_no_paper_lines_on_synthetic_data():
     assert "not yet trained: plain-20 and plain-32" in texts(fig.axes[0])
 
 
+def test_figure6_draws_the_bounds_that_the_paper_gives_of_training_errors():
+    runs = fake_runs({"plain110": (65.0, 66.0), "resnet110": (0.1, 6.6), "resnet1202": (0.05, 7.9)})
+    fig = figures.figure6(runs, fake_curves(runs))
+    plain, _, deep = fig.axes
+    (above,), (below,) = lines(plain, "_paper_train"), lines(deep, "_paper_train")
+    assert above.get_ydata()[0] == paper.PLAIN110_TRAINING_ERROR_ABOVE
+    assert below.get_ydata()[0] == paper.RESNET1202_TRAINING_ERROR_BELOW
+    assert "training errors that the paper gives: plain-110 above 60%, ResNet-1202 below 0.1%" in texts(fig)
+    assert "bound of the training error, paper" in texts(fig)
+    without = fake_runs({"plain20": (3.0, 9.0)})
+    assert not any(lines(ax, "_paper_train") for ax in figures.figure6(without, fake_curves(without)).axes)
+    synthetic = figures.figure6(runs.assign(**SYNTHETIC), fake_curves(runs))
+    assert not any(lines(ax, "_paper") for ax in synthetic.axes) and "the paper gives" not in texts(synthetic)
+
+
 def test_plain110_above_the_axis_is_named_with_its_error():
     runs = fake_runs(PLAIN | {"plain110": (65.0, 66.0)})
     assert "110-layer ↑ 66%" in texts(figures.figure6(runs, fake_curves(runs)).axes[0])
@@ -189,7 +204,7 @@ def test_figure7_orders():
     top, bottom = fig.axes
     np.testing.assert_allclose(top.lines[0].get_ydata(), std)
     np.testing.assert_allclose(bottom.lines[0].get_ydata(), [2.0, 1.0, 0.5])
-    assert "ResNet-20" in texts(fig)
+    assert "ResNet-20" in texts(fig) and "the paper prints no numbers of its Figure 7" in texts(fig)
     assert "SYNTHETIC" in texts(figures.figure7(frame.assign(synthetic=True)))
     assert "no responses measured" in texts(figures.figure7(frame.iloc[:0]))
 

@@ -116,9 +116,28 @@ def test_the_notebook_takes_the_same_name_and_the_same_run(module, tmp_path):
     name = f"{module}:MyNet"
     assert main(["train", name, "--preset", "smoke", "--results", str(tmp_path), "--device", "cpu"]) == 0
     study = open_study("cifar10_table", "smoke", results=str(tmp_path), models=f" {name} , {module}:no_arguments")
-    (recipe,) = [r for r in study.recipes if r.model == name]
+    recipe, split = [r for r in study.recipes if r.model == name]
     assert (tmp_path / "smoke" / "runs" / recipe.run_name / "summary.json").exists()
-    assert [r.model for r in study.recipes].count(f"{module}:no_arguments") == 1
+    assert split.val_size and not recipe.val_size  # the view selected on validation images, as of the paper's rows
+    assert [r.model for r in study.recipes].count(f"{module}:no_arguments") == 2
+
+
+def test_its_row_has_the_statistics_and_views_of_the_papers_and_names_its_departures(module, tmp_path):
+    from reslib import tables
+    from reslib.records import load_runs
+
+    command = ["train", f"{module}:MyNet", "--preset", "smoke", "--results", str(tmp_path), "--device", "cpu"]
+    for more in ([], ["--val-size", "25", "--train-size", "231"], ["--batch-size", "8"]):
+        assert main([*command, *more]) == 0
+    table = tables.cifar10_table(load_runs(tmp_path / "smoke" / "runs")).set_index("model")
+    name = f"{module}:MyNet"
+    assert set(table.index[table["source"] == "added"]) == {
+        name, f"{name} [batch_size=8]", f"{name} [train_size=231, val_size=25]"
+    }  # fmt: skip
+    mine = table.loc[name]
+    assert (mine[[*tables.VIEWS[1:], "parameters", "multiply-adds", tables.INTERVAL]] != "").all()
+    assert mine[tables.SELECTED].endswith("(n = 1, 25 held out)")
+    assert table.loc[f"{name} [batch_size=8]", tables.SELECTED] == ""
 
 
 def test_factories_of_every_kind(module):

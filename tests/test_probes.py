@@ -1,6 +1,7 @@
 """Probes against slow references without hooks: the same forward pass written out, and finite differences."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reslib import claims, data, probes
+from reslib import claims, data, gradient_plan, gradient_summary, probes
 from reslib.errors import UserError
 from reslib.frames import load_measurement, save_measurement
 from reslib.models import build_model
@@ -190,12 +191,28 @@ def test_gradient_study_covers_every_combination(study):
     assert len(start) == 2 * 3 * 2 * 2 and start["synthetic"].all()
     assert start.groupby("seed")["norm"].nunique().tolist() == [12, 12] and start["norm"].nunique() == 24
     followed = study[study["iteration"] > 0]
-    assert set(zip(followed["init"], followed["batch_norm"], strict=True)) == set(probes.TRAINED)
+    assert set(zip(followed["init"], followed["batch_norm"], strict=True)) == set(
+        itertools.product(gradient_plan.INITIALISATIONS, (True, False))
+    )
     # A network without batch norm and a naive Gaussian loses the signal on its way; He's initialisation keeps it.
-    summary = probes.signal_summary(study).query("iteration == 0 and family == 'plain' and not batch_norm")
+    summary = gradient_summary.signal_summary(study).query("iteration == 0 and family == 'plain' and not batch_norm")
     kept = summary.set_index("init")["activation, last / first"]
     assert len(kept) == 6  # a row per seed
     assert (kept["gaussian"] < 1e-2).all() and kept["he"].between(0.1, 10).all()
+
+
+def test_what_each_cures_is_of_the_deepest_nets(study):
+    deeper = pd.concat([study, study.assign(depth=20, model=study["family"] + "20", norm=2 * study["norm"])])
+    summary = gradient_summary.signal_summary(deeper)
+    cures = gradient_summary.cures(summary)
+    assert len(cures) == 12 and set(cures["family"]) == {"plain", "resnet"}
+    naive = cures.set_index(["family", "batch norm", "initialisation"]).loc[("plain", "no", "gaussian")]
+    mine = summary.query("depth == 20 and family == 'plain' and not batch_norm and init == 'gaussian'")
+    for iteration, words in ((0, "at the start"), (2, "at iteration 2")):
+        part = mine[mine["iteration"] == iteration]
+        assert naive[f"gradients {words}"] == gradient_summary.worst_verdict(part["gradients"])
+        for ratio in ("activation, last / first", "backward, first / last"):
+            assert naive[f"{ratio} {words}"] == f"{part[ratio].median():.2g}"
 
 
 def test_what_a_notebook_draws_is_what_it_has_saved(study, tmp_path):
@@ -225,20 +242,20 @@ def test_the_claim_reads_the_study(study):
     board = claims.scoreboard(runs, None, None, study)
     row = board[board["claim"].str.contains("Gradients of plain nets")].iloc[0]
     smallest = study.query("kind == 'gradient' and family == 'plain' and batch_norm and init == 'he'")["norm"].min()
-    assert row["verdict"] == claims.HOLDS and smallest > probes.FROZEN
+    assert row["verdict"] == claims.HOLDS and smallest > gradient_summary.FROZEN
     assert f"plain-8 smallest {smallest:.2g}" in row["evidence"] and "iterations 0 to 2, n = 2" in row["evidence"]
     assert "SYNTHETIC DATA" in row["evidence"]
 
 
 def test_the_worst_verdict_of_several_seeds():
-    assert probes.worst_verdict(pd.Series(["healthy", "healthy"])) == "healthy"
-    assert probes.worst_verdict(pd.Series(["healthy", "vanish", "vanish"])) == "vanish (2 of 3)"
-    assert probes.worst_verdict(pd.Series(["not finite", "explode"])) == "not finite (1 of 2)"
+    assert gradient_summary.worst_verdict(pd.Series(["healthy", "healthy"])) == "healthy"
+    assert gradient_summary.worst_verdict(pd.Series(["healthy", "vanish", "vanish"])) == "vanish (2 of 3)"
+    assert gradient_summary.worst_verdict(pd.Series(["not finite", "explode"])) == "not finite (1 of 2)"
 
 
 def test_verdicts():
     def verdict(*norms):
-        return probes._verdict(pd.Series(norms, dtype=float))
+        return gradient_summary._verdict(pd.Series(norms, dtype=float))
 
     assert verdict(0.1, 3) == "healthy" and verdict(0.1, 0) == "vanish" and verdict(1e-9, 1) == "vanish"
     assert verdict(0.1, 1e4) == "explode" and verdict(0.1, np.inf) == verdict(np.nan, 1) == "not finite"

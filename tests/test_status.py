@@ -7,7 +7,7 @@ import re
 import pytest
 from fake_records import write_run
 
-from reslib import complexity, schedule_plan
+from reslib import complexity, gradient_plan, schedule_plan
 from reslib.cli import main
 from reslib.commands import status
 from reslib.durations import in_words
@@ -104,7 +104,38 @@ def test_a_network_without_measurement_gets_the_median_of_those_near():
     only_far = schedule_plan.speed_of(recipe, "quick", networks(*far), {})
     assert only_far.source == "scaled from resnet110"
     other_kind = schedule_plan.speed_of(cifar_recipe("dsn", QUICK), "quick", networks(*far[1:]), {})
-    assert other_kind.source.startswith("scaled from nin")  # of no kind with a measurement: all count
+    assert other_kind.source.startswith("scaled from nin")  # of no kind with a measurement: all of CIFAR-10 count
+
+
+def test_speeds_are_not_scaled_between_cifar10_and_imagenet():
+    imagenet = imagenet_recipe("resnet18", QUICK)
+    adds = schedule_plan.cost(imagenet)
+    large = networks(Measurement("resnet18", adds, 100.0, "quick", "GPU", 1e6))
+    small = networks(record("resnet20", 9e9))
+    for recipe, found, given in (
+        (cifar_recipe("nin", QUICK), large, {}), (cifar_recipe("resnet20", QUICK), large, {}),
+        (imagenet_recipe("plain34", QUICK), small, {}), (imagenet_recipe("plain34", QUICK), [], {"resnet20": 100.0}),
+    ):  # fmt: skip
+        speed = schedule_plan.speed_of(recipe, "quick", found, given)
+        assert speed.source == "not measured" and math.isnan(speed.images_per_second)
+    assert (
+        schedule_plan.speed_of(cifar_recipe("nin", QUICK), "quick", large + small, {}).source == "scaled from resnet20"
+    )
+
+
+def test_the_gradients_study_is_counted(tmp_path):
+    """36 networks of 8, 20 and 56 layers: 12 steps and the 4 passes that measure, of 32 images."""
+    given = {
+        f"{family}{depth}": speed for family in ("plain", "resnet") for depth, speed in ((8, 100), (20, 50), (56, 10))
+    }
+    count, hours = schedule_plan.gradients(QUICK, 0, [], given)
+    assert count == 36 == len(gradient_plan.nets(QUICK, "cifar10"))
+    assert 3600 * hours == pytest.approx(12 * (12 + 4) * 32 * (1 / 100 + 1 / 50 + 1 / 10))
+    assert math.isnan(schedule_plan.gradients(QUICK, 0, [], {})[1])
+    assert schedule_plan.gradients(QUICK, 3, [], {})[0] == 108
+    write_run(tmp_path / "quick" / "runs", recipes()[0], speed=560.0)
+    text = "\n".join(status.report(recipes(), QUICK, tmp_path))
+    assert re.search(r"the gradients notebook follows 36 networks: [\d.]+ (s|min)", text)
 
 
 def test_what_was_trained_beside_other_work_is_left_aside():
@@ -208,7 +239,7 @@ def test_it_says_measured_only_of_what_is(tmp_path):
 def test_the_papers_schedule_on_1_8_and_64_devices(tmp_path, capsys, monkeypatch):
     """Every makespan lies between what cannot be beaten and what longest-first never exceeds."""
     monkeypatch.delenv("RESLIB_DATA", raising=False)
-    arguments = ["status", "--preset=paper", f"--results={tmp_path}", "--speed=resnet20=20000"]
+    arguments = ["status", "--preset=paper", f"--results={tmp_path}", "--speed=resnet20=20000,resnet18=2000"]
     assert main([*arguments, "--gpus", "64"]) == 0
     lines = capsys.readouterr().out.splitlines()
     number = r"([\d,.]+) d\b"

@@ -13,6 +13,8 @@ from reslib.studies import (
     fidelity,
     figure1,
     figure6,
+    figure7,
+    future_work,
     imagenet_recipe,
     plan,
     preset_of,
@@ -100,12 +102,41 @@ def test_seeds_argument_overrides_the_preset():
     assert sorted(r.seed for r in recipes if r.model == "plain20") == [0, 1, 2]
 
 
-def test_each_deviation_differs_from_the_paper_in_one_respect():
-    groups = fidelity(PRESETS["paper"], "cifar10", 1)
-    reference = groups["paper"][0].to_dict()
-    for name, (recipe,) in groups.items():
-        if name != "paper" and "110" not in name:
-            assert len({k for k, v in recipe.to_dict().items() if v != reference[k]}) == 1, name
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_deviation_differs_from_the_paper_in_one_respect(name):
+    """Also the net that warms up, from its own reference; it is in the presets that have it."""
+    preset = PRESETS[name]
+    groups = fidelity(preset, "cifar10", 1)
+    assert bool(groups["no warm-up (ResNet-110)"]) == bool(groups["paper (ResNet-110)"]) == (110 in preset.deep)
+    for deviation, recipes in groups.items():
+        if deviation.startswith("paper") or not recipes:
+            continue
+        (recipe,), (reference,) = recipes, groups["paper (ResNet-110)" if "110" in deviation else "paper"]
+        changed = {k for k, v in recipe.to_dict().items() if v != getattr(reference, k)}
+        allowed = {"val_size", "train_size"} if "held out" in deviation else changed
+        assert changed <= allowed and (len(changed) == 1 or changed == {"val_size", "train_size"}), deviation
+    if 110 in preset.deep:
+        (bare,), (warmed,) = groups["no warm-up (ResNet-110)"], groups["paper (ResNet-110)"]
+        assert (bare.model, bare.warmup_lr, warmed.warmup_lr) == ("resnet110", 0.0, 0.01)
+
+
+@pytest.mark.parametrize("study", [figure1, figure6, figure7, cifar10_table, future_work])
+def test_every_study_of_cifar10_takes_the_seeds_asked_for(study):
+    recipes = study(PRESETS["quick"], "cifar10", 2)
+    assert {model: sorted({r.seed for r in recipes if r.model == model}) for model in {r.model for r in recipes}} == {
+        r.model: [0, 1] for r in recipes
+    }
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_own_networks_get_every_view_that_the_papers_rows_get(name):
+    preset = PRESETS[name]
+    recipes = cifar10_table(preset, "cifar10", 2, ["my.nets:Wide"])
+    for model in ("resnet20", "my.nets:Wide"):
+        mine = [r for r in recipes if r.model == model]
+        assert sorted(r.seed for r in mine if not r.val_size) == sorted(r.seed for r in mine if r.val_size) == [0, 1]
+    changed = [r.replace(model="resnet20") for r in recipes if r.model == "my.nets:Wide"]
+    assert changed == [r for r in recipes if r.model == "resnet20"]  # the same protocol
 
 
 def test_unknown_preset_is_named_with_what_is_allowed():

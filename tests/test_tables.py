@@ -33,9 +33,9 @@ def test_a_trained_row():
     assert cells[tables.LAST] == "6.62 ± 0.14" == f"{s.mean:.2f} ± {s.std:.2f}"
     assert cells[tables.INTERVAL] == f"{s.low:.2f} to {s.high:.2f}"
     assert cells["best of n seeds (%)"] == "6.45"
-    assert cells[tables.BEST_ON_TEST] == "6.32" and cells["selection bias (points)"] == "-0.30"
+    assert cells[tables.BEST_ON_TEST] == "6.32" and cells[tables.BEST_BIAS] == "-0.30"
     assert "selected on the test set" in tables.BEST_ON_TEST
-    assert cells["exact BN (%)"] == "6.72" and cells["validation-selected (%)"] == ""
+    assert cells["exact BN (%)"] == "6.72" and cells[tables.SELECTED] == cells[tables.SELECTED_BIAS] == ""
     assert cells["parameters"] == "269,722" and cells["precision"] == "bf16"
     assert cells["against the paper"].startswith("+0.01 (-0.2") and "from the mean 6.61" in cells["against the paper"]
 
@@ -50,8 +50,33 @@ def test_the_three_views_of_a_run_with_validation_images():
     runs = fake_runs({"resnet20": [8.7, 8.9]}, val_size=5000)
     runs["selected_test_error"] = [0.0890, 0.0888]
     cells = row(tables.cifar10_table(runs), "ResNet-20 [val_size=5000]")
-    assert cells[tables.LAST].startswith("8.80") and cells["validation-selected (%)"] == "8.89"
-    assert cells[tables.BEST_ON_TEST] == "8.50" and cells["selection bias (points)"] == "-0.30"
+    assert cells[tables.LAST].startswith("8.80") and cells[tables.SELECTED] == "8.89 (n = 2, 5,000 held out)"
+    assert cells[tables.SELECTED_BIAS] == "+0.09"  # (8.90 - 8.70 + 8.88 - 8.90) / 2
+    assert cells[tables.BEST_ON_TEST] == "8.50" and cells[tables.BEST_BIAS] == "-0.30"
+
+
+@pytest.mark.parametrize("model", ["resnet20", "my.nets:Wide"])
+def test_a_row_has_the_validation_selected_view_of_its_split_runs(model):
+    """The difference is within the split runs: their smaller training set is no bias of the selection."""
+    whole, other = fake_runs({model: [8.0, 8.2]}), fake_runs({model: [9.9]}, shortcut="B")
+    split = fake_runs({model: [8.7, 8.9]}, val_size=5000).assign(selected_test_error=[0.0890, 0.0888])
+    table = tables.cifar10_table(pd.concat([whole, split, other], ignore_index=True))
+    label = paper.label(model)
+    cells, own = row(table, label), row(table, f"{label} [val_size=5000]")
+    assert cells["n"] == "2" and cells[tables.LAST].startswith("8.10")
+    assert cells[tables.SELECTED] == own[tables.SELECTED] == "8.89 (n = 2, 5,000 held out)"
+    assert cells[tables.SELECTED_BIAS] == own[tables.SELECTED_BIAS] == "+0.09"
+    assert row(table, f"{label} [shortcut=B]")[tables.SELECTED] == ""  # of another recipe
+
+
+def test_a_departure_from_the_preset_is_named_also_below_the_papers_scale():
+    usual = {"preset": "smoke", "iterations": 6, "batch_size": 16, "train_size": 256, "test_size": 64}
+    runs = fake_runs({"my.nets:Wide": (80, 85)}, **usual)
+    assert "my.nets:Wide" in set(tables.cifar10_table(runs)["model"])  # a preset's scale is no departure
+    for field, value in {"batch_size": 128, "accumulation": 2, "crop_size": 24, "train_size": 128}.items():
+        table = tables.cifar10_table(runs.assign(**{field: value}))
+        assert f"my.nets:Wide [{field}={value}]" in set(table["model"]), field
+    assert "my.nets:Wide" in set(tables.cifar10_table(runs.assign(preset="of another version"))["model"])
 
 
 def test_errors_that_say_nothing_say_so():
@@ -86,7 +111,9 @@ def test_z_by_hand():
 )  # fmt: skip
 def test_nothing_is_compared_with_the_paper_below_its_scale(fields):
     runs = fake_runs({"resnet20": (3, 8.8)}, **fields)
-    assert row(tables.cifar10_table(runs), "ResNet-20")["against the paper"] == ""
+    table = tables.cifar10_table(runs)
+    (cells,) = table[table["n"] == "1"].to_dict("records")
+    assert cells["model"].startswith("ResNet-20") and cells["against the paper"] == ""
     assert any("Not at the paper's scale" in line for line in tables.notes(runs))
 
 

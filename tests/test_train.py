@@ -201,8 +201,18 @@ def test_activation_checkpointing_changes_no_bit(tmp_path):
     sparing = Execution(device="cpu", deterministic=True, activation_checkpointing=True)
     train(recipe, tmp_path / "sparing", execution=sparing, say=silent)
     assert weights_of(tmp_path / "usual", recipe) == weights_of(tmp_path / "sparing", recipe)
-    with pytest.raises(UserError, match="activation checkpointing is not known to own_models:Small"):
-        train(tiny(), tmp_path, execution=sparing, say=silent)
+
+
+def test_networks_without_activation_checkpointing_train_without_and_say_so(tmp_path):
+    """An option of execution does not decide which runs of a plan are trained."""
+    sparing, said = Execution(device="cpu", deterministic=True, activation_checkpointing=True), []
+    for recipe in (
+        tiny(),
+        tiny(model="nin", iterations=1, eval_every=1, batch_size=4, train_size=8, test_size=4, lr=0.01),
+    ):
+        assert train(recipe, tmp_path, execution=sparing, say=said.append)["status"] == "finished"
+        (line,) = [text for text in said if "without activation checkpointing" in text and recipe.run_name in text]
+        assert "\n" not in line
 
 
 def test_the_record_of_a_finished_run(tmp_path):

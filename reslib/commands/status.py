@@ -43,14 +43,16 @@ def main(arguments) -> int:
     datasets = datasets_of(preset.name, arguments.data_root)
     recipes = plan(preset, datasets, arguments.seeds)
     print(f"preset {preset.name}: {preset.purpose}; {results / preset.name}")
-    print("\n".join(report(recipes, preset, results, given, arguments.gpus)))
+    print("\n".join(report(recipes, preset, results, given, arguments.gpus, arguments.seeds)))
     if reason := absent(datasets, arguments.data_root):
         count = sum(r.dataset == "imagenet" for r in recipes)
         print(f"`reslib reproduce` leaves out {count} of these runs until ImageNet is found: {reason}")
     return 0
 
 
-def report(recipes: list[Recipe], preset, results, given: dict[str, float] | None = None, gpus: int = 0) -> list[str]:
+def report(
+    recipes: list[Recipe], preset, results, given: dict[str, float] | None = None, gpus: int = 0, seeds: int = 0
+) -> list[str]:
     """The lines of the report on a plan's recipes."""
     given = given or {}
     runs_dir = results / preset.name / "runs"
@@ -108,7 +110,9 @@ def report(recipes: list[Recipe], preset, results, given: dict[str, float] | Non
     if others:
         lines.append(f"{others} further run folders are not in this plan")
     basis = _basis(sources, given, any(m.model not in given for m in networks), device, slow)
-    return lines + _time(left, names, gpus, basis)
+    count, hours = schedule_plan.gradients(preset, seeds, networks, given)
+    further = f"beside the runs: the gradients notebook follows {count} networks: {in_words(3600 * hours)}"
+    return [*lines, *_time(left, names, gpus, basis), further]
 
 
 def _basis(sources: Counter, given: dict[str, float], measured: bool, device: str, slow) -> list[str]:

@@ -1,7 +1,8 @@
 """The study's figures: pure functions from frames of runs and curves to a matplotlib Figure, and `save_figure`."""
 
 from ..evidence import evidence_line
-from .curves import depth_view, figure1, figure4, figure6, seed_band
+from .curves import figure1, figure4, figure6, seed_band
+from .depth import depth_view
 from .diagrams import block_diagram
 from .images import image_grid
 from .probes import figure7, gradients_figure

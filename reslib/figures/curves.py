@@ -1,4 +1,4 @@
-"""Error curves: Figures 1, 4 and 6, and the final errors against depth.
+"""Error curves: Figures 1, 4 and 6.
 
 Training error is the running one on augmented images since the previous point: the paper does not say how it took its
 own. Test error is of the single original view (the centre crop on ImageNet). Several seeds are drawn as their mean in a
@@ -14,14 +14,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from .. import evidence, paper, studies
 from ..errors import UserError
 from ..names import family_and_depth
 from .style import (
-    FAMILY,
-    FAMILY_NAME,
+    GREY,
     colour,
     end_labels,
     iteration_axis,
@@ -35,7 +34,14 @@ from .style import (
 
 TRAIN = {"linestyle": (0, (3, 1.5)), "linewidth": 1.0}  # dashed, as in Figure 6
 TEST = {"linestyle": "-", "linewidth": 2.0}  # bold
-GREY = "#444444"
+PAPER_LINES = {  # label: line style, words of the legend
+    "_paper": (":", "test error, paper (Table 6)"),
+    "_paper_train": ("-.", "bound of the training error, paper"),
+}
+TRAINING_BOUNDS = {  # model: on which side of which training error it is (caption of Figure 6; section 4.2)
+    "plain110": ("above", paper.PLAIN110_TRAINING_ERROR_ABOVE),
+    "resnet1202": ("below", paper.RESNET1202_TRAINING_ERROR_BELOW),
+}
 
 
 def seed_band(curves: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -132,7 +138,8 @@ def _imagenet_scale(shown: pd.DataFrame) -> str:
 def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     """Figure 6: plain nets, residual nets, ResNet-110 beside ResNet-1202; dashed training, bold test error.
 
-    On CIFAR-10 the test errors of Table 6 are short dotted lines at the right (for ResNet-110 the mean of five runs).
+    On CIFAR-10 the test errors of Table 6 are short dotted lines at the right (for ResNet-110 the mean of five runs),
+    and so, dash-dotted, the bounds that the paper gives of two training errors; the footer has these in words.
     """
     panels = [
         ("plain nets", _depths(runs, "plain", paper.FIGURE6_PLAIN)),
@@ -148,68 +155,32 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         ax.set_title(title)
         if ax is axes[0][0]:  # the other panels have the same axis; a label there would touch the line ends' labels
             ax.set_ylabel("error (%)")
-        for model in models if real else ():
-            if model in paper.TABLE6 and model in set(shown["model"]):
+        for model in (m for m in models if real and m in set(shown["model"])):
+            if model in paper.TABLE6:
                 row = paper.TABLE6[model]
-                level = row.mean if row.mean is not None else row.error
-                ax.plot(
-                    [0.8, 1], [level, level], transform=ax.get_yaxis_transform(), color=colour(row.layers),
-                    linestyle=":", linewidth=1, zorder=1, label="_paper",
-                )  # fmt: skip
+                _paper_line(ax, row.mean if row.mean is not None else row.error, model, "_paper")
+            if model in TRAINING_BOUNDS:
+                _paper_line(ax, TRAINING_BOUNDS[model][1], model, "_paper_train")
     _share_limits(axes[0], shown, 20)
     _label_ends(axes[0], ends)
     handles = [Line2D([], [], color=GREY, label="training error", **TRAIN)]
     handles.append(Line2D([], [], color=GREY, label="test error", **TEST))
-    if _paper_in_sight(axes[0]):  # not after a short schedule, whose errors are far from the paper's
-        handles.append(Line2D([], [], color=GREY, linestyle=":", linewidth=1, label="test error, paper (Table 6)"))
+    for label, (style, words) in PAPER_LINES.items():  # none after a short schedule, far from the paper's errors
+        if _in_sight(axes[0], label):
+            handles.append(Line2D([], [], color=GREY, linestyle=style, linewidth=1, label=words))
     legend_above(fig, handles)
-    sign(fig, shown, _notes(runs, shown))
+    bounds = [f"{paper.label(m)} {side} {level:g}%" for m, (side, level) in TRAINING_BOUNDS.items() if real]
+    words = [f"training errors that the paper gives: {', '.join(bounds)}"] if bounds else []
+    sign(fig, shown, " · ".join(filter(None, [*words, _notes(runs, shown)])))
     return fig
 
 
-def depth_view(runs: pd.DataFrame) -> Figure:
-    """Final training (left) and test (right) error against the number of layers, plain and residual.
-
-    Open marks are means over seeds. Where a network has several, each is a dot.
-    """
-    chosen = evidence.finished(evidence.main_runs(runs[runs["family"].isin(list(FAMILY))]))
-    chosen = chosen[chosen["depth"] > 0]
-    fig, axes = new_figure(8.6, 3.5, 1, 2)
-    depths = sorted(chosen["depth"].unique())
-    several = chosen[chosen.groupby("model")["seed"].transform("nunique") > 1]
-    for ax, column, title in zip(axes[0], ("train_error", "test_error"), ("training", "test"), strict=True):
-        for family, look in FAMILY.items():
-            group = chosen[(chosen["family"] == family)].dropna(subset=[column])
-            if group.empty:
-                continue
-            means = group.groupby("depth")[column].mean() * 100
-            ax.plot(
-                means.index, means.values, linewidth=1.6, markersize=8, markerfacecolor="white", clip_on=False,
-                label=FAMILY_NAME[family], zorder=3, **look,
-            )  # fmt: skip
-            if len(dots := group[group.index.isin(several.index)]):
-                ax.plot(
-                    dots["depth"], dots[column] * 100, linestyle="", marker=".", color=look["color"], markersize=5,
-                    clip_on=False, zorder=4, label="_seeds",
-                )  # fmt: skip
-        if not ax.lines:
-            say(ax, "no finished plain or residual nets at this preset")
-        elif max(depths) > 152:
-            ax.set_xscale("log")
-        if depths:
-            ax.set_xticks(depths, [str(int(d)) for d in depths])
-            ax.xaxis.set_minor_formatter(NullFormatter())
-            ax.minorticks_off()
-        ax.set_xlabel("layers")
-        ax.set_ylabel(f"final {title} error (%)")
-        ax.set_ylim(0, 1.06 * ax.get_ylim()[1])  # room for the marks of the largest
-    if handles := axes[0][0].get_legend_handles_labels()[0]:
-        if len(several):
-            label = "one seed, where there are several (open mark: their mean)"
-            handles.append(Line2D([], [], color=GREY, linestyle="", marker=".", markersize=5, label=label))
-        legend_above(fig, handles)
-    sign(fig, chosen)
-    return fig
+def _paper_line(ax: Axes, level: float, model: str, label: str) -> None:
+    """A short line at the right edge of a panel, at a number of the paper."""
+    ax.plot(
+        [0.8, 1], [level, level], transform=ax.get_yaxis_transform(), color=colour(family_and_depth(model)[1]),
+        linestyle=PAPER_LINES[label][0], linewidth=1, zorder=1, label=label,
+    )  # fmt: skip
 
 
 def _shown(runs: pd.DataFrame, models: list[str]) -> pd.DataFrame:
@@ -287,13 +258,13 @@ def _label_ends(axes: np.ndarray, ends: list) -> None:
         end_labels(ax, labels)
 
 
-def _paper_in_sight(axes: np.ndarray) -> bool:
-    """Whether one of the paper's errors lies within the limits of its panel."""
+def _in_sight(axes: np.ndarray, label: str) -> bool:
+    """Whether a line with this label lies within the limits of its panel."""
     return any(
         ax.get_ylim()[0] <= line.get_ydata()[0] <= ax.get_ylim()[1]
         for ax in axes
         for line in ax.lines
-        if line.get_label() == "_paper"
+        if line.get_label() == label
     )
 
 

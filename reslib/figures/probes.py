@@ -48,7 +48,8 @@ def figure7(responses: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure
         legend_above(fig, top.get_legend_handles_labels()[0])
     seeds = responses["seed"].nunique() if "seed" in responses else 1
     extra = "response: after batch norm, before the nonlinearity or the addition"
-    sign(fig, runs, extra + (f"; mean of {seeds} seeds" if seeds > 1 else ""))
+    extra += f"; mean of {seeds} seeds" if seeds > 1 else ""
+    sign(fig, runs, f"{extra} · the paper prints no numbers of its Figure 7 to draw beside these")
     _warn(fig, responses, runs)
     return fig
 

@@ -23,6 +23,7 @@ COLOURS = {
 MARKERS = {8: "X", 14: "<", 20: "o", 32: "s", 44: "^", 56: "D", 110: "v", 1202: "P"} | {
     18: "o", 34: "D", 50: "^", 101: "v", 152: "P"
 }  # fmt: skip
+GREY = "#444444"  # of a legend's lines that stand for every colour
 FAMILY = {  # plain and residual where both share a panel: colour, line style, marker
     "plain": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
     "resnet": {"color": "#0072B2", "linestyle": "-", "marker": "o"},

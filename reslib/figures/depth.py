@@ -1,0 +1,58 @@
+"""The final errors of plain and residual nets against their depth: the paper's argument in one view."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
+
+from .. import evidence
+from .style import FAMILY, FAMILY_NAME, GREY, legend_above, new_figure, say, sign
+
+
+def depth_view(runs: pd.DataFrame) -> Figure:
+    """Final training (left) and test (right) error against the number of layers, plain and residual.
+
+    Open marks are means over seeds. Where a network has several, each is a dot.
+    """
+    chosen = evidence.finished(evidence.main_runs(runs[runs["family"].isin(list(FAMILY))]))
+    chosen = chosen[chosen["depth"] > 0]
+    fig, axes = new_figure(8.6, 3.5, 1, 2)
+    depths = sorted(chosen["depth"].unique())
+    several = chosen[chosen.groupby("model")["seed"].transform("nunique") > 1]
+    for ax, column, title in zip(axes[0], ("train_error", "test_error"), ("training", "test"), strict=True):
+        for family, look in FAMILY.items():
+            group = chosen[(chosen["family"] == family)].dropna(subset=[column])
+            if group.empty:
+                continue
+            means = group.groupby("depth")[column].mean() * 100
+            ax.plot(
+                means.index, means.values, linewidth=1.6, markersize=8, markerfacecolor="white", clip_on=False,
+                label=FAMILY_NAME[family], zorder=3, **look,
+            )  # fmt: skip
+            if len(dots := group[group.index.isin(several.index)]):
+                ax.plot(
+                    dots["depth"], dots[column] * 100, linestyle="", marker=".", color=look["color"], markersize=5,
+                    clip_on=False, zorder=4, label="_seeds",
+                )  # fmt: skip
+        if not ax.lines:
+            say(ax, "no finished plain or residual nets at this preset")
+        elif max(depths) > 152:
+            ax.set_xscale("log")
+        if depths:
+            ax.set_xticks(depths, [str(int(d)) for d in depths])
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.minorticks_off()
+        ax.set_xlabel("layers")
+        ax.set_ylabel(f"final {title} error (%)")
+    top = 1.06 * max(ax.get_ylim()[1] for ax in axes[0])  # room for the marks of the largest
+    for ax in axes[0]:  # read against each other
+        ax.set_ylim(0, top)
+    if handles := axes[0][0].get_legend_handles_labels()[0]:
+        if len(several):
+            label = "one seed, where there are several (open mark: their mean)"
+            handles.append(Line2D([], [], color=GREY, linestyle="", marker=".", markersize=5, label=label))
+        legend_above(fig, handles)
+    sign(fig, chosen)
+    return fig
