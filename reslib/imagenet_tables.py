@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from . import data, evidence, paper, stats
+from . import data, evidence, imagenet_scale, paper, stats
 from .errors import UserError, choose
 from .evaluate import SIZES
 from .imagenet_scores import Network, Scores, imagenet_runs
@@ -73,8 +73,11 @@ def caption(name: str, table: pd.DataFrame, runs: pd.DataFrame) -> str:
     images = sorted({int(n.replace(",", "")) for n in own["images"]})
     sets = ", ".join(sorted(set(own["data set"])))
     text += f"Measured on {' or '.join(f'{n:,}' for n in images)} validation images of {sets}"
-    trained = own["source"].eq("trained here").any()
-    return text + "." + (f" {evidence.evidence_line(imagenet_runs(runs))}" if trained else "")
+    if not own["source"].eq("trained here").any():
+        return text + "."
+    trained = imagenet_runs(runs)
+    behind = filter(None, [evidence.evidence_line(trained), imagenet_scale.in_words(trained)])
+    return f"{text}. {' · '.join(behind)}"
 
 
 def notes(tables: dict[str, pd.DataFrame]) -> list[str]:
