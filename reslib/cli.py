@@ -1,4 +1,4 @@
-"""The command line: `reslib reproduce | train | status | list | data | bench | equivalence | verify | report`.
+"""The command line: `reslib reproduce | train | evaluate | status | list | data | bench | verify ...`, see COMMANDS.
 
 Exit codes: 0 done, 1 something failed (one line each), 2 bad arguments.
 """
@@ -23,6 +23,7 @@ from .stopping import sigterm_raises
 COMMANDS = {  # name: (module with add_arguments(parser) and main(arguments) -> exit code, help)
     "reproduce": ("commands.reproduce", "run the notebooks with papermill, training what is missing"),
     "train": ("commands.train", "train one network"),
+    "evaluate": ("commands.evaluate", "test ImageNet networks by ten crops, at five scales, together (Tables 2 to 5)"),
     "status": ("commands.status", "which runs of a preset are done, running, missing; what is left"),
     "list": ("commands.listing", "models, studies, presets, data sets"),
     "data": ("commands.data", "what data is found where; download; verify"),

@@ -148,21 +148,24 @@ def evaluate_views(
             parts.append((index, score(x).cpu(), labels))
     finally:
         model.train(training)
-    if not parts:
-        raise UserError(f"{split} holds no readable image for process {rank} of {world}")
+    if not parts:  # fewer images than processes: `merge_views` looks at them all
+        parts = [(torch.empty(0, dtype=torch.int64), torch.empty(0, 0), torch.empty(0, dtype=torch.int64))]
     index, scores, labels = (torch.cat(part) for part in zip(*parts, strict=True))
     order = index.argsort()
     return Views(how, scores[order], labels[order], index[order], dict(batches.skipped))
 
 
 def merge_views(parts: Sequence[Views]) -> Views:
-    """The whole set from the shares of all processes. Raises UserError if an image was counted twice."""
+    """The whole set from the shares of all processes. Raises UserError if an image was counted twice, or none was."""
+    skipped = {name: reason for p in parts for name, reason in p.skipped.items()}
+    parts = [p for p in parts if len(p.index)]
+    if not parts:
+        raise UserError(f"no image can be read: {len(skipped)} are unreadable")
     index = torch.cat([p.index for p in parts])
     order = index.argsort()
     if len(index.unique()) != len(index):
         raise UserError(f"{len(index) - len(index.unique())} images were tested twice: shares must not overlap")
     scores, labels = torch.cat([p.scores for p in parts])[order], torch.cat([p.labels for p in parts])[order]
-    skipped = {name: reason for p in parts for name, reason in p.skipped.items()}
     return Views(parts[0].how, scores, labels, index[order], skipped)
 
 

@@ -2,6 +2,9 @@
 
 The networks are those of finished runs and those of given weights (given_weights.py). A measurement is kept in
 measurements/imagenet_scores.csv under the hash of the weights and of the data: a clone without weights reads it there.
+
+The processes of a torchrun job share the images out and come to the same errors; the first one keeps them. What could
+differ between them, such as a file that one machine lacks, is settled together: no process waits for one that gave up.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +20,9 @@ import torch
 
 from . import data, evidence, given_weights
 from .data.imagenet import MEAN, STD, FolderBatches
+from .distributed import ALONE
 from .errors import UserError
-from .evaluate import Views, ensemble, evaluate_views, top_k_errors
+from .evaluate import Views, ensemble, evaluate_views, merge_views, top_k_errors
 from .files import sha256, write_text
 from .models import family_and_depth
 from .networks import load_network
@@ -72,11 +76,11 @@ FIELDS = (
 class Scores:
     """Errors by network and way of testing: read from measurements/imagenet_scores.csv, or measured and added to it."""
 
-    def __init__(self, folder: Path, source, limit: int, device: torch.device):
+    def __init__(self, folder: Path, source, limit: int, device: torch.device, group=ALONE, say=None):
         self.file = folder / "measurements" / "imagenet_scores.csv"
-        self.source, self.limit, self.device = source, limit, device
+        self.source, self.limit, self.device, self.group, self.say = source, limit, device, group, say
         self.known = self._read()
-        self.views: dict[str, Views] = {}  # weights -> scores at five scales, which ensembles average
+        self.views: dict[str, Views] = {}  # weights -> own share of scores at five scales, which ensembles average
         self.batches: dict[tuple, FolderBatches] = {}
 
     def trained(self, runs: pd.DataFrame, runs_dir: Path) -> list[Network]:
@@ -103,6 +107,13 @@ class Scores:
         return nets
 
     def _why_not(self, path: Path, mark: str, fingerprint: str) -> str:
+        return self._agreed(self._why_not_here(path, mark, fingerprint))
+
+    def _agreed(self, problem: str) -> str:
+        """The problem of the first process that has one, for all of them."""
+        return next(filter(None, self.group.gather(problem)), "")
+
+    def _why_not_here(self, path: Path, mark: str, fingerprint: str) -> str:
         if self.source is None:
             return "no data to measure on"
         if self.source.fingerprint != fingerprint:
@@ -114,9 +125,16 @@ class Scores:
 
     def given(self, weights) -> list[Network]:
         """Weights from elsewhere: those given now, then those measured before on this data."""
-        nets = {}
-        for file in given_weights.find_weights(weights) if weights else ():
-            mark = sha256(file)
+        nets, files = {}, []
+        if weights and not self.group.rank:
+            files = given_weights.find_weights(weights)
+        count = self.group.broadcast(len(files))  # the others look for them when a download is through
+        if weights and self.group.rank:
+            files = given_weights.find_weights(weights)
+        marks = [sha256(file) for file in files]
+        if len(files) != count or len({tuple(theirs) for theirs in self.group.gather(marks)}) > 1:
+            raise UserError(f"weights {str(weights)!r}: the processes of this job find different files there")
+        for file, mark in zip(files, marks, strict=True):
             nets[mark] = self._given(file, mark)
         for row in self.known.values():
             here = self.source is None or self.source.fingerprint == row["data_fingerprint"]
@@ -139,6 +157,7 @@ class Scores:
             given_weights.imagenet_index(self.source.classes)
         except UserError as error:
             why = str(error)
+        why = self._agreed(why)
         found = (self.source.name, self.source.fingerprint) if self.source else ("", "")
         load = None if why else (lambda: self._load_given(file))
         return Network("evaluated", model, shortcut, file.name, mark, *found, self.limit, load, why)
@@ -166,7 +185,7 @@ class Scores:
         key = (net.weights, net.fingerprint, how, str(net.test_size))
         if net.weights and key in self.known:
             return self.known[key]
-        views = self._test(net, how)
+        views = merge_views(self.group.gather(self._test(net, how)))
         whole = " of 1000" if net.source == "evaluated" and views.scores.shape[1] < given_weights.CLASSES else ""
         return self._keep(key, views, net, net.name, whole)
 
@@ -179,25 +198,32 @@ class Scores:
         if key in self.known:
             return self.known[key]
         parts = [self._test(net, "multi-scale") for net in nets]
-        if not all(torch.equal(p.index, parts[0].index) for p in parts):  # one could not read an image now readable
+        same = all(torch.equal(p.index, parts[0].index) for p in parts)
+        if not all(self.group.gather(same)):  # one could not read an image now readable
             raise UserError("its members were not tested on the same images")
-        views = Views(
-            "ensemble", ensemble([p.scores for p in parts]), parts[0].labels, parts[0].index, parts[0].skipped
-        )
+        share = replace(parts[0], how="ensemble", scores=ensemble([p.scores for p in parts]))
+        views = merge_views(self.group.gather(share))
         whole = self.of(nets[0], "multi-scale")["classes"].partition(" of ")
         return self._keep(key, views, nets[0], " + ".join(n.name for n in nets), "".join(whole[1:]), "ensemble")
 
     def _test(self, net: Network, how: str) -> Views:
+        """This process's share of the scores."""
         if how == "multi-scale" and net.weights in self.views:
             return self.views[net.weights]
         if net.load is None:
             raise UserError(net.why_not)
-        model, batches = net.load()
-        model = model.to(self.device, memory_format=torch.channels_last)
-        views = evaluate_views(model, batches, how, batch_size=16)
+        share, problem = None, ""
+        try:
+            model, batches = net.load()
+            model = model.to(self.device, memory_format=torch.channels_last)
+            share = evaluate_views(model, batches, how, batch_size=16, rank=self.group.rank, world=self.group.world)
+        except UserError as error:
+            problem = str(error)
+        if problem := self._agreed(problem):
+            raise UserError(problem)
         if how == "multi-scale":
-            self.views[net.weights] = views
-        return views
+            self.views[net.weights] = share
+        return share
 
     def _keep(self, key: tuple, views: Views, net: Network, name: str, whole: str, source: str = "") -> dict:
         classes = views.scores.shape[1]
@@ -211,11 +237,18 @@ class Scores:
             "torch": here["torch"], "commit": here["commit"], "measured": now(),
         }  # fmt: skip
         self.known = self._read() | {key: {name: str(values[name]) for name in FIELDS}}
-        frame = pd.DataFrame(list(self.known.values()), columns=FIELDS).sort_values(list(KEY))
-        write_text(self.file, frame.to_csv(index=False, lineterminator="\n"))
+        if not self.group.rank:
+            frame = pd.DataFrame(list(self.known.values()), columns=FIELDS).sort_values(list(KEY))
+            write_text(self.file, frame.to_csv(index=False, lineterminator="\n"))
+        if self.say:
+            self.say(f"{name}, {key[2]}: top-1 error {100 * errors[1]:.2f} % of {len(views.labels):,} images")
         return self.known[key]
 
     def _read(self) -> dict[tuple, dict]:
+        """What was measured before, as the first process finds it."""
+        return self.group.broadcast(None if self.group.rank else self._read_here())
+
+    def _read_here(self) -> dict[tuple, dict]:
         if not self.file.exists():
             return {}
         try:  # as text: a fingerprint may look like a number

@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from . import data, evidence, paper, stats
+from . import data, evidence, imagenet_scale, paper, stats
+from .distributed import ALONE, Group
 from .errors import UserError, choose
 from .evaluate import SIZES
 from .imagenet_scores import Network, Scores, imagenet_runs
@@ -42,15 +43,21 @@ def tables(
     limit: int = 0,
     device: str | torch.device = "cpu",
     ensembles: dict[str, list[str]] | None = None,
+    group: Group = ALONE,
+    say=None,
 ) -> dict[str, pd.DataFrame]:
     """{"table2": ..., "table5": ...}; all cells are text.
 
     runs: as from `frames`, those not on ImageNet-style data are left out. source: the data to measure on; None shows
     what was measured before. weights: a file or folder of given weights, or "torchvision". limit: at most so many test
-    images, 0 for all. ensembles: further rows of Table 5, label -> names of runs or of weights files.
+    images, 0 for all. ensembles: further rows of Table 5, label -> names of runs or of weights files. group: the
+    processes that share the images out; all of them give the same runs. say(text) is told of every measurement.
     """
-    scores = Scores(Path(runs_dir).parent, source, limit, torch.device(device))
+    scores = Scores(Path(runs_dir).parent, source, limit, torch.device(device), group, say)
     nets = scores.trained(runs, Path(runs_dir)) + scores.given(weights)
+    for label, names in (ensembles or {}).items():  # before hours of testing
+        for name in names:
+            choose(f"member of ensemble {label!r}", name, [n.name for n in nets])
     result = {
         "table2": _table(paper.TABLE2, [n for n in nets if n.depth == 18 or n.key in _keys(paper.TABLE2)], scores),
         "table3": _table(paper.TABLE3, [n for n in nets if n.depth >= 34], scores),
@@ -73,8 +80,11 @@ def caption(name: str, table: pd.DataFrame, runs: pd.DataFrame) -> str:
     images = sorted({int(n.replace(",", "")) for n in own["images"]})
     sets = ", ".join(sorted(set(own["data set"])))
     text += f"Measured on {' or '.join(f'{n:,}' for n in images)} validation images of {sets}"
-    trained = own["source"].eq("trained here").any()
-    return text + "." + (f" {evidence.evidence_line(imagenet_runs(runs))}" if trained else "")
+    if not own["source"].eq("trained here").any():
+        return text + "."
+    trained = imagenet_runs(runs)
+    behind = filter(None, [evidence.evidence_line(trained), imagenet_scale.in_words(trained)])
+    return f"{text}. {' · '.join(behind)}"
 
 
 def notes(tables: dict[str, pd.DataFrame]) -> list[str]:
@@ -133,7 +143,11 @@ def _measured(name: str, nets: list[Network], scores: Scores, how: str) -> dict:
         cells["n"] = str(len(nets))
         return cells | {"note": f"{len(reasons)} of {len(nets)} not measured: {reasons[0]}" if reasons else ""}
     if not found:
-        return cells | {"source": "not evaluated", "n": "", "note": f"{net.name}: {reasons[0]}"}
+        return cells | {
+            "source": "not evaluated",
+            "n": "",
+            "note": f"{net.name}: {reasons[0].removeprefix(f'{net.name}: ')}",
+        }
     cells["n"] = "1"
     try:
         cells[CENTRE] = _error([float(scores.of(net, "centre")["top1"])])
@@ -154,8 +168,6 @@ def _ensembles(nets: list[Network], scores: Scores, asked: dict[str, list[str]])
         if len(members) > 1 and not (complete and members == six):
             rows.append(_average(f"all residual nets {source} ({len(members)})", members, scores))
     for label, names in asked.items():
-        for name in names:
-            choose(f"member of ensemble {label!r}", name, [n.name for n in nets])
         rows.append(_average(label, [n for n in nets if n.name in names], scores))
     return rows
 

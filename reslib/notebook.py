@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import artefacts, figures, tables
+from . import artefacts, figures, imagenet_scale, tables
 from .errors import UserError, choose, shown
 from .executor import execute, missing
 from .files import folder_of
@@ -125,12 +125,14 @@ class Study(Folder):
     def facts(self) -> dict:
         """What `describe` shows."""
         todo = {r.digest for r in missing(self.recipes, self.runs_dir)}
+        scale = imagenet_scale.in_words(pd.DataFrame([r.to_dict() for r in self.recipes]))
         return {
             "study": self.name,
             "data set": self.dataset_name + (" (SYNTHETIC DATA)" if self.synthetic else ""),
             "runs": f"{len(self.recipes)}, of which {len(todo)} are still to be trained",
             "networks": ", ".join(dict.fromkeys(r.model for r in self.recipes)),
             "iterations": ", ".join(sorted({f"{r.iterations:,} of {r.batch_size} images" for r in self.recipes})),
+            **({"scale": scale} if scale else {}),
             **super().facts(),
         }
 

@@ -102,7 +102,7 @@ def finish(job: Job) -> dict:
     exact = None
     if not job.group.rank:
         exact = exact_bn_error(job.model, job.batches, job.device, job.state.precision, images)
-        job.state.unreadable |= getattr(job.batches, "skipped", {})
+        job.state.unreadable |= getattr(job.batches, "skipped", {}) | job.source.skipped
         write_weights(job.run.weights_file, job.model)
     selected = min(rows, key=lambda r: r["val_error"]) if job.batches.has("val") else None
     best = min(rows, key=lambda r: r["test_error"])

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache, cached_property
 from typing import Any
 
@@ -73,6 +74,7 @@ KINDS = {  # type: what is allowed, in words
 }
 OWN_OPTIONS = ("name", "num_classes", "shortcut", "residual", "teacher")  # arguments that the recipe's fields decide
 MAX_TEXT = 200  # characters of a text field
+IMAGENET_CROP = 224  # pixels on a side (section 3.4)
 
 
 def described(default, text: str):
@@ -160,6 +162,11 @@ class Recipe:
         """Directory name of this recipe's run, readable and ending in the hash."""
         model = "".join(c if c.isascii() and c.isalnum() or c in "_-" else "." for c in self.model[:80])
         return f"{model}-{self.dataset}-s{self.seed}-{self.digest}"
+
+    @property
+    def factor(self) -> Fraction:
+        """By what an ImageNet recipe divides the paper's protocol, by its crops: 4 where they have 56 pixels."""
+        return Fraction(IMAGENET_CROP, self.crop_size)
 
     def essentials(self) -> dict[str, Any]:
         """Model, data set, seed and whatever differs from the defaults."""

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from . import imagenet_scale
 from .baseline_recipes import BASELINE_RECIPES
 from .errors import UserError, choose, shown
 from .names import family_and_depth
@@ -47,21 +48,6 @@ class Preset:
         return range(asked or self.more_seeds.get(model, self.seeds))
 
 
-def imagenet_over(factor: int, **length) -> dict:
-    """Recipe fields of the ImageNet protocol divided by one number: every length in pixels, the batch, and its rate.
-
-    The rate follows the batch, so that an image moves the weights as far as in the paper.
-    """
-    return {
-        "batch_size": 256 // factor,
-        "lr": 0.1 / factor,
-        "crop_size": 224 // factor,
-        "scale_range": (256 // factor, 480 // factor),
-        "augmentation": "scale-crop-flip-color",
-        **length,
-    }
-
-
 PRESETS = {
     "smoke": Preset(
         "smoke",
@@ -69,16 +55,7 @@ PRESETS = {
         {"iterations": 6, "batch_size": 16, "eval_every": 3, "train_size": 256, "test_size": 64, "warmup_window": 2},
         depths=(20, 32),
         deep=(),
-        imagenet={
-            "iterations": 4,
-            "batch_size": 8,
-            "eval_every": 2,
-            "train_size": 64,
-            "test_size": 32,
-            "crop_size": 32,
-            "scale_range": (32, 48),
-            "augmentation": "scale-crop-flip-color",
-        },
+        imagenet=imagenet_scale.divided(16, 150_000, eval_every=2, train_size=64, test_size=32),
         future_depth=20,
         gradient_depths=(8, 20),
     ),
@@ -89,7 +66,7 @@ PRESETS = {
         depths=(20, 56),
         deep=(),
         baselines={"iterations": 20, "batch_size": 64, "eval_every": 10, "test_size": 500},
-        imagenet=imagenet_over(8, iterations=120, eval_every=30, test_size=1000),
+        imagenet=imagenet_scale.divided(8, 5000, eval_every=30, test_size=1000),
         ablation={"iterations": 40, "eval_every": 20},
         future_depth=20,
     ),
@@ -100,7 +77,7 @@ PRESETS = {
         depths=(20, 32, 44, 56),
         deep=(110,),
         more_seeds={"plain20": 3, "resnet20": 3},
-        imagenet=imagenet_over(4, iterations=1200, eval_every=60),
+        imagenet=imagenet_scale.divided(4, 500, eval_every=60),
         imagenet_rows=("resnet34", "resnet50"),
     ),
     "paper": Preset(
@@ -114,9 +91,9 @@ PRESETS = {
         more_seeds={"resnet1202": 1, "plain110": 1},
         split=("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
         # 60e4 iterations at most, batch 256 on several devices of 32 images each (section 3.4)
-        imagenet=imagenet_over(
+        imagenet=imagenet_scale.divided(
             1,
-            iterations=600_000,
+            1,
             accumulation=8,
             eval_every=5000,
             schedule="plateau",  # short runs never reach one: elsewhere steps

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from . import evidence, paper, stats
+from . import evidence, imagenet_scale, paper, stats
 from .table_files import save_table as save_table
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def depth_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 def depth_caption(runs: pd.DataFrame) -> str:
     """The caption of `depth_table`, with the evidence behind it; names synthetic data first."""
-    return f"{evidence.loud(runs)}Plain and residual nets by depth, errors in %. {evidence.evidence_line(runs)}"
+    return f"{evidence.loud(runs)}Plain and residual nets by depth, errors in %. {_behind(runs)}"
 
 
 def paper_z(model: str, rows: pd.DataFrame) -> float | None:
@@ -170,7 +170,12 @@ def caption(runs: pd.DataFrame) -> str:
 def claims_caption(runs: pd.DataFrame) -> str:
     """The caption of the scoreboard, with the evidence behind it; names synthetic data first."""
     loud = evidence.loud(runs)
-    return f"{loud}Claims of the paper, judged on the records of this preset. {evidence.evidence_line(runs)}"
+    return f"{loud}Claims of the paper, judged on the records of this preset. {_behind(runs)}"
+
+
+def _behind(runs: pd.DataFrame) -> str:
+    """The evidence, and on ImageNet the scale of the protocol."""
+    return " · ".join(filter(None, [evidence.evidence_line(runs), imagenet_scale.in_words(runs)]))
 
 
 def architecture_table(nets: Iterable[tuple[str, nn.Module, int]]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from reslib import compilation, data, figures, tune
+from reslib import bench, compilation, data, figures, tune
 from reslib.bench import compare, contenders, loading, peer, records, report, roofline, scaling, seeds
 from reslib.cli import main
 from reslib.data.sets import DataSource, image_set
@@ -282,6 +282,22 @@ def test_loading_measures_all_three():
     )
     assert set(record["images_per_second"]) == {"loader_alone", "model_alone", "both"}
     assert all(rate > 0 for rate in record["images_per_second"].values())
+    rates = {name: [10.0 * number, 12.0 * number] for number, name in enumerate(record["images_per_second"], 1)}
+    record |= {"images_per_second_turns": rates, "images_per_second": {name: turns[1] for name, turns in rates.items()}}
+    whole = {"environment": {"device_name": "here (2 threads)"}, "date": "2026-01-02", "loading": [record]}
+    frame = records.loading([whole | {"date": "2026-01-01"}, whole])  # measured again: the last counts
+    assert len(frame) == 3 and set(frame.date) == {"2026-01-02"} and set(frame.device) == {"here"}
+    (ax,) = figures.loading_figure(frame).axes
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["loader alone", "network alone", "both"]
+    assert [bar.get_width() for bar in ax.patches] == [12, 24, 36] and "ResNet-18 on synthetic" in ax.get_title("left")
+
+
+def test_whole_measures_the_loader_too(monkeypatch):
+    monkeypatch.setattr(bench, "measure", lambda arguments, *rest, **more: asked.append(arguments))
+    asked = []
+    for words in (["bench"], ["bench", "--whole"]):
+        assert main(words) == 0
+    assert [a.loader for a in asked] == [False, True] and asked[1].scaling and asked[1].seeds_at_once == 5
 
 
 def test_without_a_compiler_eager_is_used_and_said(monkeypatch, source):

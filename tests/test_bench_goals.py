@@ -33,6 +33,6 @@ def test_goals_are_judged_by_the_kind_of_processor():
 
 def test_figures_of_nothing_say_so():
     empty = records.comparisons([])
-    for draw in (figures.contenders_figure, figures.scaling_figure, figures.seeds_figure):
+    for draw in (figures.contenders_figure, figures.scaling_figure, figures.seeds_figure, figures.loading_figure):
         texts = [text.get_text() for ax in draw(empty).axes for text in ax.texts]
         assert any("not measured" in text or "no record" in text for text in texts)

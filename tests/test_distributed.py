@@ -12,9 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
+from imagenet_sets import make_imagenet, make_set
+from imagenet_sets import tiny as folders
 from training import QUIET, processes, silent, tiny
 
+from reslib.data import imagenet
+from reslib.data.imagenet import FolderBatches
 from reslib.distributed import Group, check_divisible, own_store
 from reslib.errors import UserError
 from reslib.job import prepare
@@ -30,19 +35,19 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def member(rank, world, port, recipes, runs_dir, execution, disks):
+def member(rank, world, port, recipes, runs_dir, execution, disks, data_root):
     runs_dir = Path(runs_dir) / f"machine{rank}" if disks else runs_dir
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for recipe in recipes:
-        train(recipe, runs_dir, execution=execution, say=silent)
+        train(recipe, runs_dir, data_root, execution=execution, say=silent)
 
 
-def together(recipes, runs_dir, execution=QUIET, world=2, disks=False):
+def together(recipes, runs_dir, execution=QUIET, world=2, disks=False, data_root=None):
     """Start the processes of one job; disks: each has a disk of its own, as machines without shared storage."""
     port, context = free_port(), processes()
     members = [
-        context.Process(target=member, args=(rank, world, port, recipes, runs_dir, execution, disks))
+        context.Process(target=member, args=(rank, world, port, recipes, runs_dir, execution, disks, data_root))
         for rank in range(world)
     ]
     for process in members:
@@ -82,6 +87,36 @@ def test_two_processes_give_the_curve_of_one(tmp_path):
                 assert (ours[name] - theirs[name]).abs().max() < 1e-4, name
         summary = read_json(Run(tmp_path / "two", recipe).summary_file)
         assert summary["sessions"][0]["processes"] == 2
+
+
+def test_two_processes_on_image_folders_give_the_curve_of_one(tmp_path):
+    """A set in memory, and one of 1000 classes decoded in use: an epoch is four steps, and takes each image once."""
+    make_set(tmp_path / "imagenette")
+    make_imagenet(tmp_path / "imagenet")
+    (tmp_path / "imagenet" / "train" / "n0007" / "0.JPEG").unlink()
+    (tmp_path / "imagenet" / "train" / "n0007" / "0.JPEG").write_bytes(b"<html>")
+    small = {"model": "resnet18", "options": "width=2", "accumulation": 2, "precision": "fp32", "eval_every": 3}
+    recipes = [
+        folders(dataset="imagenette", batch_size=8, iterations=9, val_size=3, **small),
+        folders(dataset="imagenet", batch_size=250, iterations=6, test_size=401, **small),
+    ]
+    for recipe in recipes:
+        train(recipe, tmp_path / "one", tmp_path, execution=QUIET, say=silent)
+    members = together(recipes, tmp_path / "two", data_root=tmp_path)
+    for process in members:
+        process.join(200)
+    assert [p.exitcode for p in members] == [0, 0]
+    for recipe in recipes:
+        one, two = (Run(tmp_path / d, recipe) for d in ("one", "two"))
+        assert_same_curve(numbers(one.path.parent, recipe), numbers(two.path.parent, recipe))
+        ours, theirs = (read_weights(run.weights_file) for run in (one, two))
+        assert all((ours[n] - theirs[n]).abs().max() < 1e-4 for n in ours if "num_batches" not in n)
+        ours, theirs = (read_json(run.summary_file) for run in (one, two))
+        assert ours["unreadable"] == theirs["unreadable"] and theirs["sessions"][0]["processes"] == 2
+    assert theirs["unreadable"] == ["train/n0007/0.JPEG"]
+    batches = FolderBatches(recipe, imagenet.load("imagenet", tmp_path), "cpu", workers=0)
+    seen = torch.cat([y for rank in range(2) for _, y in batches.stream(0, 4, rank, 2)])
+    assert sorted(seen.tolist()) == sorted([*range(7), 8, *range(8, 1000)])  # the next in place of the unreadable one
 
 
 @pytest.mark.parametrize("worlds", [(2, 1), (1, 2)])

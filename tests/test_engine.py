@@ -78,6 +78,23 @@ def test_moving_averages_are_the_mean_over_micro_batches():
     torch.testing.assert_close(model.norm.running_var, 0.9 * var + 0.1 * variances)
 
 
+def test_accumulation_equals_the_big_batch_where_nothing_depends_on_the_batch():
+    """Without batch norm, whose statistics are per micro-batch, micro-batches change nothing but rounding."""
+    ends = []
+    for parts in (1, 4):
+        torch.manual_seed(0)
+        model = Small()
+        model.norm = nn.Identity()
+        step, _ = stepper(model, accumulation=parts)
+        results = [step(*batch(i), i) for i in range(5)]
+        ends.append((results, [p.detach() for p in model.parameters()]))
+    for (loss, wrong), (loss4, wrong4) in zip(ends[0][0], ends[1][0], strict=True):
+        torch.testing.assert_close(loss4, loss, rtol=1e-5, atol=1e-6)
+        assert wrong4 == wrong
+    for p, q in zip(ends[0][1], ends[1][1], strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-5, atol=1e-6)
+
+
 def test_returns_mean_loss_and_number_of_errors():
     torch.manual_seed(0)
     model = Small()

@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 from fake_frames import fake_curves, fake_runs
 
-from reslib import figures, paper
+from reslib import figures, imagenet_scale, paper, tables
 from reslib.errors import UserError
+from reslib.notebook import open_study
+from reslib.studies import imagenet_recipe, preset_of
 
 PLAIN = {"plain20": (3.0, 9.0), "plain56": (9.0, 13.0)}
 SYNTHETIC = {"dataset": "synthetic", "synthetic": True, "iterations": 80, "preset": "smoke"}
@@ -164,17 +166,41 @@ def test_figure4_panels():
     assert fig.axes[0].get_ylim() == fig.axes[1].get_ylim()
 
 
-def test_figure4_says_at_which_scale_it_is_and_on_how_many_classes():
+def test_figure4_says_at_which_scale_it_is_and_on_how_many_classes(tmp_path):
     errors = {"plain18": (62.0, 58.0), "resnet34": (56.0, 55.0)}
-    sizes = {"crop_size": 56, "scale_range": [[64, 120]] * 2, "batch_size": 64, "iterations": 1200}
-    runs = fake_runs(errors, dataset="imagenette", classes=10, train_images=9469).assign(**sizes)
+    medium = imagenet_recipe("resnet34", preset_of("medium"), "imagenette").to_dict()
+    fields = {name: [medium[name]] * 2 for name in imagenet_scale.FIELDS}
+    runs = fake_runs(errors, dataset="imagenette", classes=10, train_images=9469).assign(**fields)
+    sentence = (
+        "protocol scaled by 1/4 (crop 56 of 224, shorter side 64 to 120 of 256 to 480, batch 64 of 256, lr 0.025 of "
+        "0.1), 1,200 of the paper's 600,000 iterations (1/500), lr divided by 10 at 1/2 and 3/4 of them instead of on "
+        "a plateau; 9,469 training images of 1,281,167"
+    )
     said = texts(figures.figure4(runs, fake_curves(runs)))
-    for part in ("imagenette (10 classes, 00ff)", "1,200 iterations", "crops of 56 pixels from shorter sides 64 to 120",
-                 "9,469 training images", "(paper: 224 from 256 to 480, batch 256, 1.28 million images)"):  # fmt: skip
-        assert part in said
-    whole = runs.assign(dataset="imagenet", classes=1000, crop_size=224, scale_range=[[256, 480]] * 2, batch_size=256)
-    said = texts(figures.figure4(whole, fake_curves(whole)))
-    assert "imagenet (1000 classes, 00ff)" in said and "crops of 224 pixels" in said and "paper: 224" not in said
+    assert "imagenette (10 classes, 00ff)" in said
+    captions = (said.replace("\n", " "), tables.depth_caption(runs), tables.claims_caption(runs))
+    assert all(text.count(sentence) == 1 for text in captions)
+    assert sentence.partition(";")[0] in open_study("figure4", "medium", str(tmp_path)).facts()["scale"]
+    runs["train_images"] = [9469, np.nan]  # one is not finished
+    assert imagenet_scale.in_words(runs) == sentence
+
+
+def test_the_scale_of_imagenet_runs_in_words():
+    def said(preset, **changes):
+        recipe = imagenet_recipe("plain18", preset_of(preset), **changes)
+        return imagenet_scale.in_words(pd.DataFrame([recipe.to_dict()]))
+
+    assert said("paper") == (
+        "the paper's protocol (crop 224, shorter side 256 to 480, batch 256, lr 0.1), 600,000 iterations, lr divided "
+        "by 10 on a plateau"
+    )
+    assert "at 1/4, 1/2 and 3/4 of them instead of on a plateau" in said("paper", schedule="steps")
+    assert said("quick", lr_drops=()).endswith("lr divided by 10 at none of them instead of on a plateau")
+    assert said("quick").startswith("protocol scaled by 1/8 (crop 28 of 224, shorter side 32 to 60 of")
+    assert said("quick", lr=0.1).startswith("protocol of other sizes (crop 28 of 224,")
+    assert "of the paper's 600,000 iterations (1/1,200)" in said("quick", iterations=500)
+    assert said("smoke").startswith("protocol scaled by 1/16 (crop 14 of 224, shorter side 16 to 30 of")
+    assert imagenet_scale.in_words(fake_runs({"plain20": (9, 9)})) == imagenet_scale.in_words(pd.DataFrame()) == ""
 
 
 def test_depth_view_means():

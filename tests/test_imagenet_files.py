@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from imagenet_sets import encoded, make_imagenet, make_set, on_disk, picture, tiny
+from imagenet_sets import encoded, make_imagenet, make_set, on_disk, picture, tiny, write_parquet
 from PIL import Image
 from training import QUIET
 
@@ -127,3 +127,26 @@ def test_training_names_the_images_it_could_not_read(tmp_path):
     assert summary["unreadable_images"] == 3 and summary["status"] == "finished"
     (note,) = [line for line in lines if "unreadable" in line]
     assert "3 unreadable images left out: train/n0007/0.JPEG (no image format is recognised), val/n0003" in note
+
+
+@pytest.mark.parametrize("form", ["folders", "parquet"])
+def test_a_subset_with_broken_images_trains_and_its_record_names_them(form, tmp_path):
+    """Decoded once, before training: what could not be is in the summary as it is with ImageNet."""
+    bad = {name for name, (_, good) in odd_files().items() if not good}
+    if form == "folders":
+        root = make_set(tmp_path / "imagenette")
+        for name, (data, _) in odd_files().items():
+            (root / "train" / "n02" / name).write_bytes(data)
+        names = {f"train/n02/{name}" for name in bad}
+    else:
+        rows = [(encoded(picture(i)), i % 3) for i in range(15)] + [(data, 1) for data, _ in odd_files().values()]
+        write_parquet(tmp_path / "imagenette" / "train.parquet", rows, ["a", "b", "c"])
+        write_parquet(
+            tmp_path / "imagenette" / "validation.parquet",
+            [(encoded(picture(i)), i % 3) for i in range(15, 24)], ["a", "b", "c"],
+        )  # fmt: skip
+        names = {f"train.parquet:{15 + i}" for i, name in enumerate(odd_files()) if name in bad}
+    recipe = tiny(model="resnet18", options="width=1", iterations=2)
+    summary = train(recipe, tmp_path / "runs", tmp_path, execution=QUIET, say=str)
+    assert set(summary["unreadable"]) == names and summary["unreadable_images"] == len(names) == 4
+    assert summary["train_images"] == 15 + 6 and summary["status"] == "finished"

@@ -7,10 +7,11 @@ import pytest
 import torch
 from imagenet_sets import encoded, make_imagenet, make_set, on_disk, picture, tiny, write_parquet
 
+from reslib.cli import main
 from reslib.data import choose_dataset, imagenet
 from reslib.data.folders import index_folder
 from reslib.data.imagenet import FolderBatches, load_folder_set
-from reslib.data.places import NotThere, OtherSet, find_root
+from reslib.data.places import BrokenSet, NotThere, OtherSet, find_root
 from reslib.errors import UserError
 
 
@@ -134,10 +135,73 @@ def test_broken_layouts_are_one_clear_line(tmp_path):
     (root / "train" / "n04").mkdir()
     assert "n04' holds no images" in error(root)
     (root / "train" / "n04" / "a.JPEG").write_bytes(encoded(picture(0)))
-    assert "differ in 1 classes; only in train: n04" in error(root)
+    assert "differ in 1 class; only in train: n04" in error(root)
     (tmp_path / "flat" / "train").mkdir(parents=True)
     assert "holds no class folders" in error(tmp_path / "flat")
-    write_parquet(tmp_path / "pq" / "train.parquet", [(encoded(picture(0)), 0)])
-    assert "no validation*.parquet" in error(tmp_path / "pq")
-    write_parquet(tmp_path / "pq" / "validation.parquet", [(encoded(picture(0)), -1)])
-    assert "1 of 1 images have no label" in error(tmp_path / "pq")
+    parquet, (first, second) = tmp_path / "pq", (encoded(picture(i)) for i in range(2))
+    write_parquet(parquet / "train.parquet", [(first, 0)], ["cat", "dog"])
+    assert "no validation*.parquet" in error(parquet)
+    write_parquet(parquet / "validation.parquet", [(second, -1)], ["cat", "dog"])
+    assert "train.parquet': no image of class 'dog'" in error(parquet)
+    write_parquet(parquet / "train.parquet", [(first, 0), (first, 1)], ["cat", "dog"])
+    assert "validation.parquet': 1 of 1 images have no label" in error(parquet)
+    write_parquet(parquet / "validation.parquet", [(second, 1)], ["cat", "dog"])
+    assert "validation.parquet': no image of class 'cat'" in error(parquet)
+    write_parquet(parquet / "validation.parquet", [(second, 2)], ["cat", "dog"])
+    assert "labels reach 2 with 2 classes" in error(parquet)
+    write_parquet(parquet / "validation.parquet", [(second, "dog")], ["cat", "dog"])
+    assert "label is of type string" in error(parquet)
+    assert not (parquet / ".reslib-cache").exists()  # said before anything is copied
+
+
+def broken_sets(folder):
+    """Folders called imagenet that are none: (folder, what must be said of it)."""
+    made = {name: make_set(folder / name / "imagenet") for name in ("empty", "unlabelled", "no_val", "no_train")}
+    (made["empty"] / "train" / "n04").mkdir()
+    for file in list((made["unlabelled"] / "val").rglob("*.JPEG")):
+        file.rename(made["unlabelled"] / "val" / file.name)
+    for c in ("n01", "n02", "n03"):
+        (made["unlabelled"] / "val" / c).rmdir()
+    os.rename(made["no_val"] / "val", made["no_val"] / "elsewhere")
+    os.rename(made["no_train"] / "train", made["no_train"] / "elsewhere")
+    classes = make_set(folder / "on_top" / "elsewhere") / "train"
+    os.rename(classes, folder / "on_top" / "imagenet")
+    said = ["train/n04' holds no images", "9 images without labels", "no val/ folder", "has val but no train/ folder"]
+    return zip(
+        (folder / name for name in (*made, "on_top")), [*said, "has no train/ folder or train*.parquet"], strict=True
+    )
+
+
+def test_what_is_wrong_with_a_folder_called_imagenet_is_not_hidden_by_its_number_of_classes(tmp_path, capsys):
+    for root, text in broken_sets(tmp_path):
+        for find in (lambda r: find_root(r, "imagenet"), lambda r: choose_dataset("imagenet", r)):
+            with pytest.raises(BrokenSet) as caught:
+                find(root)
+            assert text in str(caught.value) and "\n" not in str(caught.value)
+        assert main(["data", "--data-root", str(root)]) == 1
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "DAMAGED" in line]
+        assert line.startswith("imagenet: DAMAGED: ") and text in line
+        make_set(root / "imagenette")  # a sound subset beside it serves
+        assert choose_dataset("imagenet", root) == "imagenette"
+    (tmp_path / "nothing" / "imagenet").mkdir(parents=True)
+    assert choose_dataset("imagenet", tmp_path / "nothing", say=str) == "synthetic-imagenet"
+    (tmp_path / "nothing" / "val").mkdir()  # the data root itself
+    with pytest.raises(BrokenSet, match="nothing' has val but no train/ folder"):
+        choose_dataset("imagenet", tmp_path / "nothing")
+
+
+def test_half_a_devkit_is_named(tmp_path):
+    savemat = pytest.importorskip("scipy.io").savemat
+    root = make_set(tmp_path, val=1)
+    for c in ("n01", "n02", "n03"):
+        os.rename(root / "val" / c / f"{c}_0.JPEG", root / "val" / f"{c}.JPEG")
+        (root / "val" / c).rmdir()
+    devkit = root / "ILSVRC2012_devkit_t12" / "data"
+    devkit.mkdir(parents=True)
+    (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text("2\n1\n3\n")
+    with pytest.raises(UserError, match="ILSVRC2012_devkit_t12/data' lacks meta.mat"):
+        index_folder(root)
+    synsets = np.array([(1, "n02"), (2, "n03")], dtype=[("ILSVRC2012_ID", object), ("WNID", object)]).reshape(-1, 1)
+    savemat(devkit / "meta.mat", {"synsets": synsets})
+    with pytest.raises(UserError, match="data' cannot be read .KeyError"):
+        index_folder(root)

@@ -77,11 +77,11 @@ def test_the_tables_of_imagenet_are_planned():
 def test_small_imagenet_is_the_papers_protocol_over_one_number():
     paper = imagenet_recipe("resnet34", PRESETS["paper"])
     assert (paper.crop_size, paper.scale_range, paper.batch_size) == (224, (256, 480), 256)
-    for name, factor in (("quick", 8), ("medium", 4)):
+    for name, factor in (("smoke", 16), ("quick", 8), ("medium", 4)):
         small = imagenet_recipe("resnet34", PRESETS[name])
         sizes = (small.crop_size, *small.scale_range, small.batch_size)
         assert {big / small for big, small in zip((224, 256, 480, 256), sizes, strict=True)} == {factor}
-        assert paper.lr / small.lr == pytest.approx(factor)
+        assert paper.lr / small.lr == pytest.approx(factor) == small.factor
         assert small.augmentation == paper.augmentation and small.preprocessing == paper.preprocessing
 
 

@@ -156,6 +156,26 @@ def seeds(records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def loading(records: list[dict]) -> pd.DataFrame:
+    """A row per device, network and part of `--loader` (loader alone, network alone, both), as measured last."""
+    rows = [
+        {
+            "device": hardware(record),
+            **{k: part[k] for k in ("model", "dataset", "crop_size", "batch_size", "precision")},
+            "part": name.replace("_", " "),
+            "images_per_second": rate,
+            "low": min(part["images_per_second_turns"][name]),
+            "high": max(part["images_per_second_turns"][name]),
+            "date": record["date"],
+        }
+        for record in records
+        for part in record.get("loading", [])
+        for name, rate in part["images_per_second"].items()
+    ]
+    frame, same = pd.DataFrame(rows), ["device", "model", "dataset", "crop_size", "batch_size", "part"]
+    return frame.drop_duplicates(same, keep="last") if rows else frame
+
+
 TRIED = {  # contender: (what, what was expected of it before it was measured, what became of it)
     "contiguous": (
         "NCHW instead of channels-last",

@@ -12,7 +12,7 @@ from .. import data
 from ..cli import checking_arguments, name_given
 from ..data import cifar
 from ..data.parquet import parquet_files
-from ..data.places import NotThere, OtherSet, find_root
+from ..data.places import BrokenSet, NotThere, OtherSet, find_root
 from ..errors import UserError, choose
 
 ACTIONS = ("show", "download", "verify")
@@ -43,10 +43,10 @@ def examine(root: Path, strict: bool) -> int:
     for name in ("cifar10", "imagenet", "imagenette"):
         try:
             place = locate(name, root)
-        except OtherSet as error:
-            print(f"{name}: not found: {error}")
-            continue
         except UserError as error:
+            if isinstance(error, OtherSet) and not isinstance(error, BrokenSet):
+                print(f"{name}: not found: {error}")
+                continue
             print(f"{name}: DAMAGED: {error}")
             failed += 1
             continue

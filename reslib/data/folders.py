@@ -98,9 +98,14 @@ def _devkit_labels(root: Path) -> list[str] | None:
     if truth.is_file() and synsets.is_file():
         from scipy.io import loadmat
 
-        rows = loadmat(synsets, squeeze_me=True)["synsets"]
-        wnid = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in np.atleast_1d(rows)}
-        return [wnid[int(line)] for line in truth.read_text().split()]
+        try:
+            rows = loadmat(synsets, squeeze_me=True)["synsets"]
+            wnid = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in np.atleast_1d(rows)}
+            return [wnid[int(line)] for line in truth.read_text().split()]
+        except Exception as error:  # whatever a damaged file makes the reader raise
+            raise UserError(f"the devkit in {str(root / DEVKIT)!r} cannot be read ({type(error).__name__})") from error
+    if truth.is_file() or synsets.is_file():
+        raise UserError(f"the devkit in {str(root / DEVKIT)!r} lacks {(synsets, truth)[synsets.is_file()].name}")
     if (root / "meta.bin").is_file():
         import torch
 

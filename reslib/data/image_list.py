@@ -122,4 +122,6 @@ def check_same_classes(root: Path, train: tuple[str, ...], val: tuple[str, ...])
     if only_train or only_val:
         shown = [f"only in {where}: {', '.join(c[:5])}" for where, c in (("train", only_train), ("val", only_val)) if c]
         count = len(only_train) + len(only_val)
-        raise UserError(f"train and val of {str(root)!r} differ in {count} classes; {'; '.join(shown)}")
+        raise UserError(
+            f"train and val of {str(root)!r} differ in {count} class{'es' * (count > 1)}; {'; '.join(shown)}"
+        )

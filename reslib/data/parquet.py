@@ -52,20 +52,47 @@ def _line(error: Exception) -> str:
 
 def index_parquet(root: Path) -> tuple[ImageList, ImageList]:
     """Training and validation images of Parquet files in the Hugging Face layout. UserError says what is missing."""
+    shards = check_parquet(root)  # before gigabytes are copied
+    train, val = (_unpack_parquet(root, split, files) for split, files in shards.items())
+    check_same_classes(root, train.classes, val.classes)
+    return train, val
+
+
+def check_parquet(root: Path) -> dict[str, list[Path]]:
+    """The files of both splits, after a look at their columns and labels alone. UserError names what is wrong."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     shards = {"train": parquet_files(root, ("train",)), "val": parquet_files(root, VAL_NAMES)}
     if not shards["val"]:
         raise UserError(f"{str(root)!r} has train*.parquet but no validation*.parquet: allowed are {LAYOUTS}")
-    train, val = (_unpack_parquet(root, split, files) for split, files in shards.items())
-    for split, images in (("train", train), ("val", val)):
-        empty = np.flatnonzero(np.bincount(images.labels, minlength=len(train.classes)) == 0)
-        if split == "train" and len(empty):
-            raise UserError(f"train*.parquet in {str(root)!r} has no images of {len(empty)} classes, first {empty[0]}")
-        if images.labels.max() >= len(train.classes):
-            raise UserError(
-                f"{split} labels in {str(root)!r} reach {images.labels.max()} with {len(train.classes)} classes"
-            )
-    check_same_classes(root, train.classes, val.classes)
-    return train, val
+    count = 0
+    for files in shards.values():
+        where = f"{str(files[0])!r}" + f" and {len(files) - 1} more" * (len(files) > 1)
+        try:
+            schema = pq.read_schema(files[0])
+            if missing := {"image", "label"} - set(schema.names):
+                raise UserError(
+                    f"{where} has columns {', '.join(schema.names)}, without {' and '.join(sorted(missing))}: needed "
+                    "are image (with bytes) and label"
+                )
+            if not pa.types.is_integer(kind := schema.field("label").type):
+                raise UserError(f"{where}: label is of type {kind}: needed are whole numbers")
+            columns = [pq.read_table(file, columns=["label"])["label"] for file in files]
+            labels = np.concatenate([column.fill_null(-1).to_numpy() for column in columns])
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"Parquet files like {where} cannot be read: {_line(error)}") from error
+        if not len(labels) or (labels < 0).any():
+            raise UserError(f"{where}: {int((labels < 0).sum())} of {len(labels)} images have no label")
+        names = _class_names(schema)
+        count = count or len(names) or int(labels.max()) + 1  # that of the training images holds
+        if labels.max() >= count:
+            raise UserError(f"{where}: labels reach {labels.max()} with {count} classes")
+        if len(empty := np.flatnonzero(np.bincount(labels, minlength=count) == 0)):
+            name = names[empty[0]] if names else str(empty[0])
+            others = f", nor of {len(empty) - 1} more" * (len(empty) > 1)
+            raise UserError(f"{where}: no image of class {name!r}{others}")
+    return shards
 
 
 def _unpack_parquet(root: Path, split: str, files: list[Path]) -> ImageList:
@@ -76,10 +103,6 @@ def _unpack_parquet(root: Path, split: str, files: list[Path]) -> ImageList:
     import pyarrow.parquet as pq
 
     schema = pq.read_schema(files[0])
-    if not {"image", "label"} <= set(schema.names):
-        raise UserError(
-            f"{str(files[0])!r} has columns {', '.join(schema.names)}: needed are image (with bytes) and label"
-        )
     identity = "".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}\n" for f in files)
     stem = cache_folder(root) / f"{split}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     blob, index = stem.with_suffix(".bin"), stem.with_suffix(".npz")
@@ -88,10 +111,6 @@ def _unpack_parquet(root: Path, split: str, files: list[Path]) -> ImageList:
             _unpack(split, files, blob, index)
     packed = np.load(index)
     labels = packed["labels"]
-    if not len(labels) or (labels < 0).any():
-        raise UserError(
-            f"{split}*.parquet in {str(root)!r}: {int((labels < 0).sum())} of {len(labels)} images have no label"
-        )
     classes = _class_names(schema) or map(str, range(int(labels.max()) + 1))
     return ImageList(str(root), packed["names"], labels, tuple(classes), str(blob), packed["offsets"])
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ..errors import UserError
 from . import cifar
-from .folders import class_folders
-from .image_list import LAYOUTS
-from .parquet import parquet_classes, parquet_files
+from .folders import class_folders, index_folder
+from .image_list import LAYOUTS, VAL_NAMES
+from .parquet import check_parquet, parquet_classes, parquet_files
 
 CLASSES = 1000  # of ILSVRC 2012
 CANDIDATES = {  # data set: folders of the data root tried after the root itself
@@ -41,19 +41,29 @@ class OtherSet(NotThere):
     """One is there, but not the one asked for."""
 
 
+class BrokenSet(OtherSet):
+    """Something is there in its place that cannot be read."""
+
+
 def find_root(data_root: str | Path, dataset: str) -> Path:
     """The folder of `dataset`: the data root itself or one of CANDIDATES below it.
 
-    Raises NotThere, OtherSet if what is there has the wrong number of classes, UserError for Parquet that is damaged.
+    Raises NotThere, OtherSet if what is there has the wrong number of classes, BrokenSet if it is not whole either,
+    UserError for Parquet that is damaged.
     """
-    data_root, refused = Path(data_root).expanduser(), ""
+    data_root, refused, broken = Path(data_root).expanduser(), "", ""
     for folder in (data_root, *(data_root / name for name in CANDIDATES[dataset])):
         count = count_classes(folder)
         if count is None:
+            broken = broken or without_training(folder, named=folder != data_root)
             continue
         if (count == CLASSES) == (dataset == "imagenet"):
             return folder
         refused = refused or f"{str(folder)!r} has {count} classes in train"
+        if dataset == "imagenet" and folder != data_root and (fault := fault_of(folder)):
+            broken = broken or f"{fault}; it has {count} classes in train, ImageNet has {CLASSES}"
+    if broken:
+        raise BrokenSet(broken)
     looked = ", ".join(CANDIDATES[dataset])
     if refused and dataset == "imagenet":
         raise OtherSet(
@@ -63,6 +73,29 @@ def find_root(data_root: str | Path, dataset: str) -> Path:
     if refused:
         raise OtherSet(f"{refused}: that is data set 'imagenet', not a subset of it")
     raise NotThere(f"no {dataset} under {str(data_root)!r}: looked there and in {looked} for {LAYOUTS}")
+
+
+def fault_of(folder: Path) -> str:
+    """What keeps the set in a folder from being read, besides its number of classes; "" if nothing does."""
+    try:
+        (check_parquet if parquet_files(folder, ("train",)) else index_folder)(folder)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def without_training(folder: Path, named: bool) -> str:
+    """What is wrong with a folder that holds some of a set but no training images; "" of one that holds none of it.
+
+    named: the folder is called as a set is, so that whatever is in it is meant to be one.
+    """
+    if (folder / "train").is_dir():  # CIFAR-10 as class folders
+        return ""
+    held_out = parquet_files(folder, VAL_NAMES) or [folder / v for v in VAL_NAMES if (folder / v).is_dir()]
+    if held_out or (named and folder.is_dir() and any(folder.iterdir())):
+        there = f"{held_out[0].name} but " if held_out else ""
+        return f"{str(folder)!r} has {there}no train/ folder or train*.parquet: allowed are {LAYOUTS}"
+    return ""
 
 
 def class_name(folder: str) -> str:

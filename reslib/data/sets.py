@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class DataSource:
     fingerprint: str
     origin: str  # in which form it was found, for people
     synthetic: bool = False
+    skipped: dict[str, str] = field(default_factory=dict)  # images left out because unreadable: name -> reason
 
 
 def image_set(images, labels, what: str, classes: int) -> ImageSet:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from .. import evidence, paper, studies
+from .. import evidence, imagenet_scale, paper, studies
 from ..errors import UserError
 from ..names import family_and_depth
 from .style import (
@@ -118,21 +118,8 @@ def figure4(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         Line2D([], [], color=GREY, linewidth=2, label="validation error (centre crop)"),
     ]
     legend_above(fig, handles)
-    sign(fig, shown, " · ".join(filter(None, [_imagenet_scale(shown), _notes(runs, shown)])))
+    sign(fig, shown, " · ".join(filter(None, [imagenet_scale.in_words(shown), _notes(runs, shown)])))
     return fig
-
-
-def _imagenet_scale(shown: pd.DataFrame) -> str:
-    """In which sizes and with how many images the nets were trained, beside the paper's."""
-    if shown.empty or not {"crop_size", "scale_range", "batch_size"} <= set(shown):
-        return ""
-    parts = []
-    for (crop, scales, batch), group in shown.groupby(["crop_size", shown["scale_range"].map(tuple), "batch_size"]):
-        text = f"crops of {crop} pixels from shorter sides {scales[0]} to {scales[1]}, batch {batch}"
-        images = group["train_images"].dropna() if "train_images" in group else []
-        parts.append(text + (f", {int(max(images)):,} training images" if len(images) else ""))
-    papers = set(shown["dataset"]) == {"imagenet"} and set(shown["crop_size"]) == {224}
-    return "; ".join(parts) + ("" if papers else " (paper: 224 from 256 to 480, batch 256, 1.28 million images)")
 
 
 def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:

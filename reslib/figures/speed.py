@@ -167,5 +167,27 @@ def seeds_figure(frame: pd.DataFrame) -> Figure:
     return fig
 
 
+def loading_figure(frame: pd.DataFrame) -> Figure:
+    """Images/s of the ImageNet loader alone, the network alone, and both; frame: rows of `bench.records.loading`."""
+    same = ["device", "model", "dataset", "crop_size", "batch_size", "precision"]
+    groups = list(frame.groupby(same, sort=False)) if len(frame) else []
+    fig, axes = new_figure(8.6, 0.9 + 1.35 * max(1, len(groups)), max(1, len(groups)), 1)
+    if not groups:
+        say(axes[0][0], "not measured: reslib bench --whole, or --loader")
+    for ax, ((device, model, dataset, crop, batch, precision), group) in zip(axes[:, 0], groups, strict=False):
+        places = np.arange(len(group))[::-1]
+        ax.barh(places, group["images_per_second"], height=0.62, color="#0072B2")
+        ax.hlines(places, group["low"], group["high"], color="#222222", linewidth=1.2)
+        ax.set_yticks(places, group["part"].str.replace("model", "network"))
+        ax.set_xlim(0, 1.18 * group["high"].max())
+        ax.grid(axis="y", visible=False)
+        ax.set_title(f"{_label(model)} on {dataset}, crops of {crop}, batch {batch}, {precision}, {device}", loc="left")
+        for place, rate, high in zip(places, group["images_per_second"], group["high"], strict=True):
+            ax.text(high, place, f"  {rate:,.0f}", va="center", fontsize=7.5)
+    axes[-1][0].set_xlabel("images/s (median; line: range of the turns)")
+    sign(fig, None)
+    return fig
+
+
 def _label(model: str) -> str:
     return paper.label(model)

@@ -1,0 +1,68 @@
+"""`reslib evaluate`: the ImageNet networks that are here by ten crops, at five scales and together (Tables 2 to 5).
+
+`torchrun --nproc-per-node 8 -m reslib evaluate --preset paper` shares the test images out among processes, each image
+counted once. What is measured is kept in measurements/imagenet_scores.csv: the notebook imagenet_tables finds it there.
+"""
+
+from __future__ import annotations
+
+from .. import data, distributed, imagenet_tables
+from ..cli import add_common, checking_arguments
+from ..errors import UserError
+from ..frames import frames
+from ..given_weights import find_weights
+from ..numerics import resolve_device
+from ..runs import results_root
+from ..stand_ins import dataset_for
+from ..studies import imagenet_rows, preset_of
+from ..tables import save_table
+
+SHOWN = ["model", "source", imagenet_tables.TOP1, imagenet_tables.TOP5, "images", "note"]
+
+
+def add_arguments(parser) -> None:
+    add_common(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
+    parser.add_argument("--weights", default="", help="given weights: a folder, a file, or torchvision")
+    parser.add_argument("--ensemble", default="", help="names of runs or weights files to average, joined by commas")
+
+
+def main(arguments) -> int:
+    with checking_arguments():
+        preset = preset_of(arguments.preset)
+        device = resolve_device(arguments.device)
+        if arguments.weights and arguments.weights != "torchvision":
+            find_weights(arguments.weights)
+    group = distributed.group()
+    device = group.device(device)
+    say = _silent if group.rank else print
+    folder = results_root(arguments.results) / preset.name
+    dataset = dataset_for(preset, "imagenet", arguments.data_root, say=say)
+    recipes = imagenet_rows(preset, dataset)
+    runs = group.broadcast(None if group.rank else frames(folder / "runs", recipes, curves=False)[0])
+    if runs.empty and not arguments.weights:
+        raise UserError(f"nothing to evaluate: no ended ImageNet run in {folder / 'runs'}, and no --weights")
+    chosen = [name.strip() for name in arguments.ensemble.split(",") if name.strip()]
+    tables = imagenet_tables.tables(
+        runs,
+        folder / "runs",
+        data.load(dataset, arguments.data_root),
+        arguments.weights,
+        imagenet_tables.LIMITS.get(preset.base, 0),
+        device,
+        {f"chosen here ({len(chosen)})": chosen} if chosen else {},
+        group,
+        say,
+    )
+    if not group.rank:
+        for name, table in tables.items():
+            caption = imagenet_tables.caption(name, table, runs)
+            save_table(table, folder / "tables" / f"imagenet_{name}", caption)
+            own = table[table["source"] != "quoted"]
+            print(f"\n{caption}", *([own[SHOWN].to_string(index=False)] if len(own) else []), sep="\n")
+        print(f"\nwritten: {folder / 'measurements' / 'imagenet_scores.csv'} and tables/imagenet_table2 to 5")
+    return 0
+
+
+def _silent(text) -> None:
+    pass

@@ -1,0 +1,81 @@
+"""The ImageNet protocol of section 3.4 divided by one factor, and the sentence of it in captions."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pandas as pd
+
+from .recipe import IMAGENET_CROP, Recipe
+
+BATCH, LR, SCALES = 256, 0.1, (256, 480)  # "mini-batch size of 256 ... 0.1"; "sampled in [256, 480]" (section 3.4)
+ITERATIONS, IMAGES = 600_000, 1_281_167  # "up to 60 x 10^4 iterations"; training images of ILSVRC 2012
+FIELDS = ("crop_size", "scale_range", "batch_size", "lr", "iterations", "schedule", "lr_drops", "lr_gamma")
+
+
+def divided(factor: int, iterations: int, **other) -> dict:
+    """Recipe fields of the ImageNet protocol with every length in pixels, the batch, and its rate over `factor`.
+
+    The rate follows the batch, so that an image moves the weights as far as in the paper. iterations: by what their
+    number is divided: a small set has far fewer images to see. other: further fields.
+    """
+    return {
+        "iterations": ITERATIONS // iterations,
+        "batch_size": BATCH // factor,
+        "lr": LR / factor,
+        "crop_size": IMAGENET_CROP // factor,
+        "scale_range": tuple(side // factor for side in SCALES),
+        "augmentation": "scale-crop-flip-color",
+        **other,
+    }
+
+
+def in_words(runs: pd.DataFrame) -> str:
+    """At which scale of the paper's protocol ImageNet runs were trained, one phrase per protocol; "" for no such runs.
+
+    runs: rows with the fields of a recipe, and `train_images` where known. Other data sets are left out.
+    """
+    if runs.empty or not {"dataset", *FIELDS} <= set(runs):
+        return ""
+    images: dict[str, float] = {}
+    for row in runs[runs["dataset"].str.contains("image")].to_dict("records"):
+        recipe = Recipe(dataset=row["dataset"], **{name: row[name] for name in FIELDS})
+        known = row.get("train_images") or math.nan
+        text = _protocol(recipe)
+        images[text] = max(images.get(text, 0), 0 if math.isnan(known) else known)
+    return "; ".join(
+        text + f"; {int(count):,} training images of {IMAGES:,}" * (count not in (0, IMAGES))
+        for text, count in images.items()
+    )
+
+
+def _protocol(recipe: Recipe) -> str:
+    factor, low, high = recipe.factor, *recipe.scale_range
+    small, large = SCALES
+    own = (low, high, recipe.batch_size, recipe.lr)
+    one = own == (small // factor, large // factor, BATCH // factor, LR / float(factor))
+    if one and factor == 1:
+        sizes = f"the paper's protocol (crop {IMAGENET_CROP}, shorter side {small} to {large}, batch {BATCH}, lr {LR})"
+    else:
+        name = f"protocol scaled by {1 / factor}" if one else "protocol of other sizes"
+        sizes = (
+            f"{name} (crop {recipe.crop_size} of {IMAGENET_CROP}, shorter side {low} to {high} of {small} to {large}, "
+            f"batch {recipe.batch_size} of {BATCH}, lr {recipe.lr:g} of {LR})"
+        )
+    return f"{sizes}, {_length(recipe)}, {_drops(recipe)}"
+
+
+def _length(recipe: Recipe) -> str:
+    if recipe.iterations == ITERATIONS:
+        return f"{ITERATIONS:,} iterations"
+    return f"{recipe.iterations:,} of the paper's {ITERATIONS:,} iterations (1/{ITERATIONS / recipe.iterations:,.4g})"
+
+
+def _drops(recipe: Recipe) -> str:
+    over = f"lr divided by {1 / recipe.lr_gamma:g}"
+    if recipe.schedule == "plateau":
+        return f"{over} on a plateau"
+    *others, last = [str(Fraction(share).limit_denominator(100)) for share in recipe.lr_drops] or ["none"]
+    places = f"{', '.join(others)} and {last}" if others else last
+    return f"{over} at {places} of them instead of on a plateau"
