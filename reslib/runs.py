@@ -19,7 +19,7 @@ from pathlib import Path
 from . import own_network, record_index
 from .errors import UserError, shown
 from .files import folder_of, holder, lock_file, sha256, sign, whole_file, write_json, write_text
-from .recipe import Recipe
+from .recipe import Recipe, is_number
 
 METRICS = (
     "iteration",
@@ -182,7 +182,7 @@ def check_summary(summary: dict, recipe: Recipe, where: Path) -> None:
         raise UserError(f"{where}: status {summary.get('status')!r} is unknown: allowed are {', '.join(ENDED)}")
     for name in NUMERIC:
         value = summary.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        if value is not None and not is_number(value):
             raise UserError(f"{where}: {name} {shown(value)} is not a number")
         if value is not None and name.endswith("_error") and not 0 <= value <= 1:
             raise UserError(f"{where}: {name} {value} is not a fraction from 0 to 1")
