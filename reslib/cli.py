@@ -16,7 +16,7 @@ import sys
 import traceback
 
 from . import __version__
-from .errors import UserError, choose
+from .errors import UserError, choose, shown
 from .files import folder_of
 from .stopping import sigterm_raises
 
@@ -67,6 +67,8 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # where the terminal has no plus-minus sign, "?" stands for it
     try:
         with sigterm_raises(KeyboardInterrupt):  # at both ends of a run; in between a checkpoint is written first
             return _run(argv)
@@ -126,6 +128,8 @@ def _line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; the same command continues"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, (UserError, OSError)) or type(error).__name__ == "Interrupted":
         return text or type(error).__name__
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -146,11 +150,25 @@ def add_common(parser: argparse.ArgumentParser, preset: str | None = "quick") ->
     add_results(parser)
 
 
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """How many runs a network has."""
+    text = "seeds per network (default: the preset's)"
+    parser.add_argument("--seeds", type=number(int, 0, MAX_SEEDS), default=0, help=text)
+
+
 def add_results(parser: argparse.ArgumentParser) -> None:
     """Where the results are."""
     parser.add_argument(
         "--results", type=name_given, default=None, help="results folder (default: $RESLIB_RESULTS or results/)"
     )
+
+
+def results_of(arguments):
+    """The results folder that --results or $RESLIB_RESULTS name. Raises ArgumentError for what cannot be one."""
+    from .runs import results_root
+
+    with checking_arguments():
+        return results_root(arguments.results)
 
 
 def name_given(text: str) -> str:
@@ -186,13 +204,19 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
 
 
 def execution_of(arguments):
-    """What the options say. Raises ArgumentError for a device that is not here, and UserError without TensorBoard."""
+    """What the options say.
+
+    Raises ArgumentError for a device that is not here or a wrong RESLIB_TUNE or RESLIB_CACHE, UserError without
+    TensorBoard.
+    """
+    from . import tune
     from .job import Execution
     from .numerics import resolve_device
     from .outcome import NO_TENSORBOARD
 
     with checking_arguments():
         resolve_device(arguments.device)
+        tune.check_environment()
     if arguments.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError(f"{NO_TENSORBOARD}, or leave --tensorboard away")
     return Execution(
@@ -205,9 +229,25 @@ def execution_of(arguments):
     )
 
 
+MAX_SEEDS = 1000  # runs per network
+
+
+def number(kind: type, low, high):
+    """A function that reads an option's text as an int or a float from `low` to `high`, both included."""
+
+    def read(text: str):
+        with contextlib.suppress(ValueError):
+            if low <= (value := kind(text)) <= high:  # which NaN is not
+                return value
+        words = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{shown(text)}: allowed is {words} from {low} to {high}")
+
+    return read
+
+
 def duration(text: str) -> float:
     """ "90", "90s", "25m" or "2h" in seconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90s, 25m or 2h")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a duration: allowed is such as 90s, 25m or 2h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

@@ -8,7 +8,6 @@ Nothing of a trial stays: weights, statistics, gradients and random state are as
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import json
@@ -23,7 +22,7 @@ import torch
 from torch import nn
 
 from .engine import Step
-from .errors import UserError
+from .errors import UserError, tell_once
 from .files import write_json
 from .machine import cores
 from .numerics import autocast
@@ -290,17 +289,22 @@ def known_trials() -> dict[str, Trial]:
     """network_key -> Trial of this machine; a damaged file counts as empty."""
     try:
         entries = json.loads(trials_file().read_text())[machine_key()]
-        return {key: Trial(**entry) for key, entry in entries.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        trials = {key: Trial(**entry) for key, entry in entries.items()}
+        for trial in trials.values():
+            str(trial)  # all of them numbers
+        return trials
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 
 def remember(key: str, trial: Trial) -> None:
-    """Keep a trial for this machine; a cache that cannot be written is no error."""
-    with contextlib.suppress(UserError):  # a cache that cannot be written costs a compilation per run
+    """Keep a trial for this machine; where the cache cannot be written it costs a compilation per run."""
+    try:
         mine = {k: dataclasses.asdict(t) for k, t in (known_trials() | {key: trial}).items()}
         try:
             machines = dict(json.loads(trials_file().read_text()))
         except (OSError, ValueError, TypeError):
             machines = {}
         write_json(trials_file(), machines | {machine_key(): mine})
+    except UserError as error:
+        tell_once(f"note: what compiling gains is tried in every run: {error}")

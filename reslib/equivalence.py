@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from . import data
-from .cli import ArgumentError, add_common, add_execution, execution_of
+from .cli import MAX_SEEDS, ArgumentError, add_common, add_execution, execution_of, number, results_of
 from .compilation import CompiledLoss, cannot_compile
 from .engine import Step, make_optimizer, make_step, set_learning_rate
 from .errors import UserError
@@ -21,7 +21,6 @@ from .files import write_json, write_text
 from .networks import check_network, make_model
 from .numerics import resolve_device, resolve_precision
 from .recipe import Recipe
-from .runs import results_root
 from .schedule import learning_rate
 from .stand_ins import dataset_for
 from .stats import summarize, welch
@@ -34,7 +33,9 @@ def add_arguments(parser) -> None:
     add_common(parser)
     add_execution(parser)
     parser.add_argument("--model", default="resnet20", help="a name of `reslib list`")
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each kind (at least 2 for an interval)")
+    parser.add_argument(
+        "--seeds", type=number(int, 1, MAX_SEEDS), default=5, help="runs of each kind (at least 2 for an interval)"
+    )
     parser.add_argument("--dataset", default=None, help="cifar10 or synthetic (default: what is found)")
     parser.add_argument("--fast", default="auto", choices=("auto", "bf16"), help="precision of the fast path")
 
@@ -42,15 +43,13 @@ def add_arguments(parser) -> None:
 def main(arguments) -> int:
     try:
         preset = preset_of(arguments.preset)
-        if arguments.seeds < 1:
-            raise UserError(f"seeds {arguments.seeds} is out of range: allowed is 1 and above")
         execution = execution_of(arguments)
         dataset = arguments.dataset or dataset_for(preset, "cifar", arguments.data_root)
         recipes = [cifar_recipe(arguments.model, preset, dataset, seed) for seed in range(arguments.seeds)]
         check_network(recipes[0])
     except UserError as error:
         raise ArgumentError(str(error)) from error
-    root = results_root(arguments.results) / preset.name
+    root = results_of(arguments) / preset.name
     device = resolve_device(execution.device)
     if device.type == "cpu" and resolve_precision(arguments.fast, device) == "fp32":
         if reason := _never_compiled(recipes[0], execution):

@@ -1,5 +1,7 @@
 """The one exception for mistakes a user can mend: shown as a single line by the command line and the notebooks."""
 
+import sys
+
 
 class UserError(ValueError):
     """Bad input. The message names the value that was given and what is allowed."""
@@ -24,3 +26,13 @@ def choose(field: str, value, allowed) -> None:
     near = difflib.get_close_matches(shown(value).strip("'"), [str(a) for a in allowed], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise UserError(f"{field} {shown(value)} is unknown: allowed are {', '.join(map(str, allowed))}{hint}")
+
+
+def tell_once(text: str) -> None:
+    """On standard error, the same line only once per process: the records, say, are read for every figure."""
+    if text not in _told:
+        _told.add(text)
+        print(text, file=sys.stderr, flush=True)
+
+
+_told: set[str] = set()

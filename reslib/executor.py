@@ -18,13 +18,13 @@ from queue import Empty
 
 import torch
 
-from . import own_network
 from .errors import UserError, choose
+from .files import make_folder
 from .job import PLAIN, Execution
 from .machine import available_memory, cores
 from .numerics import faster_precision, resolve_device
 from .recipe import Recipe
-from .runs import Run, read_json
+from .runs import Run
 from .stopping import Interrupted, sigterm_raises
 from .train import train
 from .tune import DEFAULT_THREADS
@@ -35,14 +35,16 @@ WORKER_MEMORY = 4 << 30  # bytes of main memory that a worker on the processor i
 
 
 def missing(recipes: list[Recipe], runs_dir: Path) -> list[Recipe]:
-    """The recipes whose runs have not ended, in order; also where a network of one's own has changed since, of which
-    `train` then says what to do."""
-    runs = [Run(runs_dir, r) for r in recipes]
-    return [run.recipe for run in runs if not run.ended or (":" in run.recipe.model and _changed(run))]
+    """The recipes whose runs have not ended, in order; also those whose records cannot be taken, damaged or of other
+    code of a network of one's own: `train` then says what to do."""
+    return [recipe for recipe in recipes if not _taken(Run(runs_dir, recipe))]
 
 
-def _changed(run: Run) -> str:
-    return own_network.changed(run.recipe, read_json(run.summary_file).get("network_source"))
+def _taken(run: Run) -> bool:
+    try:
+        return run.ended and bool(run.summary())
+    except UserError:
+        return False
 
 
 def execute(
@@ -75,6 +77,7 @@ def execute(
         from .cluster import execute_on_ray
 
         return execute_on_ray(todo, runs_dir, data_root, preset, execution, address, gpus_per_run, say)
+    make_folder(Path(runs_dir))  # of a folder that may only be read one line, not one for every run
     if executor == "together":
         return _together(todo, runs_dir, data_root, preset, execution, workers, say)
     if executor == "local" or (executor == "auto" and local_workers(execution, workers, len(todo)) > 1):

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import socket
-import time
 from pathlib import Path
 
 from .errors import UserError, shown
@@ -27,7 +26,7 @@ def whole_file(path: Path, mode: str = "w"):
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
         with open(temporary, mode, **text) as file:
             yield file
@@ -36,7 +35,7 @@ def whole_file(path: Path, mode: str = "w"):
         os.replace(temporary, path)
         for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             with contextlib.suppress(OSError):  # another process was first
-                if time.time() - leftover.stat().st_mtime > ABANDONED:
+                if path.stat().st_mtime - leftover.stat().st_mtime > ABANDONED:  # of one clock, the file system's
                     leftover.unlink()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
@@ -47,11 +46,38 @@ def whole_file(path: Path, mode: str = "w"):
 
 @contextlib.contextmanager
 def alone(path: Path):
-    """Hold the lock file `path`: of all processes that do so, one at a time is in the block."""
-    with open(path, "a") as file:
+    """Hold the lock file `path`: of all processes that do so, one at a time is in the block.
+
+    Its folder is made. Raises UserError naming the folder when it cannot be written to.
+    """
+    with lock_file(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         sign(file)
         yield
+
+
+def lock_file(path: Path):
+    """`path` opened to be locked, its folder made. Raises UserError naming the folder when it cannot be written to."""
+    make_folder(path.parent)
+    try:
+        return open(path, "a")
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror or error}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder with those above it. Raises UserError naming it when that cannot be, or it may only be read.
+
+    If something else lies in its way, that is named too.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        above = next((p for p in (path, *path.parents) if os.path.lexists(p)), path)
+        reason = error.strerror or error if above.is_dir() else f"{above} is in the way, not a folder"
+        raise UserError(f"cannot write to {path}: {reason}") from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"cannot write to {path}: it may only be read")
 
 
 def sign(file) -> None:

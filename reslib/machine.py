@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
+
+from .files import folder_of
 
 
 def cores() -> int:
@@ -21,5 +24,13 @@ def available_memory() -> int | None:
 
 
 def user_cache() -> Path:
-    """The folder for what can be made again: $XDG_CACHE_HOME/reslib, by default ~/.cache/reslib."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "reslib"
+    """The folder for what can be made again: $XDG_CACHE_HOME/reslib, by default ~/.cache/reslib.
+
+    In the temporary folder for a user without a home. Raises UserError for an $XDG_CACHE_HOME that cannot be a folder.
+    """
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return folder_of("XDG_CACHE_HOME", given) / "reslib"
+    try:
+        return Path.home() / ".cache" / "reslib"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"reslib-cache-{os.getuid()}"

@@ -8,11 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from . import artefacts, figures, imagenet_scale, tables
+from .cli import MAX_SEEDS
 from .errors import UserError, choose, shown
 from .executor import execute, missing
 from .files import folder_of
+from .frames import find_measurement, load_measurement, save_measurement
 from .frames import frames as load_frames
-from .frames import load_measurement, save_measurement
 from .injected import check_injected
 from .models import build_model
 from .numerics import resolve_device
@@ -22,8 +23,6 @@ from .runs import results_root
 from .stand_ins import dataset_for
 from .studies import STUDIES, preset_of
 from .train import Execution
-
-MAX_SEEDS = 1000
 
 
 def open_folder(
@@ -99,10 +98,7 @@ class Folder:
 
     def load_measurement(self, stem: str) -> pd.DataFrame | None:
         """What `save_measurement` wrote, or None."""
-        try:
-            return load_measurement(self.folder, stem)
-        except UserError:
-            return None
+        return find_measurement(self.folder, stem)
 
 
 class Study(Folder):

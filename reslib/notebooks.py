@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from .durations import in_words
-from .errors import UserError, choose
-from .files import alone, holder, write_json
+from .errors import UserError, choose, tell_once
+from .files import alone, holder, make_folder, write_json
 from .provenance import source
 from .runs import is_locked
 from .stopping import sigterm_raises
@@ -52,7 +52,7 @@ def run_notebooks(arguments, results: Path) -> int:
         choose("notebook", name, notebook_names())
     preset = preset_of(arguments.preset).name
     out = results / preset / "notebooks"
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     values = {
         "preset": preset,
         "data_root": str(Path(arguments.data_root).resolve()) if arguments.data_root else "",
@@ -70,7 +70,8 @@ def run_notebooks(arguments, results: Path) -> int:
     for path in written:
         print(f"  {path.relative_to(out.parent)}")
     for name, text in failures.items():
-        print(f"FAILED {name}: {text} (see {out / name}.failed.ipynb)", file=sys.stderr)
+        failed = out / f"{name}.failed.ipynb"
+        print(f"FAILED {name}: {text}{f' (see {failed})' * failed.exists()}", file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -133,7 +134,10 @@ class Batch:
     def add(self, name: str) -> None:
         """Note that a notebook is done."""
         self.done[name] = self.records()
-        write_json(self.file, {"batch": self.key, "done": self.done})
+        try:
+            write_json(self.file, {"batch": self.key, "done": self.done})
+        except UserError as error:  # the notebook itself is there
+            tell_once(f"note: if this batch is interrupted, what it has done will be done again: {error}")
 
     def end(self) -> None:
         """Forget the batch: all of it is done."""
@@ -141,32 +145,45 @@ class Batch:
 
 
 def run_notebook(name: str, out: Path, values: dict, kernel_options: list[str]) -> Path:
-    """Execute one notebook; raises papermill's or nbclient's error, keeping the output as <name>.failed.ipynb."""
+    """Execute one notebook; raises papermill's or nbclient's error, keeping the output as <name>.failed.ipynb.
+
+    UserError when the output cannot be written; then none is kept, but what an earlier time finished stays.
+    """
     try:
         import papermill
     except ImportError as error:
         raise UserError('papermill is not installed: pip install "reslib[notebooks]"') from error
     source = notebook_folder() / f"{name}.ipynb"
-    known = papermill.inspect_notebook(str(source))
+    known = papermill.inspect_notebook(_format(source))
     temporary, failed, done = out / f"{name}{TEMPORARY}", out / f"{name}.failed.ipynb", out / f"{name}.ipynb"
+    failed.unlink(missing_ok=True)
     given = {key: value for key, value in values.items() if key in known}
     try:
         papermill.execute_notebook(
-            str(source),
-            str(temporary),
+            _format(source),
+            _format(temporary),
             given,
             kernel_name="python3",
             progress_bar=False,
             cwd=str(Path.cwd()),
             extra_arguments=kernel_options,
         )
-    except BaseException:
-        if temporary.exists():
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+    except BaseException as error:
+        if cells_of(temporary):
             os.replace(temporary, failed)
+        temporary.unlink(missing_ok=True)  # papermill cuts it off before it finds that the disk is full
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            raise UserError(f"cannot write {temporary}: {error.strerror or error}") from error
         raise
     os.replace(temporary, done)
-    failed.unlink(missing_ok=True)
     return done
+
+
+def _format(path: Path) -> str:
+    """papermill takes paths as formats."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def describe(error: Exception, executed: Path | None = None) -> str:
@@ -185,10 +202,14 @@ def last_started(executed: Path | None) -> int:
 
     Neither papermill's status nor its error tell after a kernel has died.
     """
+    code = [c for c in cells_of(executed) if c["cell_type"] == "code" and "".join(c["source"]).strip()]
+    begun = [i for i, c in enumerate(code, start=1) if c["metadata"].get("papermill", {}).get("start_time")]
+    return max(begun, default=0)
+
+
+def cells_of(notebook: Path | None) -> list[dict]:
+    """The cells of a notebook's file; none when it is missing or was cut off."""
     try:
-        cells = json.loads(executed.read_bytes())["cells"]
-        code = [c for c in cells if c["cell_type"] == "code" and "".join(c["source"]).strip()]
-        begun = [i for i, c in enumerate(code, start=1) if c["metadata"].get("papermill", {}).get("start_time")]
-        return max(begun, default=0)
-    except (AttributeError, OSError, ValueError, KeyError, TypeError):
-        return 0
+        return json.loads(notebook.read_bytes())["cells"]
+    except (AttributeError, OSError, ValueError, KeyError):
+        return []

@@ -134,9 +134,9 @@ class Recipe:
             ):  # thousands are read at once
                 object.__setattr__(self, field.name, _checked(field, value))
         if self.warmup_lr > self.lr:
-            raise UserError(f"warmup_lr {self.warmup_lr} is above lr {self.lr}: a warm-up starts lower")
+            raise UserError(f"warmup_lr {self.warmup_lr} is above lr {self.lr}: allowed is 0 to lr")
         if self.nesterov and not self.momentum:
-            raise UserError(f"nesterov True needs a momentum above 0, but momentum is {self.momentum}")
+            raise UserError(f"nesterov True is allowed with a momentum above 0, but momentum is {self.momentum}")
         if list(self.lr_drops) != sorted(set(self.lr_drops)) or not all(0 < f < 1 for f in self.lr_drops):
             raise UserError(f"lr_drops {shown(self.lr_drops)} must be increasing fractions between 0 and 1")
         if len(self.scale_range) != 2 or not self.crop_size <= self.scale_range[0] <= self.scale_range[1]:
@@ -145,11 +145,15 @@ class Recipe:
                 f"{self.crop_size}"
             )
         if self.batch_size % self.accumulation:
-            raise UserError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
+            raise UserError(
+                f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}: allowed is what does"
+            )
         given = parse_options(self.options)
         for name in OWN_OPTIONS:
             if name in given:
-                raise UserError(f"options {self.options!r}: {name} is decided by the recipe's other fields")
+                raise UserError(
+                    f"options {self.options!r}: {name} is a field of the recipe: allowed are the model's own"
+                )
 
     @cached_property
     def digest(self) -> str:
@@ -225,7 +229,17 @@ def parse_field(name: str, text: str):
             return tuple(item(part) for part in text.split(",") if part.strip())
         return kind(text)
     except (ValueError, KeyError):
-        raise UserError(f"{name} {shown(text)} is not {KINDS[kind]}") from None
+        raise UserError(f"{name} {shown(text)} is not {KINDS[kind]}: allowed is {allowed(name)}") from None
+
+
+def allowed(name: str) -> str:
+    """What a recipe field may be, in words."""
+    kind = field_types()[name]
+    if name in RANGES:
+        return f"{KINDS[kind]} from {RANGES[name][0]} to {RANGES[name][1]}"
+    if kind is tuple:
+        return f"{KINDS[kind]}, such as {','.join(map(str, getattr(Recipe, name)))}"
+    return KINDS[kind]
 
 
 def parse_options(text: str) -> dict[str, Any]:
@@ -236,7 +250,7 @@ def parse_options(text: str) -> dict[str, Any]:
         if not equals or not name.isidentifier() or not value:
             raise UserError(f"options {text!r}: {part!r} is not of the form name=value")
         if name in options:
-            raise UserError(f"options {text!r}: {name} is given twice")
+            raise UserError(f"options {text!r}: {name} is given twice: allowed is once")
         for convert in ({"true": True, "false": False}.__getitem__, int, float, str):
             try:
                 options[name] = convert(value)
@@ -250,13 +264,13 @@ def _checked(field: dataclasses.Field, value):
     """The value with harmless conversions done (list to tuple, 1 to 1.0), or UserError."""
     name, kind = field.name, type(field.default)
     if kind is tuple:
-        if not isinstance(value, (list, tuple)) or not all(_is_number(v) for v in value):
+        if not isinstance(value, (list, tuple)) or not all(is_number(v) for v in value):
             raise UserError(f"{name} {shown(value)} must be a list of numbers such as {list(field.default)}")
         item = type(field.default[0])
         if any(item(v) != v for v in value):
             raise UserError(f"{name} {shown(value)} must be a list of whole numbers such as {list(field.default)}")
         return tuple(map(item, value))  # one spelling, so that 256 and 256.0 give the same hash
-    if kind is float and isinstance(value, int) and not isinstance(value, bool) and _is_number(value):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and is_number(value):
         value = float(value)
     if type(value) is not kind:
         hint = " (YAML reads 1e-1 as text: write 1.0e-1)" if isinstance(value, str) and kind is float else ""
@@ -268,15 +282,16 @@ def _checked(field: dataclasses.Field, value):
         if not low <= value <= high:  # also refuses NaN
             raise UserError(f"{name} {shown(value)} is out of range: allowed is {low} to {high}")
     if kind is str and (len(value) > MAX_TEXT or not value.isprintable()):
-        raise UserError(f"{name} {shown(value)} is not allowed: at most {MAX_TEXT} printable characters")
+        raise UserError(f"{name} {shown(value)} is refused: allowed are at most {MAX_TEXT} printable characters")
     if name == "teacher" and (value.startswith(".") or "/" in value or "\\" in value):
         raise UserError(f"teacher {value!r} must be the name of a run in the same folder, not a path")
     if name == "model" and not value:
-        raise UserError("model '' is empty: see `reslib list`")
+        raise UserError("model '' is empty: allowed are the names of `reslib list`")
     return value
 
 
-def _is_number(value) -> bool:
+def is_number(value) -> bool:
+    """Whether this is a finite int or float."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     try:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import record_index
-from .errors import UserError
+from .errors import UserError, tell_once
 from .names import family_and_depth
 from .runs import METRICS, NUMERIC, check_summary, is_locked, read_json, read_recipe
 
@@ -41,16 +40,6 @@ _SUMMARY_COLUMNS = (
     "finished",
     "message",
 )
-
-
-def tell_once(text: str) -> None:
-    """On standard error, the same line only once per process: the records are read for every figure."""
-    if text not in _told:
-        _told.add(text)
-        print(text, file=sys.stderr, flush=True)
-
-
-_told: set[str] = set()
 
 
 def load_runs(runs_dir: Path, say=tell_once) -> pd.DataFrame:

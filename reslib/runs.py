@@ -18,8 +18,8 @@ from pathlib import Path
 
 from . import own_network, record_index
 from .errors import UserError, shown
-from .files import folder_of, holder, sha256, sign, whole_file, write_json, write_text
-from .recipe import Recipe
+from .files import folder_of, holder, lock_file, sha256, sign, whole_file, write_json, write_text
+from .recipe import Recipe, is_number
 
 METRICS = (
     "iteration",
@@ -72,9 +72,10 @@ class Run:
     def summary(self) -> dict:
         """The summary of an ended run.
 
-        Raises UserError when it is missing, damaged or belongs to another recipe, or to other code of a network of
+        Raises UserError when it or the recipe is missing, damaged or another one, or that of other code of a network of
         one's own.
         """
+        self.check_recipe()
         summary = read_json(self.summary_file)
         check_summary(summary, self.recipe, self.summary_file)
         own_network.check(self.recipe, summary.get("network_source"))
@@ -113,12 +114,7 @@ class Run:
     @contextlib.contextmanager
     def lock(self, wait: bool = True, say=print):
         """Hold the run for this process. A second one waits, or with wait=False raises UserError naming the holder."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / "lock", "a")  # noqa: SIM115 (closed below; it must stay open to hold the lock)
-        except OSError as error:
-            raise UserError(f"cannot write to {self.path}: {error.strerror or error}") from error
-        with file:
+        with lock_file(self.path / "lock") as file:
             for attempt in itertools.count():
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,7 +182,7 @@ def check_summary(summary: dict, recipe: Recipe, where: Path) -> None:
         raise UserError(f"{where}: status {summary.get('status')!r} is unknown: allowed are {', '.join(ENDED)}")
     for name in NUMERIC:
         value = summary.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        if value is not None and not is_number(value):
             raise UserError(f"{where}: {name} {shown(value)} is not a number")
         if value is not None and name.endswith("_error") and not 0 <= value <= 1:
             raise UserError(f"{where}: {name} {value} is not a fraction from 0 to 1")

@@ -127,7 +127,7 @@ def _changed(preset: Preset, text: str) -> Preset:
             raise UserError(f"preset {preset.name}+{shown(text)}: {shown(part)} is not of the form field=value")
         choose("recipe field", field, fields)
         if field in changes:
-            raise UserError(f"preset {preset.name}+{shown(text)}: {field} is given twice")
+            raise UserError(f"preset {preset.name}+{shown(text)}: {field} is given twice: allowed is once")
         changes[field] = parse_field(field, value)
         items = changes[field] if isinstance(changes[field], tuple) else (changes[field],)
         spelled[field] = ",".join(str(item).lower() if item in (True, False) else str(item) for item in items)

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .errors import UserError, choose
-from .files import write_json
+from .errors import UserError, choose, shown, tell_once
+from .files import folder_of, write_json
 from .machine import cores, user_cache
 from .models import build_model
 
@@ -32,6 +32,8 @@ PRECISIONS = ("fp32", "bf16")
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
 TRIALS = "compile.json"  # beside the cache: which networks are faster compiled
 LONG = 500  # iterations from which a run is worth measuring for
+FIELDS = ("precision", "layout", "threads", "compile")  # of RESLIB_TUNE
+MAX_THREADS = 1024  # far more than help; a request for very many of them ends the process without a word
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 DEFAULT_THREADS = torch.get_num_threads()  # before anything here asks for another number
 
@@ -55,8 +57,9 @@ class Choice:
 
 
 def cache_file() -> Path:
-    """$RESLIB_CACHE/tune.json, by default in the user's cache folder."""
-    return Path(os.environ.get("RESLIB_CACHE") or user_cache()).expanduser() / "tune.json"
+    """$RESLIB_CACHE/tune.json, by default in the user's cache folder. UserError for what cannot be a folder."""
+    given = os.environ.get("RESLIB_CACHE")
+    return (folder_of("RESLIB_CACHE", given) if given else user_cache()) / "tune.json"
 
 
 def machine_key() -> str:
@@ -182,22 +185,32 @@ def keep_memory(keep: bool = True) -> bool:
 
 
 def _given() -> dict:
-    """RESLIB_TUNE as a dictionary, checked."""
+    """RESLIB_TUNE as a dictionary. Raises UserError naming it, the value and what is allowed."""
     text = os.environ.get("RESLIB_TUNE", "").strip()
     if text in ("", "measure"):
         return {"measure": True} if text else {}
     from .recipe import parse_options
 
-    values = parse_options(text)
+    try:
+        values = parse_options(text)
+    except UserError as error:
+        reason, allowed = str(error).partition(": ")[2], ", ".join(FIELDS)
+        raise UserError(f"RESLIB_TUNE {shown(text)}: {reason}; allowed are measure, or any of {allowed}") from error
     for name, value in values.items():
-        choose("RESLIB_TUNE field", name, ("precision", "layout", "threads", "compile"))
+        choose("RESLIB_TUNE field", name, FIELDS)
         if name in ("precision", "layout"):
             choose(f"RESLIB_TUNE {name}", value, PRECISIONS if name == "precision" else LAYOUTS)
-        elif name == "threads" and (type(value) is not int or value < 1):
-            raise UserError(f"RESLIB_TUNE threads {value!r} must be a whole number above 0")
+        elif name == "threads" and (type(value) is not int or not 1 <= value <= MAX_THREADS):
+            raise UserError(f"RESLIB_TUNE threads {shown(value)} is out of range: allowed is 1 to {MAX_THREADS}")
         elif name == "compile" and type(value) is not bool:
-            raise UserError(f"RESLIB_TUNE compile {value!r} must be true or false")
+            raise UserError(f"RESLIB_TUNE compile {shown(value)} is unknown: allowed are true, false")
     return values
+
+
+def check_environment() -> None:
+    """Raise UserError when RESLIB_TUNE or RESLIB_CACHE hold what they cannot."""
+    _given()
+    cache_file()
 
 
 def _cached() -> dict:
@@ -205,7 +218,7 @@ def _cached() -> dict:
     try:
         entries = json.loads(cache_file().read_text())
         return {k: {**v, "origin": "cached"} for k, v in entries.items() if _sound(v)}
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return {}
 
 
@@ -216,8 +229,8 @@ def _sound(entry) -> bool:
         and {"precision", "threads", "layout"} <= set(entry) <= names
         and entry["precision"] in PRECISIONS
         and entry["layout"] in LAYOUTS
-        and isinstance(entry["threads"], int)
-        and entry["threads"] > 0
+        and type(entry["threads"]) is int
+        and 0 < entry["threads"] <= MAX_THREADS
     )
 
 
@@ -229,5 +242,7 @@ def forget() -> None:
 
 
 def _store(entry: dict) -> None:
-    with contextlib.suppress(UserError):  # a cache that cannot be written costs two seconds per process
+    try:
         write_json(cache_file(), {**_cached(), machine_key(): entry})
+    except UserError as error:  # it costs two seconds per process
+        tell_once(f"note: the settings of this processor are measured every time: {error}")

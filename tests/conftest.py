@@ -1,6 +1,7 @@
 """Fixtures and options that every test file shares."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,24 @@ def data_root() -> Path:
     if not Path(given).is_dir():
         pytest.skip(f"RESLIB_DATA={given} is not a folder")
     return Path(given)
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """A function that mounts a small file system here; skipped where that is not allowed."""
+    points = []
+
+    def mount(options):
+        point = tmp_path / "mounted"
+        point.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", point], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+        points.append(point)
+        return point
+
+    if os.name != "posix" or os.geteuid():
+        pytest.skip("mounting needs root")
+    yield mount
+    for point in points:
+        subprocess.run(["umount", "-l", point], check=False)

@@ -186,8 +186,8 @@ def test_what_was_measured_before_a_failure_is_kept(tmp_path, monkeypatch, sourc
         ("--models resnet21", "resnet21"),
         ("--contenders usual,slow", "slow"),
         ("--batch-sizes 12,x", "12,x"),
-        ("--rounds 0", "rounds 0"),
-        ("--seeds-at-once=-1", "seeds_at_once -1"),
+        ("--rounds 0", "--rounds: '0': allowed is"),
+        ("--seeds-at-once=-1", "--seeds-at-once: '-1': allowed is"),
         ("--seed-models resnet21", "resnet21"),
     ],
 )

@@ -1,6 +1,7 @@
 """The command line: exit codes, one-line messages, every field of the recipe."""
 
 import dataclasses
+import io
 import re
 import subprocess
 import sys
@@ -112,8 +113,8 @@ def test_options_of_execution(asked, tmp_path):
         ([], ["command"]),
         (["reproduce", "--preset=huge"], ["preset 'huge'"]),
         (["reproduce", "--executor=magic"], ["executor 'magic'", "inline"]),
-        (["reproduce", "--seeds=-1"], ["seeds -1"]),
-        (["reproduce", "--workers=-1"], ["workers -1"]),
+        (["reproduce", "--seeds=-1"], ["--seeds", "'-1'", "allowed is a whole number from 0 to"]),
+        (["reproduce", "--workers=-1"], ["--workers", "'-1'", "allowed is a whole number from 0 to"]),
         (["reproduce", "--device=tpu"], ["device 'tpu'"]),
         (["reproduce", "figur1"], ["notebook 'figur1'", "did you mean 'figure1'"]),
         (["reproduce", "figur1", "--runs-only"], ["study 'figur1'", "did you mean 'figure1'"]),
@@ -294,3 +295,12 @@ def test_help_is_quick_and_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_output_that_has_no_sign_for_a_letter_degrades(tmp_path, monkeypatch):
+    """As with PYTHONIOENCODING=ascii: at the end of an hour's work a plus-minus sign must not be an error."""
+    bytes_out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(bytes_out, encoding="ascii"))
+    assert main(["status", "--preset=smoke", f"--results={tmp_path / '±'}"]) == 0
+    sys.stdout.flush()
+    assert f"{tmp_path}/?/smoke".encode() in bytes_out.getvalue()

@@ -6,7 +6,7 @@ import os
 import pytest
 from fake_records import change_summary, write_run
 
-from reslib import artefacts, records, runs
+from reslib import artefacts, errors, runs
 from reslib.cli import main
 from reslib.commands import status
 from reslib.records import load_curves, load_runs
@@ -110,7 +110,7 @@ def test_a_curve_of_a_run_that_has_not_ended_must_be_a_table(tmp_path):
 
 
 def test_table_status_report_and_index_of_the_rest(results, capsys, monkeypatch):
-    monkeypatch.setattr(records, "_told", set())
+    monkeypatch.setattr(errors, "_told", set())
     monkeypatch.setattr(artefacts, "ARTEFACTS", {n: artefacts.ARTEFACTS[n] for n in ("figure1", "cifar10")})
     first, *others = all_runs(results)
     first.summary_file.write_text("{")

@@ -124,5 +124,5 @@ def test_command_trains_both_ways(tmp_path, monkeypatch, capsys):
 def test_wrong_arguments(capsys):
     from reslib.cli import main
 
-    assert main(["equivalence", "--seeds", "0"]) == 2 and "seeds 0" in capsys.readouterr().err
+    assert main(["equivalence", "--seeds", "0"]) == 2 and "--seeds: '0': allowed is" in capsys.readouterr().err
     assert main(["equivalence", "--model", "resnet21"]) == 2 and "unknown model 'resnet21'" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import re
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -61,7 +62,7 @@ IMPOSSIBLE = {  # what only the data or other runs can tell, still before anythi
 @pytest.mark.parametrize("option", IMPOSSIBLE)
 def test_what_the_data_do_not_allow_is_never_half_trained(option, tmp_path, capsys):
     arguments = ["train", "own_models:Small", "--preset=smoke", "--device=cpu", "--deterministic"]
-    assert main([*arguments, f"--results={tmp_path}", option]) in (1, 2)
+    assert main([*arguments, f"--results={tmp_path}", option]) == (2 if option == "--model-that-is-not" else 1)
     error = capsys.readouterr().err
     assert error.startswith("reslib: ") and error.count("\n") == 1 and IMPOSSIBLE[option] in error
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "lock"]
@@ -85,16 +86,52 @@ def test_any_text_as_the_model(text):
     assert "model" in errors, errors
 
 
-OPTIONS = ("preset", "device", "time-limit", "checkpoint-every", "data-root", "results", "executor", "seeds", "gpus")
+OPTIONS = (
+    "preset",
+    "device",
+    "time-limit",
+    "checkpoint-every",
+    "data-root",
+    "results",
+)  # of `reslib train`, beside fields
+WORDS = r"allowed (is|are)|must be|of the form|is not a folder|cannot be a folder|do not suit"  # they say what may be
+
+
+def refused(code, errors, *names):
+    """Whether this was refused as misuse: exit code 2, one line that has all of these and says what is allowed."""
+    one_line = errors.startswith("reslib: ") and errors.count("\n") == 1 and errors.endswith("\n")
+    return code == 2 and one_line and bool(re.search(WORDS, errors)) and all(name in errors for name in names)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(OPTIONS), texts)
 def test_any_text_in_any_option_of_execution(option, text):
     code, asked, errors = run([f"--{option}={text}"])
-    assert (code == 0) == bool(asked) and code in (0, 1, 2)
-    if code:
-        assert errors.startswith("reslib: ") and errors.count("\n") == 1 and not asked
+    assert (code == 0 and asked) or (not asked and refused(code, errors, option.replace("-", "")[:4])), (code, errors)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_what_no_field_can_be(name, tmp_path):
+    """Wrong types, signs and sizes of every field, with nothing replaced: no run folder is made."""
+    for text in WRONG_FOR.get(name, WRONG):
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            code = main(
+                ["train", "resnet8", "--preset=smoke", f"--results={tmp_path}", f"--{name.replace('_', '-')}={text}"]
+            )
+        assert refused(code, errors.getvalue(), name), (text, code, errors.getvalue())
+        assert not list(tmp_path.iterdir())
+    for wrong in (f"--{name.replace('_', '-')}x=1", f"--{name[:-1]}".replace("_", "-") + "=1"):  # misspelled
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            code = main(["train", "resnet8", "--preset=smoke", f"--results={tmp_path}", wrong])
+        assert code == 2 and errors.getvalue().startswith(f"reslib: unrecognized arguments: {wrong}; did you mean --")
+
+
+WRONG = ("banana", "-1", "nan", "-inf", "1e400", "9" * 30, "[1]", "0.5;0.2", "1,x", "\n")
+WRONG_FOR = {  # text is right for these, but not any; no numbers at all are numbers too
+    "lr_drops": WRONG[:-1],
+    "options": ("a", "a=", "=1", "a=1,a=2", "num_classes=3", "teacher=x", "x" * 201, "a=\n"),
+    "teacher": ("../x", "a/b", ".hidden", "a\\b", "\n", "x" * 201),
+}
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -108,9 +145,7 @@ def test_any_text_in_any_field(name, text):
         numbers = value if isinstance(value, tuple) else [value]
         assert all(math.isfinite(v) for v in numbers if isinstance(v, float))
         return
-    assert code == 2 and not asked
-    assert errors.startswith("reslib: ") and errors.count("\n") == 1 and errors.endswith("\n")
-    assert name in errors
+    assert not asked and refused(code, errors, name), errors
     shown = {" ".join(repr(text).split())}
     try:
         value = parse_field(name, text)

@@ -7,6 +7,7 @@ are executed here and not in a kernel, so that hundreds of values take seconds.
 import contextlib
 import datetime
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from reslib import injected
 from reslib.errors import UserError
 from reslib.recipe import field_types, parse_field
 from reslib.runs import results_root
+from reslib.studies import FIXED
 
 pytest.importorskip("papermill")
 from papermill.cli import _resolve_type  # noqa: E402
@@ -118,6 +120,7 @@ def test_any_value_of_any_recipe_field(field, text):
         line = str(error)
         assert "\n" not in line and len(line) < 2000
         assert field in line or "recipe field" in line or "field=value" in line, line
+        assert re.search(r"allowed (is|are)|must be|of the form", line), line
         return
     except UnicodeEncodeError:
         return
@@ -125,6 +128,18 @@ def test_any_value_of_any_recipe_field(field, text):
     first = text.partition(",")[0] if not isinstance(getattr(recipes[0], field), tuple) else text
     assert {getattr(r, field) for r in recipes} == {parse_field(field, first.strip())}
     assert space["study"].folder.parent == results_root()  # no value leads out of it
+
+
+@pytest.mark.parametrize("field", sorted(field_types()))
+def test_what_no_recipe_field_can_be(field, tmp_path):
+    """Wrong types, signs and sizes, as papermill injects them: refused before a run folder is made."""
+    texts = {"teacher": ("../x", ".hidden"), "options": ("a", "a="), "model": ("resnet20",)}
+    for text in texts.get(field, ("banana", "-1", "nan", "inf", "1e400", "9" * 30, "[1]", "True;")):
+        line = refusal("figure1", preset=f"smoke+{field}={text}", results=str(tmp_path))
+        assert field in line and re.search(r"allowed (is|are)|must be|of the form", line), line
+    if field not in FIXED:
+        assert "did you mean" in refusal("figure1", preset=f"smoke+{field}x=1", results=str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 INJECTIONS = [

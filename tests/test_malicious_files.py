@@ -8,18 +8,22 @@ import json
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from imagenet_sets import encoded, make_set, picture, write_parquet
 from training import QUIET, silent, tiny
 
 from reslib import tune
 from reslib.data import cifar, data_root
 from reslib.data.array_cache import cached
+from reslib.data.folder_sets import load_folder_set
 from reslib.data.folders import index_folder
+from reslib.data.parquet import index_parquet
 from reslib.errors import UserError
 from reslib.given_weights import read_state
 from reslib.models import build_model
@@ -92,6 +96,54 @@ def test_the_cache_of_decoded_images(tmp_path, proof):
         with open(cache, "wb") as file:
             write(file)
         assert np.array_equal(cached(tmp_path, "kind", [image], lambda: wanted)["images"], wanted["images"])
+
+
+def damages(proof, file):
+    """Writers of a file that is a trap, or no longer what it was."""
+    whole, trap = file.read_bytes(), np.empty(1, object)
+    trap[0] = Trap(proof)
+    return (
+        lambda: file.write_bytes(pickle.dumps(Trap(proof))),
+        lambda: np.savez(file.open("wb"), names=trap, labels=trap, offsets=trap, checksums=trap, images=trap),
+        lambda: zipfile.ZipFile(file, "w").writestr("labels.npy", pickle.dumps(Trap(proof))),
+        lambda: torch_file(file, {"labels": Trap(proof)}),
+        lambda: file.write_bytes(whole[: len(whole) // 2]),
+        lambda: file.write_bytes(b""),
+        lambda: file.write_bytes(whole[:-9] + bytes(b ^ 1 for b in whole[-9:])),
+    )
+
+
+def test_the_cache_of_an_imagenet_set(tmp_path, proof):
+    root = make_set(tmp_path / "set", train=1, val=1)
+    first = load_folder_set(root)
+    for damage in damages(proof, Path(first.report["cache"])):
+        damage()
+        again = load_folder_set(root)
+        assert not again.report["cached"] and (again.test_images == first.test_images).all()
+        assert load_folder_set(root).report["cached"]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".bin"])
+def test_what_was_unpacked_of_parquet(tmp_path, proof, suffix):
+    images = [(encoded(picture(i)), i % 2) for i in range(4)]
+    for split in ("train", "validation"):
+        write_parquet(tmp_path / f"{split}-0.parquet", images)
+    first, _ = index_parquet(tmp_path)
+    for damage in damages(proof, Path(first.blob).with_suffix(suffix)):
+        damage()
+        again, _ = index_parquet(tmp_path)
+        assert [again.read(i) for i in range(4)] == [data for data, _ in images]
+        assert again.labels.tolist() == [0, 1, 0, 1] and again.classes == first.classes
+
+
+def test_an_unpacked_image_that_changes_later_is_not_shown(tmp_path):
+    images = [(encoded(picture(i)), i % 2) for i in range(2)]
+    for split in ("train", "validation"):
+        write_parquet(tmp_path / f"{split}-0.parquet", images)
+    train_images, _ = index_parquet(tmp_path)
+    blob = Path(train_images.blob)
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    assert train_images.read(0) == images[0][0] and train_images.read(1) == b""
 
 
 def test_meta_bin_of_imagenet(tmp_path, proof):

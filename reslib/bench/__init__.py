@@ -8,18 +8,20 @@ Writes results/bench/<device>-<date>.json and .md.
 from __future__ import annotations
 
 import argparse
-import math
+import contextlib
 import os
 
 import torch
 
-from ..cli import ArgumentError, add_common
+from ..cli import ArgumentError, add_common, number, results_of
 from ..errors import UserError, choose
+from ..files import make_folder
 from ..numerics import resolve_device
 
 CONTENDERS = "usual,fp32,fast"
 CIFAR_SETS = ("cifar10", "synthetic")
 IMAGENET_SETS = ("imagenet", "imagenette", "synthetic-imagenet")
+LARGEST = 100_000  # of a depth, batch or width
 
 
 def add_arguments(parser) -> None:
@@ -33,10 +35,13 @@ def add_arguments(parser) -> None:
         help="the first is the measure: see contenders.py",
     )
     parser.add_argument("--dataset", default=None, help=f"{' or '.join(CIFAR_SETS)} (default: what is found)")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of a turn")
+    parser.add_argument("--rounds", type=number(int, 1, 10_000), default=7, help="turns of each contender")
+    parser.add_argument("--seconds", type=number(float, 0.01, 3600), default=3.0, help="length of a turn")
     parser.add_argument(
-        "--workers", type=int, default=None, help="of the usual loop (default: one per core, at most 8)"
+        "--workers",
+        type=number(int, 0, 1024),
+        default=None,
+        help="of the usual loop (default: one per core, at most 8)",
     )
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--tried", action="store_true", help="also what was tried and dropped, on the first model")
@@ -44,24 +49,31 @@ def add_arguments(parser) -> None:
     for name in ("depths", "batches", "widths"):
         parser.add_argument(f"--{name}", default="", help=f"{name} of --scaling, joined by commas")
     parser.add_argument(
-        "--seeds-at-once", type=int, default=0, metavar="N", help="N seeds one after the other, and at once"
+        "--seeds-at-once",
+        type=number(int, 0, 100),
+        default=0,
+        metavar="N",
+        help="N seeds one after the other, and at once",
     )
     parser.add_argument("--seed-models", default="resnet20", help="networks of --seeds-at-once, joined by commas")
     parser.add_argument("--loader", action="store_true", help="ImageNet loader alone, network alone, both")
     parser.add_argument("--loader-model", default="resnet18")
     parser.add_argument("--loader-dataset", default=None, help=", ".join(IMAGENET_SETS))
-    parser.add_argument("--loader-steps", type=int, default=10, help="batches in a turn of --loader")
+    parser.add_argument(
+        "--loader-steps", type=number(int, 1, 1_000_000), default=10, help="batches in a turn of --loader"
+    )
     parser.add_argument("--loader-preset", default="medium", help="whose crop and batch size --loader uses")
     parser.add_argument("--whole", action="store_true", help="all of this for the paper's networks: one command")
     parser.add_argument("--tune", action="store_true", help="measure this processor's settings anew, compilation too")
 
 
 def main(arguments) -> int:
+    from .. import tune
     from ..provenance import device_name
-    from ..runs import results_root
     from .report import Report
 
     try:
+        tune.check_environment()
         if arguments.whole:
             _everything(arguments)
         asked = _checked(arguments)
@@ -69,7 +81,8 @@ def main(arguments) -> int:
         raise ArgumentError(str(error)) from error
     for device in asked["devices"]:
         print(f"{device_name(device)}:")
-        report = Report(results_root(arguments.results) / "bench")
+        report = Report(results_of(arguments) / "bench")
+        make_folder(report.folder)
         try:
             measure(arguments, device, asked, keep=report.write)
         finally:
@@ -196,22 +209,30 @@ def _checked(arguments) -> dict:
     lists["models"] = [] if lists["models"] == ["none"] else lists["models"]
     for name in lists["contenders"]:
         choose("contender", name, NAMES)
-    if not 0 < arguments.seconds < math.inf:
-        raise UserError(f"seconds {arguments.seconds} is out of range: allowed is above 0")
-    for name, least in (("rounds", 1), ("loader_steps", 1), ("workers", 0)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise UserError(f"{name} {value} is out of range: allowed is {least} and above")
+
     for name, sets in (("dataset", CIFAR_SETS), ("loader_dataset", IMAGENET_SETS)):
-        if (value := getattr(arguments, name)) is not None:
-            choose(name, value, sets)
-    preset_of(arguments.loader_preset)
-    if not 0 <= arguments.seeds_at_once <= 100:
-        raise UserError(f"seeds_at_once {arguments.seeds_at_once} is out of range: allowed is 0 (not measured) to 100")
-    for model in {*lists["models"], *lists["seed_models"]}:
-        with torch.device("meta"):
-            build_model(model, 10)
+        if getattr(arguments, name) is not None:
+            choose(name, getattr(arguments, name), sets)
+    with of_option("loader_preset"):
+        preset_of(arguments.loader_preset)
+    for name in ("batch_sizes", "contenders", "devices"):
+        if not lists[name]:
+            raise UserError(f"{name} {getattr(arguments, name)!r} is empty: allowed is at least one")
+    models = {name: lists[name] for name in ("models", "seed_models")} | {"loader_model": [arguments.loader_model]}
+    for option, names in models.items():
+        with of_option(option), torch.device("meta"):
+            for model in names:
+                build_model(model, 10)
     return lists | {"devices": [resolve_device(name) for name in lists["devices"]]}
+
+
+@contextlib.contextmanager
+def of_option(name: str):
+    """Within the block a UserError also says which option it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def _words(text: str) -> list[str]:
@@ -223,6 +244,6 @@ def _numbers(name: str, text: str) -> list[int]:
         values = [int(word) for word in _words(text)]
     except ValueError:
         raise UserError(f"{name} {text!r} must be whole numbers joined by commas") from None
-    if any(v < 1 for v in values):
-        raise UserError(f"{name} {text!r} must be above 0")
+    if not all(1 <= v <= LARGEST for v in values):
+        raise UserError(f"{name} {text!r} is out of range: allowed are numbers from 1 to {LARGEST}")
     return values

@@ -14,6 +14,7 @@ from ..data import cifar
 from ..data.parquet import parquet_files
 from ..data.places import BrokenSet, NotThere, OtherSet, find_root
 from ..errors import UserError, choose
+from ..files import folder_of
 
 ACTIONS = ("show", "download", "verify")
 CIFAR10 = "85d212b49fbcdd74"  # the fingerprint of the original files, in their order
@@ -100,7 +101,8 @@ def checked(name: str, form: str, source) -> str:
 
 def download(given: str | None) -> int:
     """`reslib data download`: fetch CIFAR-10 unless it is there; returns the exit code."""
-    root = Path(given or os.environ.get("RESLIB_DATA") or "~/.cache/reslib-data").expanduser().resolve()
+    with checking_arguments():
+        root = folder_of("data root", given or os.environ.get("RESLIB_DATA") or "~/.cache/reslib-data")
     place = cifar.find(root)
     if place:
         try:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 
-from ..cli import ArgumentError, add_common, add_execution, checking_arguments, execution_of
+from ..cli import (
+    ArgumentError,
+    add_common,
+    add_execution,
+    add_seeds,
+    checking_arguments,
+    execution_of,
+    number,
+    results_of,
+)
 from ..errors import UserError, choose
 from ..executor import EXECUTORS, execute
-from ..runs import results_root
 from ..stand_ins import absent, dataset_for
 from ..studies import STUDIES, plan, preset_of
 
@@ -17,16 +24,18 @@ def add_arguments(parser) -> None:
     parser.add_argument("notebooks", nargs="*", help="which notebooks (default: all)")
     add_common(parser)
     add_execution(parser)
-    parser.add_argument("--seeds", type=int, default=0, help="seeds per network (default: the preset's)")
+    add_seeds(parser)
     parser.add_argument("--executor", default="auto", help=", ".join(EXECUTORS))
     parser.add_argument(
         "--workers",
-        type=int,
+        type=number(int, 0, 1024),
         default=0,
         help="processes of --executor local (default: one per GPU, or up to four that share the CPU cores)",
     )
     parser.add_argument("--address", default="auto", help="Ray cluster of --executor ray")
-    parser.add_argument("--gpus-per-run", type=share, default=1.0, help="fraction of a GPU per run on Ray")
+    parser.add_argument(
+        "--gpus-per-run", type=number(float, 0.001, 1), default=1.0, help="fraction of a GPU per run on Ray"
+    )
     parser.add_argument("--runs-only", action="store_true", help="train the runs, leave the notebooks")
     parser.add_argument("--models", default="", help="with --runs-only: only these networks, joined by commas")
 
@@ -44,13 +53,8 @@ def main(arguments) -> int:
         choose("executor", arguments.executor, EXECUTORS)
         for name in arguments.notebooks:
             choose("study" if arguments.runs_only else "notebook", name, there)
-    for name in ("seeds", "workers"):
-        if getattr(arguments, name) < 0:
-            raise ArgumentError(
-                f"{name} {getattr(arguments, name)} is out of range: allowed are 0 (the default) and up"
-            )
     execution = execution_of(arguments)
-    results = results_root(arguments.results)
+    results = results_of(arguments)
     studies = [n for n in (arguments.notebooks or STUDIES) if n in STUDIES]
     datasets = datasets_of(preset.name, arguments.data_root, studies, download=True)
     reason = absent(datasets, arguments.data_root)
@@ -75,19 +79,6 @@ def main(arguments) -> int:
     if without:
         print(f"left out: {needs}")
     return 1 if failures or (not arguments.runs_only and code) else 0
-
-
-def share(text: str) -> float:
-    """A part of a GPU: above 0, at most 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is out of range: allowed is above 0, at most 1 (several GPUs for one run: torchrun)"
-        )
-    return value
 
 
 def name_of(text: str) -> str:

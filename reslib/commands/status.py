@@ -6,12 +6,12 @@ import math
 from collections import Counter
 
 from .. import schedule_plan
-from ..cli import ArgumentError, add_common, checking_arguments
+from ..cli import ArgumentError, add_common, add_seeds, checking_arguments, number, results_of
 from ..durations import in_words
 from ..errors import UserError
 from ..models import build_model, is_imagenet
 from ..recipe import Recipe
-from ..runs import Run, results_root
+from ..runs import Run
 from ..stand_ins import absent
 from ..studies import cifar_recipe, imagenet_recipe, plan, preset_of
 from .reproduce import datasets_of
@@ -23,9 +23,13 @@ STATES = ("done", "running", "interrupted", "missing", "diverged", "damaged")
 
 def add_arguments(parser) -> None:
     add_common(parser)
-    parser.add_argument("--seeds", type=int, default=0, help="seeds per network (default: the preset's)")
+    add_seeds(parser)
     parser.add_argument(
-        "--gpus", type=int, default=0, metavar="N", help="also the makespan on up to N devices side by side"
+        "--gpus",
+        type=number(int, 0, 100_000),
+        default=0,
+        metavar="N",
+        help="also the makespan on up to N devices side by side",
     )
     parser.add_argument(
         "--speed", default="", metavar="MODEL=IMAGES/S,...", help="speeds to reckon with, before measured ones"
@@ -35,11 +39,8 @@ def add_arguments(parser) -> None:
 def main(arguments) -> int:
     with checking_arguments():
         preset = preset_of(arguments.preset)
-    for name in ("seeds", "gpus"):
-        if getattr(arguments, name) < 0:
-            raise ArgumentError(f"{name} {getattr(arguments, name)} is out of range: allowed is 0 and up")
     given = speeds_given(arguments.speed)
-    results = results_root(arguments.results)
+    results = results_of(arguments)
     datasets = datasets_of(preset.name, arguments.data_root)
     recipes = plan(preset, datasets, arguments.seeds)
     print(f"preset {preset.name}: {preset.purpose}; {results / preset.name}")

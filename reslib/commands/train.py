@@ -6,11 +6,10 @@ from dataclasses import replace
 
 from .. import data, distributed
 from ..baseline_recipes import BASELINE_RECIPES
-from ..cli import add_common, add_execution, checking_arguments, execution_of
+from ..cli import add_common, add_execution, checking_arguments, execution_of, results_of
 from ..models import is_imagenet
 from ..networks import check_network
 from ..recipe import CHOICES, KINDS, field_help, field_types, parse_field
-from ..runs import results_root
 from ..stand_ins import dataset_for
 from ..studies import PRESETS, cifar_recipe, imagenet_recipe, preset_of
 from ..train import train
@@ -51,7 +50,7 @@ def main(arguments) -> int:
         data.check_recipe(recipe)
     execution = replace(execution_of(arguments), wait=not arguments.no_wait)
     preset = preset_of(arguments.preset).name
-    runs_dir = results_root(arguments.results) / preset / "runs"
+    runs_dir = results_of(arguments) / preset / "runs"
     summary = train(recipe, runs_dir, arguments.data_root, preset, execution)
     if summary["status"] == "diverged":
         print(f"{recipe.run_name}: diverged: {summary['message']}")

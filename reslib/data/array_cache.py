@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, tell_once
 from ..files import whole_file
 
 FOLDER = ".reslib-cache"
@@ -34,11 +34,12 @@ def cached(root: Path, kind: str, files: Iterable[Path], decode: Callable[[], di
     arrays = decode()
     if any(array.dtype.hasobject for array in arrays.values()):  # not images and labels: the caller will say so
         return arrays
-    with contextlib.suppress(OSError, UserError):
-        place.parent.mkdir(exist_ok=True)
+    try:
         with whole_file(place, "wb") as file:
             np.savez(file, **arrays)
         for old in place.parent.glob(f"{kind}-*.npz"):
             if old != place:
                 old.unlink()
+    except (OSError, UserError) as error:
+        tell_once(f"note: the decoded images are not kept for the next time: {error}")
     return arrays

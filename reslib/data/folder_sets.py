@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -19,7 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import UserError
+from ..errors import UserError, tell_once
 from ..files import whole_file
 from .decode import BadImage, centre_view, decode_rgb
 from .folders import index_folder
@@ -56,7 +55,7 @@ def load_folder_set(root: str | Path, size: int = 0, workers: int = 0) -> Folder
         mark = fingerprint(lists["train"], lists["test"], {"train": checksums["train"], "val": checksums["test"]})
         size = size or _stored_size([shape for rows in inspected.values() for _, shape in rows if shape])
         _check_memory(root, sum(map(len, lists.values())), size)
-        path = cache_folder(root.parent) / f"{root.name}-{mark}-{size}.safetensors"
+        path = cache_folder(root.parent, needed=False) / f"{root.name}-{mark}-{size}.safetensors"
         tensors, skipped, cached = *_read_cache(path), True
         if not tensors:
             cached, skipped = False, {}
@@ -129,11 +128,25 @@ def _read_cache(path: Path) -> tuple[dict, dict]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return tensors, json.loads(file.metadata()["skipped"])
-    except (OSError, SafetensorError, KeyError, ValueError):
+            facts = file.metadata()
+            return (tensors, json.loads(facts["skipped"])) if facts["checksum"] == _checksum(tensors) else ({}, {})
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return {}, {}
 
 
 def _write_cache(path: Path, tensors: dict, skipped: dict) -> None:
-    with contextlib.suppress(UserError), whole_file(path, "wb") as file:  # a full disk: they are in memory all the same
-        save_file(tensors, file.name, {"skipped": json.dumps(skipped)})
+    facts = {"skipped": json.dumps(skipped), "checksum": _checksum(tensors)}
+    try:
+        with whole_file(path, "wb") as file:
+            save_file(tensors, file.name, facts)
+    except (UserError, SafetensorError) as error:  # a full disk: they are in memory all the same
+        tell_once(f"note: the decoded images are not kept for the next time: {path}: {' '.join(str(error).split())}")
+
+
+def _checksum(tensors: dict) -> str:
+    """CRC-32 of names, types, shapes and contents: nothing in the file itself tells whether a bit has flipped."""
+    crc = 0
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(tensor.numpy()), crc)
+    return f"{crc:08x}"

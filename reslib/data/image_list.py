@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import os
 import tempfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ LAYOUTS = (
 class ImageList:
     """Encoded images on disk with their labels. `names` are bytes: a million Python strings would be copied per worker.
 
-    With `blob`, images lie one after another in that file, image i in bytes offsets[i] to offsets[i + 1].
+    With `blob`, images lie one after another in that file, image i in bytes offsets[i] to offsets[i + 1], whose CRC-32
+    is checksums[i].
     """
 
     root: str
@@ -36,6 +37,7 @@ class ImageList:
     classes: tuple[str, ...]
     blob: str = ""
     offsets: np.ndarray | None = None
+    checksums: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,13 +47,14 @@ class ImageList:
         return os.fsdecode(self.names[i])
 
     def read(self, i: int) -> bytes:
-        """The encoded bytes of image i; empty if the file cannot be read, which decoding then reports."""
+        """The encoded bytes of image i; empty if it cannot be read or is damaged, which decoding then reports."""
         try:
             if not self.blob:
                 return Path(self.root, self.name(i)).read_bytes()
             with open(self.blob, "rb") as file:
                 file.seek(int(self.offsets[i]))
-                return file.read(int(self.offsets[i + 1] - self.offsets[i]))
+                data = file.read(int(self.offsets[i + 1] - self.offsets[i]))
+            return data if zlib.crc32(data) == self.checksums[i] else b""
         except OSError:
             return b""
 
@@ -101,16 +104,21 @@ def fingerprint(
     return digest.hexdigest()[:16]
 
 
-def cache_folder(beside: Path) -> Path:
-    """A writable folder for derived files: beside the data, else the user's cache, else the temporary folder."""
+def cache_folder(beside: Path, needed: bool = True) -> Path:
+    """A writable folder for derived files: beside the data, else the user's cache, else the temporary folder.
+
+    Where there is none: UserError, or the folder beside the data all the same if it is not needed.
+    """
     user = user_cache()
-    for folder in (beside / ".reslib-cache", user, Path(tempfile.gettempdir()) / f"reslib-cache-{getpass.getuser()}"):
+    for folder in (beside / ".reslib-cache", user, Path(tempfile.gettempdir()) / f"reslib-cache-{os.getuid()}"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 return folder
         except OSError:
             continue
+    if not needed:
+        return beside / ".reslib-cache"
     raise UserError(
         f"no writable folder for decoded images: tried beside {str(beside)!r}, {user} and the temporary one"
     )

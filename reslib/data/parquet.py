@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ import numpy as np
 from ..errors import UserError
 from ..files import alone, whole_file
 from .image_list import LAYOUTS, VAL_NAMES, ImageList, cache_folder, check_same_classes
+
+CHECKED = 64  # images of what was unpacked before
 
 
 def parquet_files(root: Path, prefixes: tuple[str, ...]) -> list[Path]:
@@ -107,12 +111,39 @@ def _unpack_parquet(root: Path, split: str, files: list[Path]) -> ImageList:
     stem = cache_folder(root) / f"{split}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     blob, index = stem.with_suffix(".bin"), stem.with_suffix(".npz")
     with alone(stem.with_suffix(".lock")):  # of the processes of a job the first one unpacks
-        if not index.is_file():
+        images = _unpacked(root, blob, index)
+        if images is None:
             _unpack(split, files, blob, index)
-    packed = np.load(index)
-    labels = packed["labels"]
+            images = _unpacked(root, blob, index)
+    if images is None:
+        raise UserError(f"{blob} is not what was unpacked there a moment ago: is something else writing to it?")
+    labels = images.labels
     classes = _class_names(schema) or map(str, range(int(labels.max()) + 1))
-    return ImageList(str(root), packed["names"], labels, tuple(classes), str(blob), packed["offsets"])
+    return dataclasses.replace(images, classes=tuple(classes))
+
+
+def _unpacked(root: Path, blob: Path, index: Path) -> ImageList | None:
+    """What was unpacked before, without its classes; None where there is nothing or it is damaged.
+
+    Of the images, which may be 140 GB, CHECKED are compared with their checksums; the others when they are read.
+    """
+    try:
+        with np.load(index, allow_pickle=False) as packed:
+            kept = {name: packed[name] for name in ("names", "labels", "offsets", "checksums")}
+        count, offsets = len(kept["labels"]), kept["offsets"]
+        kinds = [array.dtype.kind for array in kept.values()]
+        images = ImageList(str(root), kept["names"], kept["labels"], (), str(blob), offsets, kept["checksums"])
+        sample = np.unique(np.linspace(0, count - 1, min(CHECKED, count)).astype(np.int64))
+        sound = (
+            kinds == ["S", "i", "i", "u"]
+            and {len(kept["names"]), len(offsets) - 1, len(kept["checksums"])} == {count}
+            and not (np.diff(offsets) < 0).any()
+            and blob.stat().st_size == offsets[-1]
+            and all(len(images.read(i)) == offsets[i + 1] - offsets[i] for i in sample)
+        )
+        return images if sound else None
+    except Exception:  # numpy and zip raise many kinds on what is no index
+        return None
 
 
 def _unpack(split: str, files: list[Path], blob: Path, index: Path) -> None:
@@ -121,15 +152,22 @@ def _unpack(split: str, files: list[Path], blob: Path, index: Path) -> None:
     needed, free = sum(f.stat().st_size for f in files), shutil.disk_usage(blob.parent).free
     if needed > free:
         raise UserError(f"unpacking {split}*.parquet needs {needed >> 20} MiB in {blob.parent}, free are {free >> 20}")
-    labels, offsets, names = [], [0], []
+    labels, offsets, names, checksums = [], [0], [], []
     with whole_file(blob, "wb") as file:
         for path in files:
             for batch in pq.ParquetFile(path).iter_batches(256, columns=["image", "label"]):
                 for image, label in zip(batch["image"].to_pylist(), batch["label"].to_pylist(), strict=True):
                     data = (image or {}).get("bytes") or b""
                     file.write(data)
+                    checksums.append(zlib.crc32(data))
                     offsets.append(offsets[-1] + len(data))
                     labels.append(-1 if label is None else label)
                     names.append(f"{path.name}:{len(labels) - 1}".encode())
     with whole_file(index, "wb") as file:
-        np.savez(file, labels=np.array(labels, np.int64), offsets=np.array(offsets, np.int64), names=np.array(names))
+        np.savez(
+            file,
+            labels=np.array(labels, np.int64),
+            offsets=np.array(offsets, np.int64),
+            names=np.array(names, "S"),
+            checksums=np.array(checksums, np.uint32),
+        )

@@ -76,7 +76,7 @@ def _check_options(name: str, options: dict, accepted) -> None:
 def _foreign(name: str, num_classes: int, options: dict) -> nn.Module:
     module_name, _, attribute = name.partition(":")
     if module_name.partition(".")[0] in sys.stdlib_module_names:  # some of these run when they are imported
-        raise UserError(f"model {name!r} is of Python's own library, which has no networks")
+        raise UserError(f"model {name!r} is of Python's own library: allowed is your own package.module:Factory")
     look_in_current_folder()
     try:
         factory = getattr(importlib.import_module(module_name), attribute)

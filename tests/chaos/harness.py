@@ -27,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training import QUIET, processes, rows_of, silent, tiny, weights_of  # noqa: E402
+from training import processes, rows_of, silent, tiny, weights_of  # noqa: E402
 
 from reslib import engine, outcome  # noqa: E402
 from reslib import train as loop  # noqa: E402
@@ -36,6 +36,11 @@ from reslib.train import Execution, train  # noqa: E402
 
 PHASES = ("start", "warm-up", "step", "evaluation", "checkpoint", "log", "weights", "summary")
 FILES = ("recipe.json", "checkpoint.pt", "metrics.csv", "weights.safetensors", "summary.json")
+KINDS = (*PHASES, *FILES[:2], "", "", "", *FILES[2:])  # where a kill strikes, in turn; "": at any time
+BRIEFLY = (  # for either recipe: every kind of kill, what comes at the end of a run at the end
+    ("step", "half of checkpoint.pt", "evaluation", "", "log", "half of summary.json"),
+    ("start", "warm-up", "just after checkpoint.pt", "", "half of metrics.csv", "weights"),
+)
 INTERVALS = (0.0, 60.0)  # seconds between checkpoints: one after every step, or after evaluations alone
 RECIPES = (
     tiny(iterations=30, options="dropout=0.5", val_size=10),
@@ -58,13 +63,15 @@ class Plan:
     after: float = 0.0  # seconds, when neither phase nor file is given
 
 
-def any_plan(chance: random.Random, number: int) -> Plan:
-    """Phases and files in turn, the moment by chance; a fifth of the kills at any time."""
-    kinds = [*PHASES, *FILES[:2], "", "", "", *FILES[2:]]
-    kind = kinds[number % len(kinds)]
+def any_plan(chance: random.Random, kind: str) -> Plan:
+    """A kill of this kind, its moment by chance."""
+    words = kind.split()
+    kind = words[-1] if words else ""
     late = kind in ("weights", "summary", "start", "weights.safetensors", "summary.json", "recipe.json")
     most = 1 if late else 3 if kind == "warm-up" else 6  # the warm-up is soon over
     plan = {"count": chance.randint(1, most), "moment": chance.random(), "half": chance.random() < 0.5}
+    if words[1:]:
+        plan |= {"count": 1, "half": words[0] == "half"}
     where = {"phase": kind} if kind in PHASES else {"file": kind}
     return Plan(**plan, **where, after=chance.uniform(0.0, 0.8))
 
@@ -75,9 +82,10 @@ def any_plan(chance: random.Random, number: int) -> Plan:
 class Witness:
     """Follows the training from inside: writes the journal, and kills where the plan says."""
 
-    def __init__(self, journal: Path, plan: Plan):
+    def __init__(self, journal: Path, plan: Plan, seconds: dict[str, float]):
         self.file = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)  # unbuffered: it survives the kill
-        self.plan, self.visits, self.seconds, self.warming_up = plan, Counter(), {}, False
+        self.plan, self.visits, self.warming_up = plan, Counter(), False
+        self.seconds = dict(seconds)  # that each phase usually takes
 
     def note(self, text: str) -> None:
         os.write(self.file, f"{text}\n".encode())
@@ -88,14 +96,14 @@ class Witness:
         self.visits[phase] += 1
         killer, begun = None, time.perf_counter()
         if phase == self.plan.phase and self.visits[phase] == self.plan.count:
-            delay = self.plan.moment * self.seconds.get(phase, 0.002)
+            delay = self.plan.moment * self.seconds[phase]
             killer = threading.Thread(target=lambda: (time.sleep(delay), os.kill(os.getpid(), signal.SIGKILL)))
             killer.start()
         yield
         self.seconds[phase] = time.perf_counter() - begun
         if killer:
             killer.join()  # the phase was shorter than usual: it ends here all the same
-        self.note(f"< {phase}")
+        self.note(f"< {phase} {self.seconds[phase]:.6f}")
 
     def watch(self, owner, name: str, phase, told=None) -> None:
         """Replace a function by one that tells when it is entered and left; phase: its name or what gives it."""
@@ -147,12 +155,18 @@ def _done(result, step, x, y, iteration) -> str:
     return f"done {iteration + 1}"
 
 
-def victim(recipe, runs_dir, journal: Path, plan: Plan, interval: float):
-    Witness(journal, plan).watch_everything()
+def victim(recipe, runs_dir, journal: Path, plan: Plan, interval: float, seconds: dict[str, float]):
+    Witness(journal, plan, seconds).watch_everything()
     train(recipe, runs_dir, execution=Execution("cpu", deterministic=True, checkpoint_seconds=interval), say=silent)
 
 
 # --- What the journal tells -----------------------------------------------------------------------------------------
+
+
+def usual_seconds(journal: Path) -> dict[str, float]:
+    """How long each phase of a run that was left alone took, at the last time."""
+    ends = [line.split() for line in journal.read_text().splitlines() if line.startswith("< ")]
+    return {phase: float(seconds) for _, phase, seconds in ends}
 
 
 @dataclass
@@ -182,17 +196,20 @@ def life(journal: Path, saved: int) -> Life:
     return found
 
 
-def torture(context, recipe, runs_dir: Path, chance: random.Random, kills: int, first: int) -> tuple[Counter, list]:
-    """Kill the training of one recipe `kills` times at most, then let it end: (deaths by place, faults)."""
+def torture(context, recipe, runs_dir: Path, chance, kills: int, kinds, seconds: dict) -> tuple[Counter, list]:
+    """Kill the training of one recipe `kills` times at most, then let it end: (deaths by place, faults).
+
+    kinds: of the kills, taken in turn. seconds: that its phases usually take.
+    """
     deaths, faults, before = Counter(), [], None
     for attempt in range(4 * kills + 1):
         last = sum(deaths.values()) >= kills
-        plan = Plan() if last else any_plan(chance, first + attempt)
+        plan = Plan() if last else any_plan(chance, kinds[attempt % len(kinds)])
         if plan.phase == "warm-up" and not recipe.warmup_lr:
             plan = replace(plan, phase="step")
         journal = runs_dir.with_name(f"{runs_dir.name}-{attempt}.journal")
         interval = chance.choice(INTERVALS)
-        process = context.Process(target=victim, args=(recipe, str(runs_dir), journal, plan, interval))
+        process = context.Process(target=victim, args=(recipe, str(runs_dir), journal, plan, interval, seconds))
         process.start()
         if not (plan.phase or plan.file or last):
             process.join(plan.after)
@@ -237,20 +254,24 @@ def differences(recipe, runs_dir: Path, whole: Path) -> list[str]:
     return found
 
 
-def chaos(kills: int, seed: int, folder: Path, say=print) -> tuple[int, Counter, list[str]]:
-    """Torture runs until `kills` kills have struck: (runs, deaths by place, faults)."""
+def chaos(kills: int, seed: int, folder: Path, say=print, kinds=None) -> tuple[int, Counter, list[str]]:
+    """Torture runs until `kills` kills have struck: (runs, deaths by place, faults). kinds: for either recipe."""
     context, chance = processes(), random.Random(seed)
-    deaths, found, runs = Counter(), [], 0
+    deaths, found, runs, seconds = Counter(), [], 0, []
     for number, recipe in enumerate(RECIPES):
-        reference = context.Process(target=train, args=(recipe, folder / f"whole{number}", None, "", QUIET, silent))
+        journal = folder / f"whole{number}.journal"
+        arguments = (recipe, folder / f"whole{number}", journal, Plan(), INTERVALS[-1], dict.fromkeys(PHASES, 0.0))
+        reference = context.Process(target=victim, args=arguments)
         reference.start()
         reference.join(300)
         assert reference.exitcode == 0
+        seconds.append(dict.fromkeys(PHASES, 0.0) | usual_seconds(journal))
     while sum(deaths.values()) < kills:
-        number = runs % len(RECIPES)
+        number, round_ = runs % len(RECIPES), runs // len(RECIPES)
         recipe, runs_dir = RECIPES[number], folder / f"run{runs}"
-        todo = min(8, kills - sum(deaths.values()))
-        struck, wrong = torture(context, recipe, runs_dir, chance, todo, first=8 * (runs // len(RECIPES)))
+        turn = kinds[number] if kinds else KINDS[8 * round_ % len(KINDS) :] + KINDS[: 8 * round_ % len(KINDS)]
+        todo = min(len(turn) if kinds else 8, kills - sum(deaths.values()))
+        struck, wrong = torture(context, recipe, runs_dir, chance, todo, turn, seconds[number])
         wrong += differences(recipe, runs_dir, folder / f"whole{number}")
         deaths += struck
         found += [f"run {runs}: {fault}" for fault in wrong]

@@ -1,13 +1,13 @@
 """The short version of the kill test; the long one is `python tests/chaos/harness.py --kills 100`."""
 
 import pytest
-from harness import PHASES, chaos
+from harness import BRIEFLY, PHASES, chaos
 
 
 def test_killed_at_random_moments_nothing_is_lost_or_repeated(tmp_path):
-    runs, deaths, found = chaos(8, seed=3, folder=tmp_path)
-    assert sum(deaths.values()) >= 8
-    assert len(deaths) > 4, f"only {deaths}"
+    runs, deaths, found = chaos(sum(map(len, BRIEFLY)), seed=3, folder=tmp_path, kinds=BRIEFLY)
+    assert sum(deaths.values()) >= 12
+    assert {kind for kinds in BRIEFLY for kind in kinds if kind} <= set(deaths), f"only {deaths}"
     assert not found
 
 
