@@ -76,7 +76,7 @@ def judge(claim: Claim, frames: Frames) -> tuple[str, str]:
         found = "; ".join(f"{column}: {text}" for column, text in zip(columns, values, strict=True))
         return UNDECIDED, f"the runs differ in {found}"
     if claim.scale == "paper" and not evidence.at_paper_scale(used):
-        return UNDECIDED, f"judged only {evidence.PAPER_SCALE}; here {evidence.scale(used)}"
+        return UNDECIDED, f"judged only at {evidence.PAPER_SCALE}; here {evidence.scale(used)}"
     if claim.scale == "paper" and (others := evidence.departures(used)):
         return UNDECIDED, f"judged only on the paper's recipe, not with {', '.join(others)}"
     verdict, found = claim.evaluate(frames)

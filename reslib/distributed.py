@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import inspect
 import os
 import time
 import uuid
@@ -66,12 +67,11 @@ class TorchrunGroup(Group):
 
     def wrap(self, module, device, unused):
         # Buffers stay local during steps: each process has its own micro-batch statistics; average() joins them.
-        return torch.nn.parallel.DistributedDataParallel(
-            module,
-            device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,
-            find_unused_parameters=unused,
-        )
+        parallel = torch.nn.parallel.DistributedDataParallel
+        new, old = "forward_sync_buffers", "broadcast_buffers"  # its name before torch 2.14, deprecated since
+        local = {new if new in inspect.signature(parallel).parameters else old: False}
+        ids = [device] if device.type == "cuda" else None
+        return parallel(module, device_ids=ids, find_unused_parameters=unused, **local)
 
     def sync_at(self, module, last):
         return contextlib.nullcontext() if last else module.no_sync()

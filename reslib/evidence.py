@@ -25,7 +25,7 @@ PROTOCOL = (
 )  # fmt: skip
 STEPS = ("batch_size", "accumulation")  # what a step is: of the paper's size at the paper's scale alone
 SAID_ELSEWHERE = {"model", "dataset", "seed", "iterations", "eval_every", "precision"}  # columns, captions, footers
-PAPER_SCALE = f"on CIFAR-10 with {paper.PAPER_ITERATIONS:,} iterations of {paper.PAPER_BATCH} images"
+PAPER_SCALE = f"{paper.PAPER_ITERATIONS:,} iterations of {paper.PAPER_BATCH} images on CIFAR-10"
 PAPER_SPLITS = (0, 45_000, 50_000)  # training images used; 0 is all, 45k and 50k are the paper's two readings
 
 

@@ -69,7 +69,10 @@ def _protocol(recipe: Recipe) -> str:
 def _length(recipe: Recipe) -> str:
     if recipe.iterations == ITERATIONS:
         return f"{ITERATIONS:,} iterations"
-    return f"{recipe.iterations:,} of the paper's {ITERATIONS:,} iterations (1/{ITERATIONS / recipe.iterations:,.4g})"
+    share = ITERATIONS / recipe.iterations
+    return (
+        f"{recipe.iterations:,} of the paper's {ITERATIONS:,} iterations (1/{share:{',.0f' if share > 10 else '.3g'}})"
+    )
 
 
 def _drops(recipe: Recipe) -> str:

@@ -144,11 +144,15 @@ def notes(runs: pd.DataFrame) -> list[str]:
 def lengths(done: pd.DataFrame) -> list[str]:
     """What the lengths of finished runs forbid to read into their errors: lines for the notes and the caption."""
     lines, by_length = [], {}
-    for (model, iterations), _ in done.groupby(["model", "iterations"], sort=False):
-        by_length.setdefault(int(iterations), []).append(paper.label(model))
+    several = "batch_size" in done and done["batch_size"].nunique() > 1
+    for (model, *length), _ in done.groupby(["model", "iterations", *["batch_size"] * several], sort=False):
+        by_length.setdefault(tuple(map(int, length)), []).append(paper.label(model))
     if len(by_length) > 1:
-        parts = "; ".join(f"{count:,} iterations: {', '.join(names)}" for count, names in sorted(by_length.items()))
-        lines.append(f"Rows of different length do not compare with each other ({parts}).")
+        parts = []
+        for (iterations, *batch), names in sorted(by_length.items()):
+            of = f" of {batch[0]} images" if batch else ""
+            parts.append(f"{iterations:,} iterations{of}: {', '.join(names)}")
+        lines.append(f"Rows of different length do not compare with each other ({'; '.join(parts)}).")
     if "train_images" in done and len(done):
         short = done["iterations"] * done["batch_size"] < done["train_images"]
         if short.any():

@@ -89,7 +89,7 @@ def test_plain110_is_judged_at_the_papers_scale_only():
     for fields, words in (({"batch_size": 32}, "64,000 iterations of 32 images"),
                           ({"test_size": 500}, "64,000 iterations of 128 images, 500 test images")):  # fmt: skip
         verdict, evidence = judge("plain110", fake_runs({"plain110": (65, 66)}, **fields))
-        assert verdict == UNDECIDED and evidence.endswith(f"of 128 images; here cifar10, {words}")
+        assert verdict == UNDECIDED and evidence.endswith(f"of 128 images on CIFAR-10; here cifar10, {words}")
 
 
 def test_deeper_residual_nets_are_better():

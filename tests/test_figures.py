@@ -200,6 +200,8 @@ def test_the_scale_of_imagenet_runs_in_words():
     assert said("quick", lr=0.1).startswith("protocol of other sizes (crop 28 of 224,")
     assert "of the paper's 600,000 iterations (1/1,200)" in said("quick", iterations=500)
     assert said("smoke").startswith("protocol scaled by 1/16 (crop 14 of 224, shorter side 16 to 30 of")
+    assert "4 of the paper's 600,000 iterations (1/150,000)" in said("smoke")
+    assert "(1/1.5)" in said("paper", iterations=400_000)
     assert imagenet_scale.in_words(fake_runs({"plain20": (9, 9)})) == imagenet_scale.in_words(pd.DataFrame()) == ""
 
 

@@ -89,6 +89,8 @@ def test_errors_that_say_nothing_say_so():
     for text in (" ".join(tables.notes(runs)), tables.caption(runs)):
         assert "do not compare with each other (30 iterations: NIN, DSN; 200 iterations: ResNet-20)" in text
         assert "Not one pass over the training images: every row" in text
+    runs.loc[runs["model"] != "resnet20", "batch_size"] = 64
+    assert "(30 iterations of 64 images: NIN, DSN; 200 iterations of 128 images: ResNet-20)" in tables.caption(runs)
     long = fake_runs({"resnet20": (3, 8.8), "resnet32": (3, 7.5)}).assign(train_images=50_000)
     assert not tables.lengths(long) and "compare" not in tables.caption(long)
     long.loc[1, "iterations"] = 300
