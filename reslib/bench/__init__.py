@@ -209,7 +209,6 @@ def _checked(arguments) -> dict:
     lists["models"] = [] if lists["models"] == ["none"] else lists["models"]
     for name in lists["contenders"]:
         choose("contender", name, NAMES)
-
     for name, sets in (("dataset", CIFAR_SETS), ("loader_dataset", IMAGENET_SETS)):
         if getattr(arguments, name) is not None:
             choose(name, getattr(arguments, name), sets)
