@@ -141,3 +141,31 @@ def test_broken_layouts_are_one_clear_line(tmp_path):
     assert "no validation*.parquet" in error(tmp_path / "pq")
     write_parquet(tmp_path / "pq" / "validation.parquet", [(encoded(picture(0)), -1)])
     assert "1 of 1 images have no label" in error(tmp_path / "pq")
+
+
+def test_parquet_with_columns_of_other_types_or_damaged(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    image = encoded(picture(0))
+    for number, (images, labels, said) in enumerate(
+        (
+            ([{"bytes": image}] * 2, [0.0, 1.5], "column label is of type double: allowed is whole numbers"),
+            ([{"bytes": image}] * 2, ["0", "1"], "column label is of type string: allowed is whole numbers"),
+            ([image] * 2, [0, 1], "column image is of type binary: allowed is a struct with bytes"),
+            (None, None, "cannot be read"),
+        )
+    ):
+        root = tmp_path / str(number)
+        for split in ("train", "validation"):
+            write_parquet(root / f"{split}-0.parquet", [(image, 0), (image, 1)])
+        train = root / "train-0.parquet"
+        if images:
+            pq.write_table(pa.table({"image": images, "label": labels}), train)
+        else:
+            data = bytearray(train.read_bytes())
+            data[4:60] = b"\xff" * 56  # the pages of data, not the description at the end
+            train.write_bytes(data)
+        with pytest.raises(UserError, match=said) as caught:
+            index_folder(root)
+        assert "train-0.parquet" in str(caught.value) and not list((root / ".reslib-cache").glob("*.npz"))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -128,22 +129,18 @@ def _unpacked(root: Path, blob: Path, index: Path) -> ImageList | None:
 
 
 def _unpack(split: str, files: list[Path], blob: Path, index: Path) -> None:
-    import pyarrow.parquet as pq
-
     needed, free = sum(f.stat().st_size for f in files), shutil.disk_usage(blob.parent).free
     if needed > free:
         raise UserError(f"unpacking {split}*.parquet needs {needed >> 20} MiB in {blob.parent}, free are {free >> 20}")
     labels, offsets, names, checksums = [], [0], [], []
     with whole_file(blob, "wb") as file:
-        for path in files:
-            for batch in pq.ParquetFile(path).iter_batches(256, columns=["image", "label"]):
-                for image, label in zip(batch["image"].to_pylist(), batch["label"].to_pylist(), strict=True):
-                    data = (image or {}).get("bytes") or b""
-                    file.write(data)
-                    checksums.append(zlib.crc32(data))
-                    offsets.append(offsets[-1] + len(data))
-                    labels.append(-1 if label is None else label)
-                    names.append(f"{path.name}:{len(labels) - 1}".encode())
+        for path, image, label in _rows(files):
+            data = (image or {}).get("bytes") or b""
+            file.write(data)
+            checksums.append(zlib.crc32(data))
+            offsets.append(offsets[-1] + len(data))
+            labels.append(-1 if label is None else label)
+            names.append(f"{path.name}:{len(labels) - 1}".encode())
     with whole_file(index, "wb") as file:
         np.savez(
             file,
@@ -152,3 +149,23 @@ def _unpack(split: str, files: list[Path], blob: Path, index: Path) -> None:
             names=np.array(names, "S"),
             checksums=np.array(checksums, np.uint32),
         )
+
+
+def _rows(files: list[Path]) -> Iterator[tuple[Path, dict | None, int | None]]:
+    """(file, image, label) of every row. Raises UserError for a damaged file, and for columns of other types."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in files:
+        try:
+            table = pq.ParquetFile(path)
+            for name, right in (("image", pa.types.is_struct), ("label", pa.types.is_integer)):
+                kind = table.schema_arrow.field(name).type
+                if not right(kind):
+                    wanted = {"image": "a struct with bytes", "label": "whole numbers"}[name]
+                    raise UserError(f"{str(path)!r}: column {name} is of type {kind}: allowed is {wanted}")
+            for batch in table.iter_batches(256, columns=["image", "label"]):
+                for image, label in zip(batch["image"].to_pylist(), batch["label"].to_pylist(), strict=True):
+                    yield path, image, label
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise UserError(f"{str(path)!r} cannot be read: {_line(error)}") from error
