@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from . import ablation, claims, figures, studies, tables
-from .errors import UserError, choose
-from .frames import frames, load_measurement
+from .errors import choose
+from .frames import find_measurement, frames
 from .studies import CIFAR_STUDIES, STUDIES, plan, preset_of
 
 DATASETS = {  # kind: real ones first
@@ -62,7 +62,7 @@ def by_depth(folder: Path, out: Path | None = None, dataset: str | None = None) 
 
 def figure7(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
     """figures/figure7, from measurements/figure7.csv and the records of the networks measured."""
-    responses = measurement(folder, "figure7")
+    responses = find_measurement(folder, "figure7")
     if responses is None:
         return []
     runs, _, _ = study_frames("figure7", folder, dataset)
@@ -71,7 +71,7 @@ def figure7(folder: Path, out: Path | None = None, dataset: str | None = None) -
 
 def gradients(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
     """figures/gradients_start and figures/gradients_training, from measurements/gradients.csv alone."""
-    norms = measurement(folder, "gradients")
+    norms = find_measurement(folder, "gradients")
     if norms is None:
         return []
     return _figure(figures.gradients_figure(norms[norms.iteration == 0]), out or folder, "gradients_start") + _figure(
@@ -135,7 +135,7 @@ def claims_table(folder: Path, dataset: str) -> pd.DataFrame:
     """The claims about CIFAR-10, judged on all CIFAR records of this preset and what the probes measured."""
     recipes = plan(preset_of(Path(folder).name), {"cifar": dataset}, names=CIFAR_STUDIES)
     runs, _ = frames(Path(folder) / "runs", recipes, curves=False)  # only a claim about ImageNet looks at curves
-    board = claims.scoreboard(runs, None, measurement(folder, "figure7"), measurement(folder, "gradients"))
+    board = claims.scoreboard(runs, None, find_measurement(folder, "figure7"), find_measurement(folder, "gradients"))
     return claims.rows_of(board, *(claim.id for claim in claims.CIFAR_CLAIMS))
 
 
@@ -196,14 +196,6 @@ def study_frames(
             return found[-1]
     ended = [f for f in found if len(f[0])]
     return (ended or found or [(pd.DataFrame(), pd.DataFrame(), DATASETS[kind][0])])[0]
-
-
-def measurement(folder: Path, stem: str) -> pd.DataFrame | None:
-    """measurements/<stem>.csv, or None."""
-    try:
-        return load_measurement(Path(folder), stem)
-    except UserError:
-        return None
 
 
 def _figure(figure, out: Path, stem: str) -> list[Path]:

@@ -51,8 +51,22 @@ def save_measurement(frame: pd.DataFrame, preset_folder: Path, stem: str) -> Pat
 
 
 def load_measurement(preset_folder: Path, stem: str) -> pd.DataFrame:
-    """The frame that `save_measurement` wrote. Raises UserError when it is missing."""
+    """The frame that `save_measurement` wrote. Raises UserError when it is missing or damaged."""
     path = Path(preset_folder) / "measurements" / f"{stem}.csv"
     if not path.exists():
         raise UserError(f"{path} is missing: run the notebook that measures it")
-    return pd.read_csv(path)
+    return read_csv(path)
+
+
+def find_measurement(preset_folder: Path, stem: str) -> pd.DataFrame | None:
+    """The frame that `save_measurement` wrote, None where there is none. Raises UserError when it is damaged."""
+    there = (Path(preset_folder) / "measurements" / f"{stem}.csv").exists()
+    return load_measurement(preset_folder, stem) if there else None
+
+
+def read_csv(path: Path, **options) -> pd.DataFrame:
+    """pandas.read_csv; UserError when the file is no table."""
+    try:
+        return pd.read_csv(path, **options)
+    except (OSError, ValueError) as error:  # pandas has errors of its own for no columns and for ragged rows
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error

@@ -189,8 +189,8 @@ def _format(path: Path) -> str:
 def describe(error: Exception, executed: Path | None = None) -> str:
     """The cell and the error in one line; `executed`: the notebook as papermill left it."""
     name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
-    if name == "DeadKernelError":
-        value = "the kernel died: killed, or out of memory"
+    if name == "DeadKernelError" or str(value).startswith("Kernel died"):  # the latter while it starts
+        name, value = "DeadKernelError", "the kernel died: killed, or out of memory"
     cell = last_started(executed)
     where = f"cell {cell}: " if cell else ""
     kind = "" if name == UserError.__name__ else f"{name}: "  # which says all there is to say

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import stats
 from .errors import UserError
 from .files import sha256
-from .recipe import Recipe
-from .runs import ENDED, METRICS, is_locked, read_json, read_recipe
+from .recipe import Recipe, is_number
+from .runs import ENDED, METRICS, check_summary, is_locked, read_json, read_recipe
 
 NEEDED = (  # keys of a summary without which a number cannot be led back to its origin
     "status", "recipe_hash", "test_error", "iterations", "commit", "device_name", "torch", "data_fingerprint",
@@ -34,16 +35,26 @@ def check_records(folder: Path, findings: Findings) -> None:
     """Every run directory of results/<preset>, and the runs against each other."""
     summaries = []
     runs = folder / "runs"
+    if os.path.lexists(runs) and not runs.is_dir():
+        findings.problems.append(f"{folder.name}/runs is no folder")
     for path in sorted(runs.iterdir()) if runs.is_dir() else ():
-        if not path.is_dir() or path.name.startswith(".") or {p.name for p in path.iterdir()} <= {"lock"}:
-            continue  # not a record, or one that was refused before it began
+        if path.name.startswith("."):
+            continue
+        if not path.is_dir():
+            findings.problems.append(f"{folder.name}/runs/{path.name} is no folder of a run")
+            continue
+        if {p.name for p in path.iterdir()} <= {"lock"}:
+            continue  # refused before it began
         findings.records += 1
+        before = len(findings.problems)
         try:
             recipe, summary = check_record(path, findings)
+            if summary and len(findings.problems) == before:
+                check_summary(summary, recipe, path / "summary.json")
         except UserError as error:
             findings.problems.append(str(error))
             continue
-        if summary.get("status") == "finished":
+        if summary.get("status") == "finished" and is_number(summary.get("test_error")):
             summaries.append((recipe, summary))
     check_together(folder.name, summaries, findings)
 
@@ -98,7 +109,7 @@ def metrics_faults(file: Path, recipe: Recipe, summary: dict) -> list[str]:
             reader = csv.DictReader(lines)
             header = tuple(reader.fieldnames or ())
             rows = [{k: float(v) if v else None for k, v in row.items()} for row in reader]
-    except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         return [f"metrics.csv cannot be read: {error}"]
     if header != METRICS:
         return [f"metrics.csv has columns {', '.join(header)}: expected are {', '.join(METRICS)}"]
@@ -133,7 +144,7 @@ def _same(written: float | None, full: float | None) -> bool:
     """metrics.csv holds six significant digits of what summary.json holds in full."""
     if written is None or full is None:
         return written is full
-    return math.isclose(written, float(full), rel_tol=1e-5, abs_tol=1e-12)
+    return is_number(full) and math.isclose(written, full, rel_tol=1e-5, abs_tol=1e-12)
 
 
 def check_together(preset: str, finished: list[tuple[Recipe, dict]], findings: Findings) -> None:

@@ -17,11 +17,10 @@ from urllib.parse import quote
 import pandas as pd
 
 from . import claims, evidence, frames, report_page
-from .cli import add_results, checking_arguments, name_given
+from .cli import add_results, checking_arguments, name_given, results_of
 from .errors import UserError
-from .files import write_text
+from .files import folder_of, write_text
 from .records import load_curves, load_runs
-from .runs import results_root
 from .studies import CIFAR_STUDIES, PRESETS, plan, preset_of
 
 PRESET_ORDER = ("paper", "medium", "quick", "smoke")  # what weighs most comes first
@@ -56,12 +55,17 @@ def add_arguments(parser) -> None:
 
 
 def main(arguments) -> int:
-    root = results_root(arguments.results)
+    root = results_of(arguments)
     preset = arguments.preset
     if preset and not (root / preset).is_dir():  # of results that have other folders, their names
         with checking_arguments():
             preset = preset_of(preset).name
-    out = Path(arguments.out).expanduser().resolve() if arguments.out else root / preset / "report.html"
+    out = root / preset / "report.html"
+    if arguments.out:
+        with checking_arguments():
+            out = folder_of("out", arguments.out)
+            if out.is_dir():
+                raise UserError(f"out {arguments.out!r} is a folder: allowed is the name of a file")
     sections, problems = collect(root, preset)
     runs = pd.concat([s.runs for s in sections], ignore_index=True) if sections else pd.DataFrame()
     csv = out.with_name("results.csv")
@@ -93,7 +97,8 @@ def collect(root: Path, preset: str = "") -> tuple[list[Section], list[str]]:
 def _section(folder: Path, runs: pd.DataFrame) -> Section:
     mine = study_runs(folder.name, runs)
     drawn = mine[mine["model"].isin(CURVE_MODELS)]
-    board = claims.scoreboard(mine, load_curves(drawn), _measured(folder, "figure7"), _measured(folder, "gradients"))
+    measured = [frames.find_measurement(folder, stem) for stem in ("figure7", "gradients")]
+    board = claims.scoreboard(mine, load_curves(drawn), *measured)
     figures = sorted(p for p in (folder / "figures").glob("*") if p.suffix in (".png", ".svg"))
     return Section(
         folder.name,
@@ -119,19 +124,12 @@ def study_runs(preset: str, runs: pd.DataFrame) -> pd.DataFrame:
     return frames.of_recipes(runs, recipes)
 
 
-def _measured(folder: Path, stem: str) -> pd.DataFrame | None:
-    try:
-        return frames.load_measurement(folder, stem)
-    except UserError:
-        return None
-
-
 def _table(path: Path) -> tuple[str, str, pd.DataFrame]:
     """(stem, caption, cells): the caption is the first line of the .md beside it."""
     beside = path.with_suffix(".md")
     lines = beside.read_text(encoding="utf-8").splitlines() if beside.exists() else []
     caption = lines[0] if lines and not lines[0].startswith("|") else path.stem
-    return path.stem, caption, pd.read_csv(path, dtype=str, keep_default_na=False)
+    return path.stem, caption, frames.read_csv(path, dtype=str, keep_default_na=False)
 
 
 CELLS = (  # columns of the records behind the page's list

@@ -182,10 +182,10 @@ def check_summary(summary: dict, recipe: Recipe, where: Path) -> None:
         raise UserError(f"{where}: status {summary.get('status')!r} is unknown: allowed are {', '.join(ENDED)}")
     for name in NUMERIC:
         value = summary.get(name)
+        if name.endswith("_error") and type(value) in (int, float) and not 0 <= value <= 1:
+            raise UserError(f"{where}: {name} {shown(value)} is not a fraction from 0 to 1")
         if value is not None and not is_number(value):
             raise UserError(f"{where}: {name} {shown(value)} is not a number")
-        if value is not None and name.endswith("_error") and not 0 <= value <= 1:
-            raise UserError(f"{where}: {name} {value} is not a fraction from 0 to 1")
     if summary["status"] == "finished" and summary.get("test_error") is None:
         raise UserError(f"{where}: finished without a test_error")
 

@@ -40,10 +40,10 @@ def add_arguments(parser) -> None:
 
 
 def main(arguments) -> int:
-    if arguments.preset:
-        with checking_arguments():
+    with checking_arguments():
+        if arguments.preset:
             preset_of(arguments.preset)
-    results = results_root(arguments.folder or arguments.results)
+        results = results_root(arguments.folder or arguments.results)
     folders = preset_folders(results, arguments.preset)
     if arguments.redraw:
         for folder in folders:
@@ -80,6 +80,9 @@ def verify(results: Path, folders: list[Path] | None = None) -> Findings:
     findings, texts = Findings(), []
     everything = preset_folders(results)
     folders = folders or everything
+    for path in sorted(results.iterdir()):
+        if path.name.partition("+")[0] in PRESETS and not path.is_dir():
+            findings.problems.append(f"{path.name} is no folder of a preset")
     for folder in folders:
         check_records(folder, findings)
         with tempfile.TemporaryDirectory() as temporary:
@@ -182,7 +185,7 @@ def table_texts(folder: Path, temporary: Path) -> list[str]:
     known = {stem for kind, stem in OUTPUTS if kind == "tables"}
     others = {p.name: p for p in sorted((folder / "tables").glob("*.*")) if p.stem not in known}
     paths = (others | fresh).values()
-    return [path.read_text(encoding="utf-8") for path in paths if path.suffix in (".csv", ".md")]
+    return [path.read_text(encoding="utf-8", errors="replace") for path in paths if path.suffix in (".csv", ".md")]
 
 
 def check_readme(results: Path, texts: list[str], findings: Findings) -> None:
@@ -195,7 +198,7 @@ def check_readme(results: Path, texts: list[str], findings: Findings) -> None:
     if not readme.exists():
         findings.notes.append(f"no {readme.name} beside the results folder: no numbers to compare there")
         return
-    block = results_index.marked(readme.read_text(encoding="utf-8"))
+    block = results_index.marked(readme.read_text(encoding="utf-8", errors="replace"))
     if block is None:
         findings.warnings.append(f"README.md has no {results_index.START} ... {results_index.END}")
         return
@@ -243,7 +246,7 @@ def check_index(results: Path, findings: Findings) -> None:
     index = results / "README.md"
     if not index.exists():
         return
-    text = index.read_text(encoding="utf-8")
+    text = index.read_text(encoding="utf-8", errors="replace")
     for folder in preset_folders(results):
         if f"## {folder.name}\n" in text and results_index.section(folder) not in text:
             findings.warnings.append(f"README.md of the results is old on {folder.name}; --write-index writes it anew")

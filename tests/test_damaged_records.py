@@ -6,9 +6,12 @@ import os
 import pytest
 from fake_records import change_summary, write_run
 
-from reslib import artefacts, errors, runs
+from reslib import artefacts, errors, runs, schedule_plan
 from reslib.cli import main
 from reslib.commands import status
+from reslib.executor import execute
+from reslib.recipe import Recipe
+from reslib.record_checks import Findings, check_records
 from reslib.records import load_curves, load_runs
 from reslib.results_index import section
 from reslib.studies import PRESETS, figure1
@@ -145,3 +148,59 @@ def test_a_run_that_has_not_ended_and_is_damaged_is_not_interrupted(results):
     assert "interrupted" in "\n".join(status.report([run.recipe], QUICK, results))
     os.truncate(run.recipe_file, 10)
     assert "1 damaged" in "\n".join(status.report([run.recipe], QUICK, results))
+
+
+@pytest.mark.parametrize("damage", ["altered", "missing", "half"])
+def test_an_ended_run_whose_recipe_is_not_its_own_is_not_taken(damage, tmp_path, capsys):
+    arguments = ["train", "resnet8", "--preset=smoke", "--device=cpu", f"--results={tmp_path}"]
+    with pytest.MonkeyPatch.context() as patch:
+        asked = []
+        patch.setattr("reslib.commands.train.train", lambda recipe, *rest: asked.append(recipe) or 1 / 0)
+        main(arguments)
+    run = write_run(tmp_path / "smoke" / "runs", asked[0])
+    capsys.readouterr()
+    assert main(arguments) == 0 and "nothing is trained" in capsys.readouterr().out
+    text = run.recipe_file.read_text()
+    if damage == "missing":
+        run.recipe_file.unlink()
+    else:
+        run.recipe_file.write_text(
+            text[: len(text) // 2] if damage == "half" else text.replace("pixel-mean", "channel-mean")
+        )
+    assert main(arguments) == 1
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and str(run.path) in line
+    assert {"altered": "move it away", "missing": "No such file", "half": "recipe.json cannot be read"}[damage] in line
+    said = []
+    (failure,) = execute([run.recipe], run.path.parent, say=said.append)  # a batch names it too
+    assert failure.startswith(f"{run.recipe.run_name} failed: ") and str(run.path) in failure
+
+
+def test_any_value_anywhere_in_a_record_is_told_and_stops_nothing(tmp_path):
+    """Text, lists, nothing, huge numbers where others belong: a finding or a line, never an error of another kind."""
+    run = write_run(tmp_path / "smoke" / "runs", Recipe(dataset="synthetic", iterations=500))
+    summary, recipe = run.summary(), run.recipe.to_dict()
+    for file, whole in ((run.summary_file, summary), (run.recipe_file, recipe)):
+        for key in whole:
+            for value in (None, "x", -1, 1e400, True, [], {"a": 1}, 10**400):
+                file.write_text(json.dumps(whole | {key: value}))
+                said, findings = [], Findings()
+                load_curves(load_runs(run.path.parent, said.append), said.append)
+                check_records(tmp_path / "smoke", findings)
+                schedule_plan.state_of(run)
+                if file == run.recipe_file and value != whole[key]:
+                    assert said and findings.problems, (key, value)
+        file.write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a,b\n1\n2,3,4\n", b"\0\0"])
+def test_a_damaged_measurement_or_table_is_named(content, tmp_path, capsys):
+    write_run(tmp_path / "smoke" / "runs", Recipe(dataset="synthetic", iterations=500))
+    for name in ("measurements/figure7.csv", "tables/mine.csv"):
+        file = tmp_path / "smoke" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+        code, said = main(["report", "--results", str(tmp_path)]), capsys.readouterr()
+        assert (code == 1 and f"{file} cannot be read" in said.err and said.err.count("\n") == 1) or content == b"\0\0"
+        assert main(["verify", str(tmp_path)]) in (0, 1) and not capsys.readouterr().err
+        file.unlink()

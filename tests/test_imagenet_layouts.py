@@ -205,3 +205,31 @@ def test_half_a_devkit_is_named(tmp_path):
     savemat(devkit / "meta.mat", {"synsets": synsets})
     with pytest.raises(UserError, match="data' cannot be read .KeyError"):
         index_folder(root)
+
+
+def test_parquet_with_columns_of_other_types_or_damaged(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    image = encoded(picture(0))
+    for number, (images, labels, said) in enumerate(
+        (
+            ([{"bytes": image}] * 2, [0.0, 1.5], "column label is of type double: allowed is whole numbers"),
+            ([{"bytes": image}] * 2, ["0", "1"], "column label is of type string: allowed is whole numbers"),
+            ([image] * 2, [0, 1], "column image is of type binary: allowed is a struct with bytes"),
+            (None, None, "cannot be read"),
+        )
+    ):
+        root = tmp_path / str(number)
+        for split in ("train", "validation"):
+            write_parquet(root / f"{split}-0.parquet", [(image, 0), (image, 1)])
+        train = root / "train-0.parquet"
+        if images:
+            pq.write_table(pa.table({"image": images, "label": labels}), train)
+        else:
+            data = bytearray(train.read_bytes())
+            data[4:60] = b"\xff" * 56  # the pages of data, not the description at the end
+            train.write_bytes(data)
+        with pytest.raises(UserError, match=said) as caught:
+            index_folder(root)
+        assert "train-0.parquet" in str(caught.value) and not list((root / ".reslib-cache").glob("*.npz"))

@@ -139,6 +139,20 @@ def test_damaged_records(results, fast, text):
     assert all("plain20-cifar10-s0" in p or "saw different data" in p or "README" in p for p in problems)
 
 
+def test_what_is_no_folder_of_a_run(results, fast):
+    runs = results / "quick" / "runs"
+    (runs / "resnet20").write_text("a stray file")
+    (runs / "elsewhere").symlink_to("nowhere")
+    (results / "medium").symlink_to("nowhere")
+    problems = verify.verify(results).problems
+    for name in ("quick/runs/resnet20 is no folder", "quick/runs/elsewhere is no folder", "medium is no folder"):
+        assert sum(name in problem for problem in problems) == 1, problems
+    runs.rename(results / "moved")
+    runs.symlink_to("nowhere")
+    findings = verify.verify(results)
+    assert findings.records == 0 and "quick/runs is no folder" in findings.problems
+
+
 def test_other_recipe_in_a_directory(results, fast):
     run = runs_of(results)[0]
     recipe = json.loads(run.recipe_file.read_text())

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -74,21 +75,15 @@ def check_parquet(root: Path) -> dict[str, list[Path]]:
     for files in shards.values():
         where = f"{str(files[0])!r}" + f" and {len(files) - 1} more" * (len(files) > 1)
         try:
-            schema = pq.read_schema(files[0])
-            if missing := {"image", "label"} - set(schema.names):
-                raise UserError(
-                    f"{where} has columns {', '.join(schema.names)}, without {' and '.join(sorted(missing))}: needed "
-                    "are image (with bytes) and label"
-                )
-            if not pa.types.is_integer(kind := schema.field("label").type):
-                raise UserError(f"{where}: label is of type {kind}: needed are whole numbers")
+            for file in files:
+                _check_columns(file, pq.read_schema(file))
             columns = [pq.read_table(file, columns=["label"])["label"] for file in files]
             labels = np.concatenate([column.fill_null(-1).to_numpy() for column in columns])
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"Parquet files like {where} cannot be read: {_line(error)}") from error
         if not len(labels) or (labels < 0).any():
             raise UserError(f"{where}: {int((labels < 0).sum())} of {len(labels)} images have no label")
-        names = _class_names(schema)
+        names = _class_names(pq.read_schema(files[0]))
         count = count or len(names) or int(labels.max()) + 1  # that of the training images holds
         if labels.max() >= count:
             raise UserError(f"{where}: labels reach {labels.max()} with {count} classes")
@@ -97,6 +92,23 @@ def check_parquet(root: Path) -> dict[str, list[Path]]:
             others = f", nor of {len(empty) - 1} more" * (len(empty) > 1)
             raise UserError(f"{where}: no image of class {name!r}{others}")
     return shards
+
+
+def _check_columns(file: Path, schema) -> None:
+    """Raise UserError unless a file has images as bytes and whole numbers as labels."""
+    import pyarrow as pa
+
+    if missing := {"image", "label"} - set(schema.names):
+        raise UserError(
+            f"{str(file)!r} has columns {', '.join(schema.names)}, without {' and '.join(sorted(missing))}: needed are "
+            "image (with bytes) and label"
+        )
+    for name, right, allowed in (
+        ("image", pa.types.is_struct, "a struct with bytes"),
+        ("label", pa.types.is_integer, "whole numbers"),
+    ):
+        if not right(kind := schema.field(name).type):
+            raise UserError(f"{str(file)!r}: column {name} is of type {kind}: allowed is {allowed}")
 
 
 def _unpack_parquet(root: Path, split: str, files: list[Path]) -> ImageList:
@@ -147,22 +159,18 @@ def _unpacked(root: Path, blob: Path, index: Path) -> ImageList | None:
 
 
 def _unpack(split: str, files: list[Path], blob: Path, index: Path) -> None:
-    import pyarrow.parquet as pq
-
     needed, free = sum(f.stat().st_size for f in files), shutil.disk_usage(blob.parent).free
     if needed > free:
         raise UserError(f"unpacking {split}*.parquet needs {needed >> 20} MiB in {blob.parent}, free are {free >> 20}")
     labels, offsets, names, checksums = [], [0], [], []
     with whole_file(blob, "wb") as file:
-        for path in files:
-            for batch in pq.ParquetFile(path).iter_batches(256, columns=["image", "label"]):
-                for image, label in zip(batch["image"].to_pylist(), batch["label"].to_pylist(), strict=True):
-                    data = (image or {}).get("bytes") or b""
-                    file.write(data)
-                    checksums.append(zlib.crc32(data))
-                    offsets.append(offsets[-1] + len(data))
-                    labels.append(-1 if label is None else label)
-                    names.append(f"{path.name}:{len(labels) - 1}".encode())
+        for path, image, label in _rows(files):
+            data = (image or {}).get("bytes") or b""
+            file.write(data)
+            checksums.append(zlib.crc32(data))
+            offsets.append(offsets[-1] + len(data))
+            labels.append(-1 if label is None else label)
+            names.append(f"{path.name}:{len(labels) - 1}".encode())
     with whole_file(index, "wb") as file:
         np.savez(
             file,
@@ -171,3 +179,17 @@ def _unpack(split: str, files: list[Path], blob: Path, index: Path) -> None:
             names=np.array(names, "S"),
             checksums=np.array(checksums, np.uint32),
         )
+
+
+def _rows(files: list[Path]) -> Iterator[tuple[Path, dict | None, int | None]]:
+    """(file, image, label) of every row. Raises UserError for a damaged file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in files:
+        try:
+            for batch in pq.ParquetFile(path).iter_batches(256, columns=["image", "label"]):
+                for image, label in zip(batch["image"].to_pylist(), batch["label"].to_pylist(), strict=True):
+                    yield path, image, label
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{str(path)!r} cannot be read: {_line(error)}") from error

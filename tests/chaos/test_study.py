@@ -11,6 +11,7 @@ import pytest
 from test_notebook_runner import alive
 from training import rows_of, weights_of
 
+from reslib.notebooks import last_started
 from reslib.runs import read_recipe
 
 pytest.importorskip("papermill")
@@ -67,7 +68,7 @@ def test_real_notebooks_killed_in_the_middle_end_as_if_left_alone(tmp_path):
     # A kernel killed while it executes the first notebook: named, the other one is executed, exit code 1
     process = reproduce(results, words)
     (kernel,) = until(lambda: kernels(process), process)
-    until(lambda: "start_time" in (notebooks / f"{NOTEBOOKS[0]}.running.ipynb").read_text(), process)
+    until(lambda: last_started(notebooks / f"{NOTEBOOKS[0]}.running.ipynb"), process)
     os.kill(kernel, signal.SIGKILL)
     assert process.wait(600) == 1
     text = words.read_text()
