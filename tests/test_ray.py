@@ -203,7 +203,7 @@ def ancestors(pid):
 def test_the_command_on_a_cluster_that_loses_a_node(nodes, tmp_path):
     """`reslib reproduce --executor ray` as it is typed: a node is killed in the middle, the command ends well, the same
     command again finds everything done, and the rows are those of inline."""
-    preset = preset_of("smoke+iterations=240,eval_every=24")
+    preset = preset_of("smoke+iterations=240,eval_every=24,precision=fp32")
     recipes = [r for r in plan(preset, {"cifar": "synthetic"}, 1, ["figure1"]) if r.model in ("plain20", "resnet20")]
     assert len(recipes) == 2
     command = [sys.executable, "-m", "reslib", "reproduce", "figure1", "--preset", preset.name, "--runs-only"]
