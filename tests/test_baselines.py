@@ -345,7 +345,7 @@ def test_trains_by_the_recipe_of_quick(name, tmp_path):
     rows = []
     summary = train(recipe, tmp_path, preset="quick", execution=QUIET, say=silent, on_row=rows.append)
     assert summary["status"] == "finished" and [row["iteration"] for row in rows] == [3, 6]
-    assert rows[1]["train_loss"] < 1.05 * rows[0]["train_loss"]  # dropout and other images: it need not fall yet
+    assert rows[1]["train_loss"] < 1.2 * rows[0]["train_loss"]  # with dropout, on other images: it need not fall yet
     assert summary["parameters"] == COUNTS[name][1]
     network, _ = load_network(tmp_path / recipe.run_name)
     has_statistics = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
