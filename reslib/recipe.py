@@ -6,6 +6,7 @@ added later leaves the names of existing runs alone. Nothing outside the recipe 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -185,6 +186,13 @@ class Recipe:
         for name in sorted(unknown):
             choose("recipe field", name, [f.name for f in dataclasses.fields(self)])
         return dataclasses.replace(self, **changes)
+
+    def with_seed(self, seed: int) -> Recipe:
+        """The same recipe with another seed; of the fields only that one is checked: plans have thousands."""
+        other = copy.copy(self)
+        other.__dict__.pop("digest", None)  # that of this recipe
+        object.__setattr__(other, "seed", _checked(Recipe.__dataclass_fields__["seed"], seed))
+        return other
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as recipe.json has it."""

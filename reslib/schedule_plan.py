@@ -252,14 +252,14 @@ def speed_of(recipe: Recipe, preset: str, networks: list[Measured], given: dict[
 
 def gradients(preset: Preset, seeds: int, networks: list[Measured], given: dict[str, float]) -> tuple[int, float]:
     """(networks, hours) of the gradients study, which trains no runs: the passes along its nets' first iterations."""
-    recipes, budget = gradient_plan.nets(preset, "cifar10", seeds), gradient_plan.budget_of(preset)
-    counts = Counter(recipe.model for recipe in recipes)
+    times, budget = len(preset.seeds_of("", seeds)), gradient_plan.budget_of(preset)
+    counts = Counter(recipe.model for recipe in gradient_plan.nets(preset, "cifar10", seeds=1))
     seconds = 0.0
     for model, count in counts.items():  # initialisation and batch norm change next to nothing
         speed = speed_of(cifar_recipe(model, preset), preset.name, networks, given)
         images = (budget.steps + len(budget.at)) * budget.batch_size
-        seconds += count * images / speed.images_per_second
-    return len(recipes), seconds / 3600
+        seconds += times * count * images / speed.images_per_second
+    return times * counts.total(), seconds / 3600
 
 
 def _times(a: int, b: int) -> float:

@@ -212,7 +212,8 @@ def figure7(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
 def figure4(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:
     """Plain and residual nets of 18 and 34 layers on ImageNet."""
     names = ("plain18", "plain34", "resnet18", "resnet34")
-    return [imagenet_recipe(m, preset, dataset, s) for m in names for s in preset.seeds_of(m, seeds or 1)]
+    firsts = [imagenet_recipe(m, preset, dataset) for m in names]
+    return [first.with_seed(s) for first in firsts for s in preset.seeds_of(first.model, seeds or 1)]
 
 
 # "six models of different depth ... (only with two 152-layer ones ...)" (section 4.1); the others are not named.
@@ -262,7 +263,8 @@ def fidelity(preset: Preset, dataset: str, seeds: int = 0) -> dict[str, list[Rec
 
     def runs(model, **changes):
         values = {**preset.ablation, **preset.changes, **changes}
-        return [cifar_recipe(model, preset, dataset, s, **values) for s in preset.seeds_of(model, seeds)]
+        first = cifar_recipe(model, preset, dataset, **values)
+        return [first.with_seed(s) for s in preset.seeds_of(model, seeds)]
 
     groups = {"paper": runs(preset.ablation_model)}
     for name, changes in deviations(preset).items():
@@ -305,8 +307,5 @@ def plan(preset: Preset, datasets: dict[str, str], seeds: int = 0, names=tuple(S
 
 
 def _grid(names, preset, dataset, seeds, **changes):
-    return [
-        cifar_recipe(name, preset, dataset, s, **changes)
-        for name in dict.fromkeys(names)
-        for s in preset.seeds_of(name, seeds)
-    ]
+    firsts = [cifar_recipe(name, preset, dataset, **changes) for name in dict.fromkeys(names)]
+    return [first.with_seed(s) for first in firsts for s in preset.seeds_of(first.model, seeds)]
