@@ -174,7 +174,7 @@ def results_of(arguments):
 def name_given(text: str) -> str:
     """The text, if it can be a folder's name. It is not empty: a shell's unset variable does not mean the default."""
     if not text.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing: allowed is a path")
     try:
         folder_of("folder", text)
     except UserError as error:

@@ -39,6 +39,7 @@ WRONG = {  # command: option ("": the argument without a name): texts that it ca
     },
     "report": {"results": PATH, "preset": NAME[:4], "out": PATH},
     "verify": {"": PATH, "results": PATH, "preset": [p for p in PRESET if p]},
+    "evaluate": COMMON | {"preset": PRESET, "device": EXECUTION["device"], "weights": ("x", " ", "a\0b", "9" * 5000)},
     "data": {"": NAME, "data-root": FOLDER},
     "list": {"": [n for n in NAME if n]},
 }  # fmt: skip
@@ -79,6 +80,8 @@ def test_what_an_option_cannot_be(command, option, idle, tmp_path):
         arguments = [command, f"--{option}={text}"] if option else [command, "--", text]
         if command in ("reproduce", "status", "equivalence") and option != "preset":
             arguments.insert(1, "--preset=smoke")
+        if (command, option) == ("reproduce", "models"):
+            arguments.insert(1, "--runs-only")  # without which it is refused whatever it says
         if option not in ("results", "") and "results" in WRONG[command]:
             arguments.insert(1, f"--results={tmp_path}")
         with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):

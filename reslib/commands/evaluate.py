@@ -7,12 +7,11 @@ counted once. What is measured is kept in measurements/imagenet_scores.csv: the 
 from __future__ import annotations
 
 from .. import data, distributed, imagenet_tables
-from ..cli import add_common, checking_arguments
+from ..cli import add_common, checking_arguments, results_of
 from ..errors import UserError
 from ..frames import frames
 from ..given_weights import find_weights
 from ..numerics import resolve_device
-from ..runs import results_root
 from ..stand_ins import dataset_for
 from ..studies import imagenet_rows, preset_of
 from ..tables import save_table
@@ -33,10 +32,10 @@ def main(arguments) -> int:
         device = resolve_device(arguments.device)
         if arguments.weights and arguments.weights != "torchvision":
             find_weights(arguments.weights)
+    folder = results_of(arguments) / preset.name
     group = distributed.group()
     device = group.device(device)
     say = _silent if group.rank else print
-    folder = results_root(arguments.results) / preset.name
     dataset = dataset_for(preset, "imagenet", arguments.data_root, say=say)
     recipes = imagenet_rows(preset, dataset)
     runs = group.broadcast(None if group.rank else frames(folder / "runs", recipes, curves=False)[0])
