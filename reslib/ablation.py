@@ -53,6 +53,17 @@ def table(groups: dict[str, list[Recipe]], runs: pd.DataFrame, statistics: bool 
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def changes(groups: dict[str, list[Recipe]]) -> pd.DataFrame:
+    """What each group's recipe changes, beside that of its reference; groups as in `table`."""
+    rows = {}
+    for name, recipes in groups.items():
+        reference = groups[_reference_of(name, groups)]
+        if recipes and recipes is not reference:
+            usual = reference[0].to_dict()
+            rows[name] = {k: v for k, v in recipes[0].to_dict().items() if v != usual[k]}
+    return pd.Series(rows, name="changed", dtype=object).to_frame()
+
+
 def caption(text: str, runs: pd.DataFrame) -> str:
     """The caption of a table of differences, with the evidence behind it; names synthetic data first."""
     return f"{evidence.loud(runs)}{text} {evidence.evidence_line(runs)}"

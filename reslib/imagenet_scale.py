@@ -11,7 +11,9 @@ from .recipe import IMAGENET_CROP, Recipe
 
 BATCH, LR, SCALES = 256, 0.1, (256, 480)  # "mini-batch size of 256 ... 0.1"; "sampled in [256, 480]" (section 3.4)
 ITERATIONS, IMAGES = 600_000, 1_281_167  # "up to 60 x 10^4 iterations"; training images of ILSVRC 2012
+AUGMENTATION = "scale-crop-flip-color"  # of section 3.4
 FIELDS = ("crop_size", "scale_range", "batch_size", "lr", "iterations", "schedule", "lr_drops", "lr_gamma")
+OTHERS = ("augmentation", "preprocessing", "momentum", "nesterov", "weight_decay", "warmup_lr", "options")
 
 
 def divided(factor: int, iterations: int, **other) -> dict:
@@ -26,7 +28,7 @@ def divided(factor: int, iterations: int, **other) -> dict:
         "lr": LR / factor,
         "crop_size": IMAGENET_CROP // factor,
         "scale_range": tuple(side // factor for side in SCALES),
-        "augmentation": "scale-crop-flip-color",
+        "augmentation": AUGMENTATION,
         **other,
     }
 
@@ -40,9 +42,10 @@ def in_words(runs: pd.DataFrame) -> str:
         return ""
     images: dict[str, float] = {}
     for row in runs[runs["dataset"].str.contains("image")].to_dict("records"):
-        recipe = Recipe(dataset=row["dataset"], **{name: row[name] for name in FIELDS})
+        there = [name for name in (*FIELDS, *OTHERS) if name in row]
+        recipe = Recipe(dataset=row["dataset"], **{"augmentation": AUGMENTATION, **{name: row[name] for name in there}})
         known = row.get("train_images") or math.nan
-        text = _protocol(recipe)
+        text = protocol(recipe)
         images[text] = max(images.get(text, 0), 0 if math.isnan(known) else known)
     return "; ".join(
         text + f"; {int(count):,} training images of {IMAGES:,}" * (count not in (0, IMAGES))
@@ -50,20 +53,25 @@ def in_words(runs: pd.DataFrame) -> str:
     )
 
 
-def _protocol(recipe: Recipe) -> str:
+def protocol(recipe: Recipe) -> str:
+    """At which scale of the paper's protocol an ImageNet recipe is, and in what else it departs from it."""
     factor, low, high = recipe.factor, *recipe.scale_range
     small, large = SCALES
+    usual = Recipe(augmentation=AUGMENTATION)
+    others = [f"{n} {getattr(recipe, n)}" for n in OTHERS if getattr(recipe, n) != getattr(usual, n)]
     own = (low, high, recipe.batch_size, recipe.lr)
     one = own == (small // factor, large // factor, BATCH // factor, LR / float(factor))
     if one and factor == 1:
-        sizes = f"the paper's protocol (crop {IMAGENET_CROP}, shorter side {small} to {large}, batch {BATCH}, lr {LR})"
+        name = "the paper's protocol" if not others else "the paper's sizes"
+        sizes = f"{name} (crop {IMAGENET_CROP}, shorter side {small} to {large}, batch {BATCH}, lr {LR})"
     else:
         name = f"protocol scaled by {1 / factor}" if one else "protocol of other sizes"
         sizes = (
             f"{name} (crop {recipe.crop_size} of {IMAGENET_CROP}, shorter side {low} to {high} of {small} to {large}, "
             f"batch {recipe.batch_size} of {BATCH}, lr {recipe.lr:g} of {LR})"
         )
-    return f"{sizes}, {_length(recipe)}, {_drops(recipe)}"
+    departing = [f"not the paper's: {', '.join(others)}"] if others else []
+    return ", ".join([sizes, _length(recipe), _drops(recipe), *departing])
 
 
 def _length(recipe: Recipe) -> str:

@@ -35,6 +35,7 @@ FIGURES = {  # stem: what it shows
     "explore_confused": "Test images that the best net is surest about and wrong",
     "speed": "Speed of reslib beside the usual loop",
     "speed_scaling": "Speed against depth, batch size and width",
+    "speed_loading": "Speed of the ImageNet loader alone, the network alone, and both",
     "speed_seeds": "Speed of several seeds at once",
 }
 MARKS = {"holds": "✓", "does not hold": "✗", "not enough evidence": "–"}  # never by colour alone

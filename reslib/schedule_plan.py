@@ -32,6 +32,7 @@ from .studies import BOTTLENECKS, Preset, cifar_recipe
 NEAR = 2.0  # times as many multiply-adds, or half as many: still near in size
 DISTURBED = 0.5  # share of the usual rate below which a network was trained beside other work
 LARGEST_COUNTED = 14  # layers; a deeper CIFAR net has this much and its further equal blocks
+CIFAR_SIZE = 32  # pixels on a side
 SMALL = 32  # pixels at which an ImageNet net is counted whose images are a multiple of it: convolutions grow by area
 
 
@@ -110,7 +111,8 @@ def progress(metrics_file: Path) -> tuple[int, float]:
 def cost(recipe: Recipe) -> int:
     """Multiply-adds of one image through the recipe's network."""
     classes = 1000 if recipe.dataset == "imagenet" else 10
-    return network_cost(recipe.model, shortcut_of(recipe), recipe.options, recipe.crop_size, classes)[0]
+    size = recipe.crop_size if "image" in recipe.dataset else CIFAR_SIZE  # a preset may have another one for ImageNet
+    return network_cost(recipe.model, shortcut_of(recipe), recipe.options, size, classes)[0]
 
 
 @cache
@@ -269,7 +271,7 @@ def _times(a: int, b: int) -> float:
 
 def adds_of_given(model: str, recipe: Recipe) -> int:
     """Multiply-adds of a network whose speed was given by name: at 224 pixels for an ImageNet net, else 32."""
-    size = 32 if not is_imagenet(model) else recipe.crop_size if is_imagenet(recipe.model) else 224
+    size = CIFAR_SIZE if not is_imagenet(model) else recipe.crop_size if is_imagenet(recipe.model) else 224
     return cost(Recipe(model=model, crop_size=size))
 
 

@@ -159,7 +159,17 @@ def cifar_recipe(model: str, preset: Preset, dataset: str = "cifar10", seed: int
         values |= {**BASELINE_RECIPES[model], **preset.baselines}
     if family_and_depth(model)[1] >= WARMED_UP:
         values["warmup_lr"] = 0.01  # "too large to start converging" (section 4.2)
-    return Recipe(**{**values, **preset.changes, **changes})
+    return _recipe({**values, **preset.changes, **changes}, preset)
+
+
+def _recipe(values: dict, preset: Preset) -> Recipe:
+    """The recipe. What it does not allow together is said with its network: a changed preset goes for many."""
+    try:
+        return Recipe(**values)
+    except UserError as error:
+        if not preset.changes:
+            raise
+        raise UserError(f"preset {preset.name}, {values['model']}: {error}") from error
 
 
 def split_of(preset: Preset) -> dict:
@@ -174,7 +184,7 @@ def imagenet_recipe(model: str, preset: Preset, dataset: str = "imagenet", seed:
     family, depth = family_and_depth(model)
     shortcut = "B" if family == "resnet" and depth >= BOTTLENECKS else "A"
     values = {"model": model, "dataset": dataset, "seed": seed, "shortcut": shortcut, **preset.imagenet}
-    return Recipe(**{**values, **preset.changes, **changes})
+    return _recipe({**values, **preset.changes, **changes}, preset)
 
 
 def figure1(preset: Preset, dataset: str, seeds: int = 0) -> list[Recipe]:

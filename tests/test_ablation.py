@@ -39,6 +39,13 @@ def frame(groups, errors, **fields):
 ERRORS = {"paper": [0.087, 0.089, 0.0885], "Nesterov momentum": [0.0905, 0.0923, 0.0931]}
 
 
+def test_what_a_group_changes_beside_its_own_reference():
+    changed = ablation.changes(studies.fidelity(studies.preset_of("medium"), "cifar10"))["changed"]
+    assert changed["no warm-up (ResNet-110)"] == {"warmup_lr": 0.0}
+    assert changed["Nesterov momentum"] == {"nesterov": True}
+    assert not any(name.startswith("paper") for name in changed.index) and all(changed)
+
+
 def test_welch_interval_is_scipys():
     groups = groups_of(3)
     row = ablation.table(groups, frame(groups, ERRORS)).set_index("deviation").loc["Nesterov momentum"]

@@ -194,6 +194,9 @@ def test_the_scale_of_imagenet_runs_in_words():
         "the paper's protocol (crop 224, shorter side 256 to 480, batch 256, lr 0.1), 600,000 iterations, lr divided "
         "by 10 on a plateau"
     )
+    other = said("paper", augmentation="none", nesterov=True)
+    assert other.startswith("the paper's sizes (crop 224,")
+    assert other.endswith(", not the paper's: augmentation none, nesterov True")
     assert "at 1/4, 1/2 and 3/4 of them instead of on a plateau" in said("paper", schedule="steps")
     assert said("quick", lr_drops=()).endswith("lr divided by 10 at none of them instead of on a plateau")
     assert said("quick").startswith("protocol scaled by 1/8 (crop 28 of 224, shorter side 32 to 60 of")

@@ -165,8 +165,8 @@ def test_words_outside_the_choices_list_what_is_allowed(name):
         ({"teacher": "../other"}, ("teacher '../other'",)),
         ({"options": "preactivation"}, ("options 'preactivation'", "name=value")),
         ({"options": "width=1,width=2"}, ("width is given twice",)),
-        ({"options": "shortcut=B"}, ("shortcut is decided",)),
-        ({"options": "num_classes=3"}, ("num_classes is decided",)),
+        ({"options": "shortcut=B"}, ("shortcut is a field of the recipe", "allowed")),
+        ({"options": "num_classes=3"}, ("num_classes is a field of the recipe", "allowed")),
     ],
 )
 def test_fields_that_contradict_each_other(values, named):

@@ -79,6 +79,7 @@ def test_torchvisions_logits(depth):
             expected, found = theirs.train(train)(x), ours.train(train)(x)
             assert found.std() > 1e-3
             assert (expected - found).abs().max() <= 1e-5 * max(1, expected.abs().max())
+            assert depth >= 50 or torch.equal(expected, found)
         paper = build_model(f"resnet{depth}", 10, "B").train()
         paper.load_state_dict(theirs.state_dict())
         if depth >= 50:  # "v1" strides elsewhere: the same weights give other numbers

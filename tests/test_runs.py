@@ -87,8 +87,12 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     train(recipe, tmp_path, execution=QUIET, say=silent)
     other = recipe.replace(seed=5)
     os.rename(Run(tmp_path, recipe).path, Run(tmp_path, other).path)
+    with pytest.raises(UserError, match=f"holds recipe {recipe.digest}, not {other.digest}: move it away"):
+        train(other, tmp_path, execution=QUIET)
+    write_json(Run(tmp_path, other).recipe_file, other.to_dict())
     with pytest.raises(UserError, match=f"recorded for recipe {recipe.digest}, not {other.digest}"):
         train(other, tmp_path, execution=QUIET)
+    write_json(Run(tmp_path, other).recipe_file, recipe.to_dict())
     Run(tmp_path, other).summary_file.unlink()
     with pytest.raises(UserError, match=f"holds recipe {recipe.digest}, not {other.digest}: move it away"):
         train(other, tmp_path, execution=QUIET)
@@ -97,6 +101,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", "\x00\xff", '{"recipe_hash": "00000000"}'])
 def test_a_damaged_summary_is_named(tmp_path, text):
     run = Run(tmp_path, tiny())
+    write_json(run.recipe_file, run.recipe.to_dict())
     write_text(run.summary_file, text)
     with pytest.raises(UserError, match="summary.json"):
         train(run.recipe, tmp_path, execution=QUIET)

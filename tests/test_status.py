@@ -213,14 +213,21 @@ def test_a_locked_run_is_running(tmp_path):
         assert schedule_plan.state_of(run) == State("running", STEP, pytest.approx(STEP * 128 / 1000))
 
 
+def test_a_crop_for_imagenet_leaves_the_networks_of_cifar_as_they_are():
+    recipe = recipes()[0]
+    assert schedule_plan.cost(recipe.replace(crop_size=64, scale_range=(64, 64))) == schedule_plan.cost(recipe)
+    assert schedule_plan.cost(recipe.replace(model="maxout", crop_size=64, scale_range=(64, 64))) > 0
+
+
 def test_unknown_speeds_are_said(tmp_path):
-    *_, last = status.report(recipes(), QUICK, tmp_path, gpus=4)
+    *_, last, gradients = status.report(recipes(), QUICK, tmp_path, gpus=4)
+    assert gradients.startswith("beside the runs: the gradients notebook follows") and gradients.endswith(": unknown")
     assert last == "left: unknown, as no speed of these 4 runs is measured; give --speed MODEL=IMAGES/S"
     write_run(tmp_path / "quick" / "runs", recipes()[0], speed=1000.0)
     own = recipes()[0].replace(model="own_models:Small")  # whose multiply-adds need no network of ours
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule_plan, "cost", lambda recipe: 0 if ":" in recipe.model else 10)
-        *_, last = status.report([*recipes(), own], QUICK, tmp_path)
+        *_, last, _ = status.report([*recipes(), own], QUICK, tmp_path)
     assert re.match(r"left: \S+ \S+ on one device, and unknown for [1-4] runs whose speed is not measured", last)
 
 

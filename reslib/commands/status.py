@@ -112,7 +112,8 @@ def report(
         lines.append(f"{others} further run folders are not in this plan")
     basis = _basis(sources, given, any(m.model not in given for m in networks), device, slow)
     count, hours = schedule_plan.gradients(preset, seeds, networks, given)
-    further = f"beside the runs: the gradients notebook follows {count} networks: {in_words(3600 * hours)}"
+    time = "unknown" if math.isnan(hours) else in_words(3600 * hours)
+    further = f"beside the runs: the gradients notebook follows {count} networks: {time}"
     return [*lines, *_time(left, names, gpus, basis), further]
 
 
