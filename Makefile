@@ -1,5 +1,6 @@
 # make reproduce [PRESET=quick|smoke|medium|paper]   the figures and tables, from nets trained here
 # make test                                          everything that CI checks
+# make test-long                                     what takes minutes each: kills, clusters, JupyterLab in a browser
 # PYTHON=python3.12 chooses the interpreter, RESLIB_DATA=/path the data root.
 PRESET ?= quick
 PYTHON ?= python3
@@ -10,7 +11,7 @@ STAMP  := $(VENV)/.installed
 MODULES = reslib $(shell ls $$(dirname $$(grep -l ^__all__ reslib/*/__init__.py) | sed 's|$$|/*.py|') | grep -v __ | \
   sed 's|/|.|g; s|\.py$$||')
 
-.PHONY: reproduce test install check lab report verify docs links clean
+.PHONY: reproduce test test-long install check lab report verify docs links clean
 
 reproduce: install
 	$(BIN)/reslib reproduce --preset $(PRESET)
@@ -20,6 +21,10 @@ test: install
 	$(BIN)/python -m pytest -q tests
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} RESLIB_PRESET=smoke RESLIB_PROGRESS=off RESLIB_RESULTS=$$(mktemp -d) \
 	  $(BIN)/python -m pytest -q -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+test-long: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[cluster]"
+	$(BIN)/python -m pytest -q --long tests
 
 lab: install
 	$(BIN)/jupyter lab notebooks

@@ -21,14 +21,16 @@ import torch
 from torch import nn
 
 from . import data
+from .cli import name_given
 from .errors import UserError
-from .files import sha256, whole_file, write_json, write_text
+from .files import folder_of, make_folder, sha256, whole_file, write_json, write_text
 from .models import build_model, family_and_depth, is_imagenet
 from .networks import load_network
 from .recipe import Recipe, parse_options
 from .runs import read_json, read_weights, write_weights
 
 LIBRARY = "reslib"
+CARD = "README.md"
 OWN = "reslib"  # the architecture that timm_models.py registers
 LICENSE = "MIT"
 
@@ -40,21 +42,31 @@ def export(run: str | Path, out: str | Path, data_root: str | Path | None = None
     training; they are measured again on its training images, which must be at hand (`data_root`).
     Raises UserError when the run has no weights here or the data are not those it was trained on.
     """
-    run, out = Path(run), Path(out)
+    run, out = Path(run), folder_of("folder", out)
+    if (out / CARD).exists() and not _exported(out):
+        raise UserError(f"{str(out)!r} has a {CARD} that is none of an export: name a folder of its own")
     model, recipe = load_network(run)
     summary = read_json(run / "summary.json")
     source = data.load(recipe.dataset, data_root)
     if summary.get("data_fingerprint") != source.fingerprint:
         raise UserError(f"{run}: trained on data {summary.get('data_fingerprint')}, here is {source.fingerprint}")
     mean, std = normalisation(recipe, source)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_weights(out / "model.safetensors", model)
     with whole_file(out / "normalisation.safetensors", "wb") as file:
         file.write(safetensors.torch.save({"mean": mean, "std": std}))
     config = _config(model, recipe, summary, source.classes, mean.mean((1, 2)).tolist(), std.flatten().tolist())
     write_json(out / "config.json", config | {"weights_sha256": sha256(out / "model.safetensors")})
-    write_text(out / "README.md", _card(config))
+    write_text(out / CARD, _card(config))
     return out
+
+
+def _exported(out: Path) -> bool:
+    """Whether a folder is that of an earlier export."""
+    try:
+        return "weights_sha256" in read_json(out / "config.json")
+    except UserError:
+        return False
 
 
 def normalisation(recipe: Recipe, source: data.DataSource) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,9 +168,11 @@ def _card(config: dict) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m reslib.export", description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="folder of a finished run, with its weights.safetensors")
-    parser.add_argument("out", help="folder to write")
-    parser.add_argument("--data-root", default=None, help="folder with the data sets (default: $RESLIB_DATA)")
+    parser.add_argument("run", type=name_given, help="folder of a finished run, with its weights.safetensors")
+    parser.add_argument("out", type=name_given, help="folder to write")
+    parser.add_argument(
+        "--data-root", type=name_given, default=None, help="folder with the data sets (default: $RESLIB_DATA)"
+    )
     arguments = parser.parse_args(argv)
     try:
         if not Path(arguments.run).is_dir():

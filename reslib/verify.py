@@ -198,7 +198,14 @@ def check_readme(results: Path, texts: list[str], findings: Findings) -> None:
     if not readme.exists():
         findings.notes.append(f"no {readme.name} beside the results folder: no numbers to compare there")
         return
-    block = results_index.marked(readme.read_text(encoding="utf-8", errors="replace"))
+    text = readme.read_text(encoding="utf-8", errors="replace")
+    block, counts = results_index.marked(text), (text.count(results_index.START), text.count(results_index.END))
+    if max(counts) > 1 or (max(counts) == 1 and block is None):
+        findings.problems.append(
+            f"README.md has {results_index.START} {counts[0]} and {results_index.END} {counts[1]} times: allowed is "
+            "one of each, in this order"
+        )
+        return
     if block is None:
         findings.warnings.append(f"README.md has no {results_index.START} ... {results_index.END}")
         return

@@ -39,7 +39,9 @@ WRONG = {  # command: option ("": the argument without a name): texts that it ca
     },
     "report": {"results": PATH, "preset": NAME[:4], "out": PATH},
     "verify": {"": PATH, "results": PATH, "preset": [p for p in PRESET if p]},
-    "evaluate": COMMON | {"preset": PRESET, "device": EXECUTION["device"], "weights": ("x", " ", "a\0b", "9" * 5000)},
+    "evaluate": COMMON | {
+        "preset": PRESET, "device": EXECUTION["device"], "weights": ("x", *FOLDER), "ensemble": ("", " ", ",,,"),
+    },
     "data": {"": NAME, "data-root": FOLDER},
     "list": {"": [n for n in NAME if n]},
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """torch.hub from a local checkout, and exported weights read by torchvision (and timm where it is installed)."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -191,16 +192,24 @@ def test_an_unfinished_run_is_named(tmp_path, capsys):
 
 def test_what_cannot_be_exported_is_one_line(cifar_run, tmp_path, capsys):
     (tmp_path / "file").write_text("")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("precious")
     for run, out, code, words in (
+        (cifar_run.path, tmp_path / "project", 1, "README.md that is none of an export"),
         (tmp_path / "nothing", tmp_path / "out", 2, "is not the folder of a run"),
         (tmp_path / "file", tmp_path / "out", 2, "is not the folder of a run"),
         (cifar_run.path, tmp_path / "file", 2, "is a file"),
-        (cifar_run.path, tmp_path / "file" / "below", 1, "Not a directory"),
+        (cifar_run.path, tmp_path / "file" / "below", 1, "is in the way, not a folder"),
         (cifar_run.path, "/proc/here", 1, "/proc/here"),
     ):
         assert export.main([str(run), str(out)]) == code
         printed, error = capsys.readouterr()
         assert error.startswith("reslib: ") and error.count("\n") == 1 and words in error and not printed
+    assert (tmp_path / "project" / "README.md").read_text() == "precious"
+    for no_folder in (["", "out"], [str(cifar_run.path), ""], [str(cifar_run.path), "~nobody-of-this-name/x"]):
+        with pytest.raises(SystemExit) as end:
+            export.main(no_folder)
+        assert end.value.code == 2 and re.search("names nothing|cannot be a folder", capsys.readouterr().err)
 
 
 def test_the_hub_imports_nothing_before_it_is_asked():

@@ -227,8 +227,11 @@ def test_unknown_speeds_are_said(tmp_path):
     own = recipes()[0].replace(model="own_models:Small")  # whose multiply-adds need no network of ours
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule_plan, "cost", lambda recipe: 0 if ":" in recipe.model else 10)
-        *_, last, _ = status.report([*recipes(), own], QUICK, tmp_path)
-    assert re.match(r"left: \S+ \S+ on one device, and unknown for [1-4] runs whose speed is not measured", last)
+        lines = status.report([*recipes(), own], QUICK, tmp_path, gpus=4)
+    place = next(i for i, line in enumerate(lines) if line.startswith("left: "))
+    one, four = lines[place : place + 2]
+    assert re.match(r"left: \S+ \S+ on one device, and unknown for [1-4] runs whose speed is not measured", one)
+    assert re.match(r"on 4 devices: .*, of the [1-4] runs with a known speed", four)
 
 
 def test_it_says_measured_only_of_what_is(tmp_path):

@@ -278,6 +278,15 @@ def test_a_readme_that_turns_a_verdict_round(results, tables):
     assert "the results are not those of the records" in only(found(results))
 
 
+def test_a_readme_with_a_second_table_of_results(results):
+    readme = results.parent / "README.md"
+    block = "<!-- results:start -->\n| resnet20 | 1.00 |\n<!-- results:end -->\n"
+    readme.write_text(readme.read_text() + block)
+    assert "<!-- results:start --> 2 and <!-- results:end --> 2 times" in only(found(results))
+    readme.write_text("<!-- results:end -->")
+    assert "<!-- results:start --> 0 and <!-- results:end --> 1 times" in only(found(results))
+
+
 def test_a_readme_without_markers_and_an_old_index(results, fast):
     (results.parent / "README.md").write_text("no table")
     index = results / "README.md"

@@ -6,9 +6,12 @@ counted once. What is measured is kept in measurements/imagenet_scores.csv: the 
 
 from __future__ import annotations
 
+import argparse
+
 from .. import data, distributed, imagenet_tables
-from ..cli import add_common, checking_arguments, results_of
+from ..cli import add_common, checking_arguments, name_given, results_of
 from ..errors import UserError
+from ..files import make_folder
 from ..frames import frames
 from ..given_weights import find_weights
 from ..numerics import resolve_device
@@ -22,17 +25,26 @@ SHOWN = ["model", "source", imagenet_tables.TOP1, imagenet_tables.TOP5, "images"
 def add_arguments(parser) -> None:
     add_common(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
-    parser.add_argument("--weights", default="", help="given weights: a folder, a file, or torchvision")
-    parser.add_argument("--ensemble", default="", help="names of runs or weights files to average, joined by commas")
+    parser.add_argument(
+        "--weights", type=name_given, default=None, help="given weights: a folder, a file, or torchvision"
+    )
+    parser.add_argument(
+        "--ensemble",
+        type=members,
+        default=[],
+        metavar="NAME,...",
+        help="names of runs or weights files to average, joined by commas",
+    )
 
 
 def main(arguments) -> int:
     with checking_arguments():
         preset = preset_of(arguments.preset)
         device = resolve_device(arguments.device)
-        if arguments.weights and arguments.weights != "torchvision":
+        if arguments.weights not in (None, "torchvision"):
             find_weights(arguments.weights)
     folder = results_of(arguments) / preset.name
+    make_folder(folder)  # before hours of testing
     group = distributed.group()
     device = group.device(device)
     say = _silent if group.rank else print
@@ -41,15 +53,14 @@ def main(arguments) -> int:
     runs = group.broadcast(None if group.rank else frames(folder / "runs", recipes, curves=False)[0])
     if runs.empty and not arguments.weights:
         raise UserError(f"nothing to evaluate: no ended ImageNet run in {folder / 'runs'}, and no --weights")
-    chosen = [name.strip() for name in arguments.ensemble.split(",") if name.strip()]
     tables = imagenet_tables.tables(
         runs,
         folder / "runs",
         data.load(dataset, arguments.data_root),
-        arguments.weights,
+        arguments.weights or "",
         imagenet_tables.LIMITS.get(preset.base, 0),
         device,
-        {f"chosen here ({len(chosen)})": chosen} if chosen else {},
+        {f"chosen here ({len(arguments.ensemble)})": arguments.ensemble} if arguments.ensemble else {},
         group,
         say,
     )
@@ -61,6 +72,14 @@ def main(arguments) -> int:
             print(f"\n{caption}", *([own[SHOWN].to_string(index=False)] if len(own) else []), sep="\n")
         print(f"\nwritten: {folder / 'measurements' / 'imagenet_scores.csv'} and tables/imagenet_table2 to 5")
     return 0
+
+
+def members(text: str) -> list[str]:
+    """The names in a list joined by commas, at least one."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing: allowed are names joined by commas")
+    return names
 
 
 def _silent(text) -> None:

@@ -148,18 +148,16 @@ def _time(left, names, gpus, basis) -> list[str]:
         return ["nothing is left to train"]
     if unknown == len(todo):
         return [f"left: unknown, as no speed of these {unknown} runs is measured; give --speed MODEL=IMAGES/S"]
+    known = [hours for hours in todo if not math.isnan(hours)]
+    lines = [f"left: {in_words(3600 * sum(known))} on one device"]
     if unknown:
-        known = sum(hours for hours in todo if not math.isnan(hours))
-        return [
-            f"left: {in_words(3600 * known)} on one device, and unknown for {unknown} runs whose speed is not "
-            "measured; give --speed MODEL=IMAGES/S"
-        ]
-    lines = [f"left: {in_words(3600 * sum(todo))} on one device"]
+        lines[0] += f", and unknown for {unknown} runs whose speed is not measured; give --speed MODEL=IMAGES/S"
+    of_them = f", of the {len(known)} runs with a known speed" * bool(unknown)
     for count in sorted({n for n in (*MAKESPANS, gpus) if 1 < n <= gpus}):
-        hours = schedule_plan.makespan(todo, count)
-        lines.append(f"on {count} devices: {in_words(3600 * hours)} ({sum(todo) / hours:.3g} times as fast)")
+        hours = schedule_plan.makespan(known, count)
+        lines.append(f"on {count} devices: {in_words(3600 * hours)} ({sum(known) / hours:.3g} times as fast){of_them}")
     if gpus > 1:
-        longest, name = max(zip(left, names, strict=True))
+        longest, name = max((h, n) for h, n in zip(left, names, strict=True) if not math.isnan(h))
         lines.append(
             f"a run stays on one device, the longest first; the longest takes {in_words(3600 * longest)}: {name}"
         )
