@@ -36,7 +36,7 @@ from reslib.train import Execution, train  # noqa: E402
 
 PHASES = ("start", "warm-up", "step", "evaluation", "checkpoint", "log", "weights", "summary")
 FILES = ("recipe.json", "checkpoint.pt", "metrics.csv", "weights.safetensors", "summary.json")
-KINDS = (*PHASES, *FILES[:2], "", "", "", *FILES[2:])  # where a kill strikes, in turn; "": at any time
+TURNS = (PHASES, FILES, ("",) * 8)  # where the kills of one run strike, then of the next; "": at any time
 BRIEFLY = (  # for either recipe: every kind of kill, what comes at the end of a run at the end
     ("step", "half of checkpoint.pt", "evaluation", "", "log", "half of summary.json"),
     ("start", "warm-up", "just after checkpoint.pt", "", "half of metrics.csv", "weights"),
@@ -64,8 +64,8 @@ class Plan:
     after: float = 0.0  # seconds, when neither phase nor file is given
 
 
-def any_plan(chance: random.Random, kind: str) -> Plan:
-    """A kill of this kind, its moment by chance."""
+def any_plan(chance: random.Random, kind: str, whole: float) -> Plan:
+    """A kill of this kind, its moment by chance. whole: seconds of a process that trains from start to end."""
     words = kind.split()
     kind = words[-1] if words else ""
     late = kind in ("weights", "summary", "start", "weights.safetensors", "summary.json", "recipe.json")
@@ -74,7 +74,7 @@ def any_plan(chance: random.Random, kind: str) -> Plan:
     if words[1:]:
         plan |= {"count": 1, "half": words[0] == "half"}
     where = {"phase": kind} if kind in PHASES else {"file": kind}
-    return Plan(**plan, **where, after=chance.uniform(0.0, 0.8))
+    return Plan(**plan, **where, after=chance.uniform(0.0, whole))
 
 
 # --- The victim ------------------------------------------------------------------------------------------------------
@@ -200,12 +200,12 @@ def life(journal: Path, saved: int) -> Life:
 def torture(context, recipe, runs_dir: Path, chance, kills: int, kinds, seconds: dict) -> tuple[Counter, list]:
     """Kill the training of one recipe `kills` times at most, then let it end: (deaths by place, faults).
 
-    kinds: of the kills, taken in turn. seconds: that its phases usually take.
+    kinds: of the kills, taken in turn. seconds: that its phases usually take; "": a whole process.
     """
     deaths, faults, before = Counter(), [], None
     for attempt in range(4 * kills + 1):
         last = sum(deaths.values()) >= kills
-        plan = Plan() if last else any_plan(chance, kinds[attempt % len(kinds)])
+        plan = Plan() if last else any_plan(chance, kinds[attempt % len(kinds)], seconds[""])
         if plan.phase == "warm-up" and not recipe.warmup_lr:
             plan = replace(plan, phase="step")
         journal = runs_dir.with_name(f"{runs_dir.name}-{attempt}.journal")
@@ -272,10 +272,12 @@ def chaos(kills: int, seed: int, folder: Path, say=print, kinds=None) -> tuple[i
         journal = folder / f"whole{number}.journal"
         arguments = (recipe, folder / f"whole{number}", journal, Plan(), INTERVALS[-1], dict.fromkeys(PHASES, 0.0))
         reference = context.Process(target=victim, args=arguments)
+        begun = time.perf_counter()
         reference.start()
         reference.join(300)
         assert reference.exitcode == 0
-        seconds.append(dict.fromkeys(PHASES, 0.0) | usual_seconds(journal))
+        whole = {"": time.perf_counter() - begun}
+        seconds.append(dict.fromkeys(PHASES, 0.0) | usual_seconds(journal) | whole)
     while sum(deaths.values()) < kills or (kinds and runs < MOST_RUNS and any(_left(k, deaths) for k in kinds)):
         number, round_ = runs % len(RECIPES), runs // len(RECIPES)
         recipe, runs_dir = RECIPES[number], folder / f"run{runs}"
@@ -283,8 +285,8 @@ def chaos(kills: int, seed: int, folder: Path, say=print, kinds=None) -> tuple[i
             turn = _left(kinds[number], deaths) or kinds[number]
             todo = len(turn)
         else:
-            turn = KINDS[8 * round_ % len(KINDS) :] + KINDS[: 8 * round_ % len(KINDS)]
-            todo = min(8, kills - sum(deaths.values()))
+            turn = TURNS[round_ % len(TURNS)]
+            todo = min(len(turn), kills - sum(deaths.values()))
         struck, wrong = torture(context, recipe, runs_dir, chance, todo, turn, seconds[number])
         wrong += differences(recipe, runs_dir, folder / f"whole{number}")
         deaths += struck
