@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from .recipe import IMAGENET_CROP, Recipe
+
+if TYPE_CHECKING:
+    import pandas as pd  # half a second, and every command reads the presets
 
 BATCH, LR, SCALES = 256, 0.1, (256, 480)  # "mini-batch size of 256 ... 0.1"; "sampled in [256, 480]" (section 3.4)
 ITERATIONS, IMAGES = 600_000, 1_281_167  # "up to 60 x 10^4 iterations"; training images of ILSVRC 2012
