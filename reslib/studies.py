@@ -169,7 +169,7 @@ def _recipe(values: dict, preset: Preset) -> Recipe:
     except UserError as error:
         if not preset.changes:
             raise
-        raise UserError(f"preset {preset.name}, {values['model']}: {error}") from error
+        raise UserError(f"preset {shown(preset.name)}, {values['model']}: {error}") from error
 
 
 def split_of(preset: Preset) -> dict:

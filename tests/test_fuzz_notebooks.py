@@ -112,6 +112,7 @@ def test_any_value_of_any_parameter(case, value):
 @example("lr", "nan")
 @example("batch_size", "0")
 @example("padding", "../../x")
+@example("augmentation", "0\n0")
 @given(st.sampled_from(sorted(field_types())), st.text(max_size=12) | st.sampled_from(["-1", "1e400", "true", "0.5,2"]))
 def test_any_value_of_any_recipe_field(field, text):
     try:

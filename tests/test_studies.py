@@ -152,7 +152,7 @@ def test_a_preset_with_changed_fields_has_one_spelling_and_changes_every_run():
         assert (recipe.iterations, recipe.lr_drops, recipe.nesterov) == (500, (0.25, 0.5), True)
     assert len(plan(changed, BOTH, names=["figure1"])) == len(plan(preset_of("quick"), BOTH, names=["figure1"]))
     assert preset_of("medium+crop_size=64").name == "medium+crop_size=64"  # suits ImageNet alone
-    with pytest.raises(UserError, match=r"preset quick\+warmup_lr=0.01, maxout: warmup_lr 0.01 is above lr 0.002"):
+    with pytest.raises(UserError, match=r"preset 'quick\+warmup_lr=0.01', maxout: warmup_lr 0.01 is above lr 0.002"):
         plan(preset_of("quick+warmup_lr=0.01"), BOTH)
 
 
