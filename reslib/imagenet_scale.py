@@ -47,7 +47,7 @@ def in_words(runs: pd.DataFrame) -> str:
         there = [name for name in (*FIELDS, *OTHERS) if name in row]
         recipe = Recipe(dataset=row["dataset"], **{"augmentation": AUGMENTATION, **{name: row[name] for name in there}})
         known = row.get("train_images") or math.nan
-        text = protocol(recipe)
+        text = _protocol(recipe)
         images[text] = max(images.get(text, 0), 0 if math.isnan(known) else known)
     return "; ".join(
         text + f"; {int(count):,} training images of {IMAGES:,}" * (count not in (0, IMAGES))
@@ -55,7 +55,7 @@ def in_words(runs: pd.DataFrame) -> str:
     )
 
 
-def protocol(recipe: Recipe) -> str:
+def _protocol(recipe: Recipe) -> str:
     """At which scale of the paper's protocol an ImageNet recipe is, and in what else it departs from it."""
     factor, low, high = recipe.factor, *recipe.scale_range
     small, large = SCALES

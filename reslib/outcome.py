@@ -6,7 +6,6 @@ import os
 
 import torch
 
-from . import imagenet_scale
 from .durations import in_words
 from .errors import UserError
 from .files import sha256
@@ -146,7 +145,6 @@ def _summary(job: Job) -> dict:
         "train_loss": last.get("train_loss"),
         **job.costs,
         "iterations": recipe.iterations,
-        "protocol": imagenet_scale.protocol(recipe) if "image" in recipe.dataset else None,
         "warmup_ended_at": state.warmup_ended_at,
         "lr_drops_at": drop_iterations(recipe) if recipe.schedule == "steps" else None,
         "seconds": state.seconds,
