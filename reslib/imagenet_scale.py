@@ -13,19 +13,21 @@ if TYPE_CHECKING:
 
 BATCH, LR, SCALES = 256, 0.1, (256, 480)  # "mini-batch size of 256 ... 0.1"; "sampled in [256, 480]" (section 3.4)
 ITERATIONS, IMAGES = 600_000, 1_281_167  # "up to 60 x 10^4 iterations"; training images of ILSVRC 2012
+IMAGES_OF = {"imagenet": IMAGES, "imagenette": 9469, "synthetic-imagenet": 2000}  # where no run has counted them yet
 AUGMENTATION = "scale-crop-flip-color"  # of section 3.4
 FIELDS = ("crop_size", "scale_range", "batch_size", "lr", "iterations", "schedule", "lr_drops", "lr_gamma")
 OTHERS = ("augmentation", "preprocessing", "momentum", "nesterov", "weight_decay", "warmup_lr", "options")
 
 
-def divided(factor: int, iterations: int, **other) -> dict:
-    """Recipe fields of the ImageNet protocol with every length in pixels, the batch, and its rate over `factor`.
+def divided(factor: int, images: int = IMAGES, **other) -> dict:
+    """Recipe fields of the ImageNet protocol over `factor`: lengths in pixels, batch, rate, iterations per image.
 
-    The rate follows the batch, so that an image moves the weights as far as in the paper. iterations: by what their
-    number is divided: a small set has far fewer images to see. other: further fields.
+    The rate follows the batch, so that an image moves the weights as far as in the paper. The iterations are the
+    paper's over `factor`, for as many training images as the set has (`images`): with its batch each image is seen
+    1 / factor**2 as often, as it has 1 / factor**2 of the pixels. other: further fields.
     """
     return {
-        "iterations": ITERATIONS // iterations,
+        "iterations": iterations(factor, images),
         "batch_size": BATCH // factor,
         "lr": LR / factor,
         "crop_size": IMAGENET_CROP // factor,
@@ -35,6 +37,11 @@ def divided(factor: int, iterations: int, **other) -> dict:
     }
 
 
+def iterations(factor: Fraction | int, images: int) -> int:
+    """The paper's iterations over `factor` for a training set of so many images."""
+    return round(ITERATIONS * images / IMAGES / factor)
+
+
 def in_words(runs: pd.DataFrame) -> str:
     """At which scale of the paper's protocol ImageNet runs were trained, one phrase per protocol; "" for no such runs.
 
@@ -42,21 +49,18 @@ def in_words(runs: pd.DataFrame) -> str:
     """
     if runs.empty or not {"dataset", *FIELDS} <= set(runs):
         return ""
-    images: dict[str, float] = {}
+    images: dict[Recipe, int] = {}
     for row in runs[runs["dataset"].str.contains("image")].to_dict("records"):
-        there = [name for name in (*FIELDS, *OTHERS) if name in row]
+        there = [name for name in (*FIELDS, *OTHERS, "train_size") if name in row]
         recipe = Recipe(dataset=row["dataset"], **{"augmentation": AUGMENTATION, **{name: row[name] for name in there}})
-        known = row.get("train_images") or math.nan
-        text = _protocol(recipe)
-        images[text] = max(images.get(text, 0), 0 if math.isnan(known) else known)
-    return "; ".join(
-        text + f"; {int(count):,} training images of {IMAGES:,}" * (count not in (0, IMAGES))
-        for text, count in images.items()
-    )
+        known = row.get("train_images", math.nan)
+        images[recipe] = max(images.get(recipe, 0), recipe.train_size if math.isnan(known) else int(known))
+    words = [_protocol(recipe, count or IMAGES_OF[recipe.dataset]) for recipe, count in images.items()]
+    return "; ".join(dict.fromkeys(words))
 
 
-def _protocol(recipe: Recipe) -> str:
-    """At which scale of the paper's protocol an ImageNet recipe is, and in what else it departs from it."""
+def _protocol(recipe: Recipe, images: int) -> str:
+    """At which scale of the paper's protocol an ImageNet recipe is on so many images, and in what else it departs."""
     factor, low, high = recipe.factor, *recipe.scale_range
     small, large = SCALES
     usual = Recipe(augmentation=AUGMENTATION)
@@ -73,15 +77,19 @@ def _protocol(recipe: Recipe) -> str:
             f"batch {recipe.batch_size} of {BATCH}, lr {recipe.lr:g} of {LR})"
         )
     departing = [f"not the paper's: {', '.join(others)}"] if others else []
-    return ", ".join([sizes, _length(recipe), _drops(recipe), *departing])
+    return ", ".join([sizes, _length(recipe, images), _drops(recipe), *departing])
 
 
-def _length(recipe: Recipe) -> str:
-    if recipe.iterations == ITERATIONS:
+def _length(recipe: Recipe, images: int) -> str:
+    """How long it trains, and what part of the paper's iterations per training image that is."""
+    if (recipe.iterations, images) == (ITERATIONS, IMAGES):
         return f"{ITERATIONS:,} iterations"
-    share = ITERATIONS / recipe.iterations
+    exact = recipe.iterations == iterations(recipe.factor, images)  # but for the rounding
+    over = float(recipe.factor) if exact else ITERATIONS / recipe.iterations * images / IMAGES
+    share = f"1/{over:{',.0f' if over > 100 else '.3g'}}"
     return (
-        f"{recipe.iterations:,} of the paper's {ITERATIONS:,} iterations (1/{share:{',.0f' if share > 10 else '.3g'}})"
+        f"{recipe.iterations:,} iterations on {images:,} images (per image {share} of the paper's {ITERATIONS:,} on "
+        f"{IMAGES:,})"
     )
 
 

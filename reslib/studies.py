@@ -55,7 +55,7 @@ PRESETS = {
         {"iterations": 6, "batch_size": 16, "eval_every": 3, "train_size": 256, "test_size": 64, "warmup_window": 2},
         depths=(20, 32),
         deep=(),
-        imagenet=imagenet_scale.divided(16, 150_000, eval_every=2, train_size=64, test_size=32),
+        imagenet=imagenet_scale.divided(16, 128, eval_every=2, train_size=128, test_size=32),
         future_depth=20,
         gradient_depths=(8, 20),
     ),
@@ -66,7 +66,7 @@ PRESETS = {
         depths=(20, 56),
         deep=(),
         baselines={"iterations": 20, "batch_size": 64, "eval_every": 10, "test_size": 500},
-        imagenet=imagenet_scale.divided(8, 5000, eval_every=30, test_size=1000),
+        imagenet=imagenet_scale.divided(8, 2000, eval_every=30, train_size=2000, test_size=1000),
         ablation={"iterations": 40, "eval_every": 20},
         future_depth=20,
     ),
@@ -77,7 +77,7 @@ PRESETS = {
         depths=(20, 32, 44, 56),
         deep=(110,),
         more_seeds={"plain20": 3, "resnet20": 3},
-        imagenet=imagenet_scale.divided(4, 500, eval_every=60),
+        imagenet=imagenet_scale.divided(4, imagenet_scale.IMAGES_OF["imagenette"], eval_every=56),
         imagenet_rows=("resnet34", "resnet50"),
     ),
     "paper": Preset(
@@ -92,7 +92,6 @@ PRESETS = {
         split=("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
         # 60e4 iterations at most, batch 256 on several devices of 32 images each (section 3.4)
         imagenet=imagenet_scale.divided(
-            1,
             1,
             accumulation=8,
             eval_every=5000,

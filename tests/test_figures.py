@@ -173,14 +173,14 @@ def test_figure4_says_at_which_scale_it_is_and_on_how_many_classes(tmp_path):
     runs = fake_runs(errors, dataset="imagenette", classes=10, train_images=9469).assign(**fields)
     sentence = (
         "protocol scaled by 1/4 (crop 56 of 224, shorter side 64 to 120 of 256 to 480, batch 64 of 256, lr 0.025 of "
-        "0.1), 1,200 of the paper's 600,000 iterations (1/500), lr divided by 10 at 1/2 and 3/4 of them instead of on "
-        "a plateau; 9,469 training images of 1,281,167"
+        "0.1), 1,109 iterations on 9,469 images (per image 1/4 of the paper's 600,000 on 1,281,167), lr divided by 10 "
+        "at 1/2 and 3/4 of them instead of on a plateau"
     )
     said = texts(figures.figure4(runs, fake_curves(runs)))
     assert "imagenette (10 classes, 00ff)" in said
     captions = (said.replace("\n", " "), tables.depth_caption(runs), tables.claims_caption(runs))
     assert all(text.count(sentence) == 1 for text in captions)
-    assert sentence.partition(";")[0] in open_study("figure4", "medium", str(tmp_path)).facts()["scale"]
+    assert sentence in open_study("figure4", "medium", str(tmp_path)).facts()["scale"]
     runs["train_images"] = [9469, np.nan]  # one is not finished
     assert imagenet_scale.in_words(runs) == sentence
 
@@ -201,10 +201,28 @@ def test_the_scale_of_imagenet_runs_in_words():
     assert said("quick", lr_drops=()).endswith("lr divided by 10 at none of them instead of on a plateau")
     assert said("quick").startswith("protocol scaled by 1/8 (crop 28 of 224, shorter side 32 to 60 of")
     assert said("quick", lr=0.1).startswith("protocol of other sizes (crop 28 of 224,")
-    assert "of the paper's 600,000 iterations (1/1,200)" in said("quick", iterations=500)
+    assert "117 iterations on 2,000 images (per image 1/8 of the paper's" in said("quick")
+    assert "500 iterations on 2,000 images (per image 1/1.87 of the paper's" in said("quick", iterations=500)
     assert said("smoke").startswith("protocol scaled by 1/16 (crop 14 of 224, shorter side 16 to 30 of")
-    assert "4 of the paper's 600,000 iterations (1/150,000)" in said("smoke")
-    assert "(1/1.5)" in said("paper", iterations=400_000)
+    assert "4 iterations on 128 images (per image 1/16 of the paper's 600,000 on 1,281,167)" in said("smoke")
+    assert "(per image 1/1.5 of" in said("paper", iterations=400_000)
+    assert "1 iterations on 1,281,167 images (per image 1/600,000 of" in said("paper", iterations=1)
+
+
+def test_one_factor_divides_the_imagenet_protocol():
+    """Crop, scales, batch, rate and iterations per training image; that is 1/factor**2 of the paper's 120 epochs."""
+    paper = imagenet_recipe("plain18", preset_of("paper"), "imagenet")
+    scales = {"smoke": (16, 128), "quick": (8, 2000), "medium": (4, 9469), "paper": (1, 1_281_167)}
+    for preset, (factor, images) in scales.items():
+        recipe = imagenet_recipe("plain18", preset_of(preset), "imagenette")
+        assert recipe.factor == factor
+        assert recipe.crop_size * factor == paper.crop_size == 224
+        assert tuple(side * factor for side in recipe.scale_range) == paper.scale_range == (256, 480)
+        assert recipe.batch_size * factor == paper.batch_size == 256
+        assert recipe.lr * factor == pytest.approx(paper.lr) == pytest.approx(0.1)
+        assert recipe.iterations == round(paper.iterations * images / 1_281_167 / factor)
+        epochs = recipe.iterations * recipe.batch_size / images
+        assert epochs == pytest.approx(119.9 / factor**2, rel=0.07)  # rounded to whole iterations: 4 of 3.7 at smoke
     assert imagenet_scale.in_words(fake_runs({"plain20": (9, 9)})) == imagenet_scale.in_words(pd.DataFrame()) == ""
 
 
