@@ -8,7 +8,6 @@ Nothing of a trial stays: weights, statistics, gradients and random state are as
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import os
@@ -21,17 +20,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from . import fourier
 from .engine import Step
 from .errors import UserError, tell_once
 from .files import write_json
 from .machine import cores
-from .numerics import autocast
+from .passes import Passes, difference, sound
 from .tune import LONG, MARGIN, TRIALS, Choice, cache_file, machine_key
 
 PAYS_AFTER = 20.0  # times as long as the compilation must the rest of the run be
 SECONDS_PER_LAYER = 2.0  # of a compilation, until one has been timed here
-TOLERANCE = {"fp32": 0.01, "bf16": 0.1}  # of loss and gradient, relative: how far the compiled pass may be off
-NO_WORSE = 1.5  # times as far from double precision as the eager gradient, where that one is further off than this
 ROUNDS = 4
 
 
@@ -95,7 +93,9 @@ def cannot_compile() -> str:
 def accelerate(
     step: Step, chosen: Choice, batch, left: int, limit: float | None = None, before=None, say=print
 ) -> dict:
-    """Give a step on the processor the chosen threads and, where it pays, compiled passes; what was done, as evidence.
+    """Give a step on the processor the chosen threads and, where it pays, faster passes; what was done, as evidence.
+
+    Faster: convolutions of large kernels by way of their transforms (fourier.py), else the whole pass compiled.
 
     batch: () -> (x, y) of a step. left: steps still to go; limit: seconds, at most, that this process will train.
     before: the evidence of the session that the run continues: the same threads and kind of step give the same bits.
@@ -105,22 +105,56 @@ def accelerate(
     if chosen.threads != torch.get_num_threads():
         torch.set_num_threads(chosen.threads)
     begun = time.perf_counter()
+    layers = _large_kernels(step, chosen, batch, left, limit, before, say)
+    if layers:
+        step.loss = fourier.FourierLoss(step.loss, layers)
+        step.convolutions = step.loss.convolutions
     compiled, why = _decide(step, chosen, batch, left, limit, before, say)
     if compiled is not None:
         step.loss, step.way = compiled, "compiled"
     evidence = {"threads": chosen.threads, "layout": chosen.layout, "compiled": compiled is not None, "why": why}
+    evidence |= {"fourier": [str(layer) for layer in layers]} if layers else {}
     evidence["set_up_seconds"] = round(time.perf_counter() - begun, 2)
-    if changed := [name for name in ("threads", "layout", "compiled") if before and before[name] != evidence[name]]:
-        was = ", ".join(f"{name} {before[name]}" for name in changed)
+    same = {"threads": 1, "layout": "", "compiled": False, "fourier": []}
+    if changed := [name for name in same if before and before.get(name, []) != evidence.get(name, [])]:
+        was = ", ".join(f"{name} {before.get(name, 'none')}" for name in changed)
         say(f"note: it was begun with {was}; continued otherwise, its bits are not those of an undisturbed run")
     return evidence
+
+
+def _large_kernels(step, chosen, batch, left, limit, before, say) -> list[fourier.Layer]:
+    """The layers to convolve by way of their transforms: those of the run, else those that a trial finds faster."""
+    begun_so = bool(before and before.get("fourier"))
+    sure = bool(chosen.fourier or begun_so)
+    if chosen.fourier is False or step.precision != "fp32" or special(step):
+        return []
+    if not sure and (before or left < LONG):
+        return []
+    x, y = batch()
+    passes = Passes(step, x[: len(x) // step.parts], y[: len(y) // step.parts])
+    count, layers = len(passes.x), fourier.layers_met(passes)
+    if begun_so:
+        return [layer for layer in layers if str(layer) in before["fourier"]]
+    layers = [layer for layer in layers if layer.promising(count)]
+    if layers and not sure:
+        if limit is not None and limit < PAYS_AFTER * passes.seconds(step.loss):
+            return []
+        layers = [layer for layer in layers if fourier.wins(layer, count, step.layout)]
+    if layers:
+        mine, theirs = passes.run(step.loss), passes.run(fourier.FourierLoss(step.loss, layers))
+        if not sound(passes, mine, theirs):
+            say(f"no Fourier transforms: loss or gradient would be off by {100 * difference(mine, theirs):.1f}%")
+            return []
+    return layers
 
 
 def describe(precision: str, evidence: dict) -> str:
     """The evidence in one line for the user."""
     threads = f"{evidence['threads']} thread{'s' * (evidence['threads'] > 1)}"
     way = "compiled" if evidence["compiled"] else "not compiled"
-    return f"{precision}, {evidence['layout']}, {threads}, {way} ({evidence['why']})"
+    count = len(evidence.get("fourier", []))
+    large = f", {count} convolution{'s' * (count > 1)} by Fourier transform" if count else ""
+    return f"{precision}, {evidence['layout']}, {threads}{large}, {way} ({evidence['why']})"
 
 
 def _decide(step, chosen, batch, left, limit, before, say) -> tuple[CompiledLoss | None, str]:
@@ -163,73 +197,27 @@ def _decide(step, chosen, batch, left, limit, before, say) -> tuple[CompiledLoss
     return loss, f"measured before: {known}" if known else "as the run was begun"
 
 
-def unsuitable(step: Step) -> str:
-    """Why this step is not compiled whatever a measurement would say; empty if nothing speaks against it."""
+def special(step: Step) -> str:
+    """Why a step's passes are left as they are; empty if nothing speaks against faster ones."""
     if type(step) is not Step or step.device.type != "cpu":
         return "not a plain step on the processor"
     if step.group.world > 1:
         return "one of several processes"
-    if not type(step.model).__module__.startswith("reslib.") and not getattr(step.model, "compilable", False):
-        # torch.compile would freeze numbers that a forward pass draws or counts in Python, without a word
-        return "a network of one's own without `compilable = True`"
     if getattr(step.model, "activation_checkpointing", False):
         return "activation checkpointing"
     return ""
 
 
-class Passes:
-    """Forward and backward passes of a step's network on one batch, that leave no trace in it."""
-
-    def __init__(self, step: Step, x, y):
-        self.step, self.x, self.y = step, x.contiguous(memory_format=step.layout), y
-
-    def seconds(self, loss) -> float:
-        """Seconds of one forward and backward pass."""
-        return self.run(loss)[0]
-
-    def run(self, loss) -> tuple[float, float, list[torch.Tensor]]:
-        """(seconds, loss, gradients) of one pass through `loss`."""
-        step, state = self.step, torch.get_rng_state()
-        kept = [b.clone() for b in step.model.buffers()]
-        try:
-            torch.manual_seed(0)
-            begun = time.perf_counter()
-            with autocast(step.device, step.precision):
-                value, _ = loss(self.x, self.y, step.progress)
-            value.backward()
-            taken = time.perf_counter() - begun
-            gradients = [p.grad for p in step.model.parameters() if p.grad is not None]
-        finally:
-            step.optimizer.zero_grad(set_to_none=True)
-            torch.set_rng_state(state)
-            with torch.no_grad():
-                for buffer, old in zip(step.model.buffers(), kept, strict=True):
-                    buffer.copy_(old)
-        return taken, float(value.detach()), gradients
-
-    def exact(self) -> tuple[float, float, list[torch.Tensor]]:
-        """As `run`, of the eager pass in double precision."""
-        begun = time.perf_counter()
-        loss = copy.deepcopy(self.step.loss).double()
-        value, _ = loss(self.x.double(), self.y, self.step.progress)
-        value.backward()
-        gradients = [p.grad for p in loss.parameters() if p.grad is not None]
-        return time.perf_counter() - begun, float(value.detach()), gradients
-
-
-def sound(passes: Passes, mine, theirs) -> bool:
-    """Whether the compiled pass computes the eager one's loss and gradient, as far as the precision determines them.
-
-    Deep plain nets multiply rounding errors layer by layer: at the start two right gradients in fp32 differ by far more
-    than the tolerance. There the compiled one shall be about as near to double precision as the eager one.
-    """
-    tolerance = TOLERANCE[passes.step.precision]
-    if difference(mine, theirs) <= tolerance:
-        return True
-    if passes.step.stochastic or abs(mine[1] - theirs[1]) > tolerance * abs(mine[1]):
-        return False  # dropout in double precision draws other numbers
-    exact = passes.exact()
-    return difference(exact, theirs) <= NO_WORSE * difference(exact, mine)
+def unsuitable(step: Step) -> str:
+    """Why this step is not compiled whatever a measurement would say; empty if nothing speaks against it."""
+    if reason := special(step):
+        return reason
+    if isinstance(step.loss, fourier.FourierLoss):
+        return "what is slow in it is not what compiling makes faster"
+    if not type(step.model).__module__.startswith("reslib.") and not getattr(step.model, "compilable", False):
+        # torch.compile would freeze numbers that a forward pass draws or counts in Python, without a word
+        return "a network of one's own without `compilable = True`"
+    return ""
 
 
 def try_compiled(passes: Passes, say=print, rounds: int = ROUNDS) -> tuple[CompiledLoss | None, Trial]:
@@ -250,16 +238,6 @@ def try_compiled(passes: Passes, say=print, rounds: int = ROUNDS) -> tuple[Compi
         eager.append(passes.seconds(step.loss))
         compiled.append(passes.seconds(loss))
     return loss, Trial(min(eager), min(compiled), compile_seconds, layers)
-
-
-def difference(mine, theirs) -> float:
-    """The larger of the relative differences of two passes' losses and gradients."""
-    (_, value, gradients), (_, other, others) = mine, theirs
-    if len(gradients) != len(others):
-        return float("inf")
-    off = sum((g - o).double().square().sum() for g, o in zip(gradients, others, strict=True))
-    size = sum(g.double().square().sum() for g in gradients)
-    return max(abs(value - other) / max(abs(value), 1e-9), float((off / size.clamp(min=1e-18)).sqrt()))
 
 
 def layers_of(model: nn.Module) -> int:

@@ -134,7 +134,7 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
     step.layout = LAYOUTS[layout]
     job = Job(run, preset, group, device, source, batches, model, optimizer, step, window, state, costs, rows, sessions)
     if chosen:
-        chosen = dataclasses.replace(chosen, compile=False) if execution.eager else chosen
+        chosen = dataclasses.replace(chosen, compile=False, fourier=False) if execution.eager else chosen
         job.speed = compilation.accelerate(
             step,
             chosen,

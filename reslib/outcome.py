@@ -48,7 +48,8 @@ def evaluate(job: Job) -> dict:
 
 def _measure(job: Job, part: str) -> tuple[float, float]:
     shards = job.batches.eval_batches(part, rank=job.group.rank, world=job.group.world)
-    return error_and_loss(job.model, shards, job.device, job.state.precision, job.group.sum)
+    with job.step.convolutions():
+        return error_and_loss(job.model, shards, job.device, job.state.precision, job.group.sum)
 
 
 def describe(recipe: Recipe, row: dict) -> str:

@@ -24,6 +24,17 @@ class Compilable(Small):
     compilable = True
 
 
+class Wide(Small):
+    """With a convolution of a large kernel."""
+
+    def __init__(self, num_classes: int = 10):
+        super().__init__(num_classes, dropout=0.5)
+        self.large = nn.Conv2d(8, 8, 7, padding=3)
+
+    def forward(self, x):
+        return self.fc(self.dropout(self.large(F.relu(self.norm(self.conv(x))))).flatten(1))
+
+
 class OwnLoss(Small):
     """With a loss of its own, in which part of the network takes part only half of the time."""
 

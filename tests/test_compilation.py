@@ -9,10 +9,11 @@ from own_models import Small
 from training import rows_of, silent, tiny, train_in_pieces, weights_of
 
 from reslib import compilation, tune
-from reslib.compilation import CompiledLoss, Passes, Trial, accelerate, difference, known_trials, try_compiled
+from reslib.compilation import CompiledLoss, Trial, accelerate, known_trials, try_compiled
 from reslib.engine import make_optimizer, make_step
 from reslib.job import Execution
 from reslib.models import build_model
+from reslib.passes import TOLERANCE, Passes, difference
 from reslib.train import train
 
 CPU = torch.device("cpu")
@@ -82,7 +83,7 @@ def test_a_net_that_multiplies_rounding_errors_is_judged_by_double_precision(mon
     rounded = x * (1 + 2.0**-23)  # by the last bit
     monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda _, y, progress: loss(rounded, y, progress))
     passes = Passes(step, x, y)
-    assert difference(passes.run(step.loss), passes.run(CompiledLoss(step.loss))) > compilation.TOLERANCE["fp32"]
+    assert difference(passes.run(step.loss), passes.run(CompiledLoss(step.loss))) > TOLERANCE["fp32"]
     loss, trial = try_compiled(passes, said.append, rounds=1)
     assert loss is not None and trial.compiled and said == []
 
