@@ -306,6 +306,7 @@ def test_stochastic_tells_of_dropout(name):
         assert not BASELINES[name](dropout=0.0).stochastic
 
 
+@pytest.mark.timeout(900)  # bf16 without instructions for it is a hundred times slower: two minutes on such a processor
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_learns_a_tiny_batch(name, bf16):
