@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sys
 import time
@@ -63,7 +64,7 @@ def run_notebooks(arguments, results: Path) -> int:
     os.environ["RESLIB_DOWNLOAD"] = "off"  # the runs before this have tried; twelve kernels need not try again
     if is_locked(out.parent):
         print(f"{holder(out.parent / 'lock')} executes notebooks into {out}: waiting for it", flush=True)
-    with sigterm_raises(KeyboardInterrupt), alone(out.parent / "lock"):
+    with sigterm_raises(_interrupted), alone(out.parent / "lock"):
         failures = run_batch(names, out, values, arguments.traceback)
     written = sorted(p for kind in ("figures", "tables") for p in (out.parent / kind).glob("[!.]*.*"))
     print(f"{len(names) - len(failures)} of {len(names)} notebooks done; figures and tables in {out.parent}:")
@@ -179,6 +180,12 @@ def run_notebook(name: str, out: Path, values: dict, kernel_options: list[str]) 
         raise
     os.replace(temporary, done)
     return done
+
+
+def _interrupted() -> KeyboardInterrupt:
+    """The interruption; what nbclient and asyncio log from here on is about the kernel that is being ended."""
+    logging.disable(logging.CRITICAL)
+    return KeyboardInterrupt()
 
 
 def _format(path: Path) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 
 class Interrupted(Exception):
@@ -55,7 +56,7 @@ class StopSignal:
 
 
 @contextlib.contextmanager
-def sigterm_raises(error: type[BaseException], *arguments):
+def sigterm_raises(error: Callable[..., BaseException], *arguments):
     """Within the block SIGTERM raises `error(*arguments)`, so that what is open is closed and the user is told.
 
     In a thread other than the main one, where signals do not arrive, nothing changes.

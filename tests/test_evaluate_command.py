@@ -23,8 +23,8 @@ KEYS = ["weights_sha256", "how", "name", "test_size", "classes", "images", "skip
 
 
 def make_run(runs_dir, fingerprint, model, seed=0):
-    """A finished run of the study at quick, of a network with random weights and a decided opinion."""
-    run = Run(runs_dir, imagenet_recipe(model, preset_of("quick"), "imagenette", seed))
+    """A finished run of the study at medium, of a network with random weights and a decided opinion."""
+    run = Run(runs_dir, imagenet_recipe(model, preset_of("medium"), "imagenette", seed))
     torch.manual_seed(seed + sum(map(ord, model)))
     network = build_model(model, 10, "A").eval()
     torch.nn.init.normal_(network.fc.weight)
@@ -33,7 +33,7 @@ def make_run(runs_dir, fingerprint, model, seed=0):
     write_json(
         run.summary_file,
         {
-            "status": "finished", "recipe_hash": run.recipe.digest, "preset": "quick", "test_error": 0.75,
+            "status": "finished", "recipe_hash": run.recipe.digest, "preset": "medium", "test_error": 0.75,
             "classes": 10, "synthetic": False, "data_fingerprint": fingerprint,
             "weights_sha256": sha256(run.weights_file),
         },
@@ -48,7 +48,7 @@ def member(rank, world, port, arguments):
 
 
 def measured(results) -> pd.DataFrame:
-    return pd.read_csv(results / "quick" / "measurements" / "imagenet_scores.csv", dtype=str)[KEYS]
+    return pd.read_csv(results / "medium" / "measurements" / "imagenet_scores.csv", dtype=str)[KEYS]
 
 
 def test_two_processes_measure_what_one_does(tmp_path, capsys):
@@ -59,8 +59,8 @@ def test_two_processes_measure_what_one_does(tmp_path, capsys):
     torch.save({"fc.weight": torch.zeros(10, 3)}, tmp_path / "given" / "resnet101.pth")
     for name in ("one", "two"):
         for model, seed in (("plain18", 0), ("resnet18", 0), ("resnet18", 1)):
-            make_run(tmp_path / name / "quick" / "runs", fingerprint, model, seed)
-    arguments = ["evaluate", "--preset=quick", "--device=cpu", f"--data-root={root}", f"--weights={tmp_path / 'given'}"]
+            make_run(tmp_path / name / "medium" / "runs", fingerprint, model, seed)
+    arguments = ["evaluate", "--preset=medium", "--device=cpu", f"--data-root={root}", f"--weights={tmp_path / 'given'}"]
     assert main([*arguments, f"--results={tmp_path / 'one'}"]) == 0
     said = capsys.readouterr().out
     assert "plain18-imagenette-s0" in said and "not evaluated" in said and "SYNTHETIC" not in said
@@ -80,9 +80,9 @@ def test_two_processes_measure_what_one_does(tmp_path, capsys):
     assert len(one) == 3 + 2 + 1 and set(one["top1"]) != {"1"}
     for number in range(2, 6):
         first, second = (
-            (tmp_path / d / "quick/tables" / f"imagenet_table{number}.md").read_text() for d in ("one", "two")
+            (tmp_path / d / "medium/tables" / f"imagenet_table{number}.md").read_text() for d in ("one", "two")
         )
-        assert first == second and ("Nothing measured here" in first or "protocol scaled by 1/8" in first)
+        assert first == second and ("Nothing measured here" in first or "protocol scaled by 1/4" in first)
 
 
 def test_a_process_without_an_image_and_none_at_all():
@@ -96,11 +96,11 @@ def test_a_process_without_an_image_and_none_at_all():
 
 def test_what_cannot_be_evaluated_is_said_first(tmp_path, capsys):
     make_set(tmp_path / "imagenette")
-    common = ["evaluate", "--preset=quick", "--device=cpu", f"--data-root={tmp_path}", f"--results={tmp_path}"]
+    common = ["evaluate", "--preset=medium", "--device=cpu", f"--data-root={tmp_path}", f"--results={tmp_path}"]
     assert main(common) == 1
     assert "nothing to evaluate: no ended ImageNet run in" in capsys.readouterr().err
     assert main([*common, "--weights=nowhere"]) == 2
     assert "'nowhere' is neither a file nor a folder" in capsys.readouterr().err
-    make_run(tmp_path / "quick" / "runs", "ffff", "plain18")
+    make_run(tmp_path / "medium" / "runs", "ffff", "plain18")
     assert main([*common, "--ensemble=nobody"]) == 1
     assert "member of ensemble 'chosen here (1)' 'nobody' is unknown" in capsys.readouterr().err

@@ -66,7 +66,9 @@ def centre_scale(crop: int) -> int:
 def split_indices(count: int, val_size: int, train_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices for training and for validation of a training set sorted by class; the same for every seed."""
     if val_size + max(train_size, 1) > count:
-        raise UserError(f"val_size {val_size} and train_size {train_size} need more than the {count} training images")
+        hint = "; train_size=0 takes all of them" if train_size and val_size < count else ""
+        asked = f"val_size {val_size} and train_size {train_size}"
+        raise UserError(f"{asked} need more than the {count} training images{hint}")
     shuffled = permutation(0, 0, count, _SUBSET)
     stop = val_size + train_size if train_size else count
     return np.sort(shuffled[val_size:stop]), np.sort(shuffled[:val_size])
