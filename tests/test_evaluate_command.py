@@ -55,12 +55,13 @@ def test_two_processes_measure_what_one_does(tmp_path, capsys):
     root = tmp_path / "data"
     make_set(root / "imagenette", train=1, val=1, classes=sorted(IMAGENETTE))
     fingerprint = data.load("imagenette", root).fingerprint
-    (tmp_path / "given").mkdir()
-    torch.save({"fc.weight": torch.zeros(10, 3)}, tmp_path / "given" / "resnet101.pth")
+    given = tmp_path / "given"
+    given.mkdir()
+    torch.save({"fc.weight": torch.zeros(10, 3)}, given / "resnet101.pth")
     for name in ("one", "two"):
         for model, seed in (("plain18", 0), ("resnet18", 0), ("resnet18", 1)):
             make_run(tmp_path / name / "medium" / "runs", fingerprint, model, seed)
-    arguments = ["evaluate", "--preset=medium", "--device=cpu", f"--data-root={root}", f"--weights={tmp_path / 'given'}"]
+    arguments = ["evaluate", "--preset=medium", "--device=cpu", f"--data-root={root}", f"--weights={given}"]
     assert main([*arguments, f"--results={tmp_path / 'one'}"]) == 0
     said = capsys.readouterr().out
     assert "plain18-imagenette-s0" in said and "not evaluated" in said and "SYNTHETIC" not in said
