@@ -115,8 +115,8 @@ def accelerate(
     evidence = {"threads": chosen.threads, "layout": chosen.layout, "compiled": compiled is not None, "why": why}
     evidence |= {"fourier": [str(layer) for layer in layers]} if layers else {}
     evidence["set_up_seconds"] = round(time.perf_counter() - begun, 2)
-    same = {"threads": 1, "layout": "", "compiled": False, "fourier": []}
-    if changed := [name for name in same if before and before.get(name, []) != evidence.get(name, [])]:
+    same = ("threads", "layout", "compiled", "fourier")
+    if changed := [name for name in same if before and before.get(name) != evidence.get(name)]:
         was = ", ".join(f"{name} {before.get(name, 'none')}" for name in changed)
         say(f"note: it was begun with {was}; continued otherwise, its bits are not those of an undisturbed run")
     return evidence
@@ -126,7 +126,12 @@ def _large_kernels(step, chosen, batch, left, limit, before, say) -> list[fourie
     """The layers to convolve by way of their transforms: those of the run, else those that a trial finds faster."""
     begun_so = bool(before and before.get("fourier"))
     sure = bool(chosen.fourier or begun_so)
-    if chosen.fourier is False or step.precision != "fp32" or special(step):
+    if (
+        chosen.fourier is False
+        or (chosen.compile and not chosen.fourier)
+        or step.precision != "fp32"
+        or unsuitable(step)
+    ):
         return []
     if not sure and (before or left < LONG):
         return []
@@ -164,6 +169,8 @@ def _decide(step, chosen, batch, left, limit, before, say) -> tuple[CompiledLoss
         return None, reasons.get(chosen.origin, "as asked for")
     if reason := unsuitable(step):
         return None, reason
+    if isinstance(step.loss, fourier.FourierLoss):
+        return None, "large kernels transformed instead"
     if chosen.compile is None and before is not None and not before["compiled"]:
         return None, "as the run was begun"
     sure = bool(chosen.compile or (before and before["compiled"]))
@@ -197,25 +204,16 @@ def _decide(step, chosen, batch, left, limit, before, say) -> tuple[CompiledLoss
     return loss, f"measured before: {known}" if known else "as the run was begun"
 
 
-def special(step: Step) -> str:
-    """Why a step's passes are left as they are; empty if nothing speaks against faster ones."""
+def unsuitable(step: Step) -> str:
+    """Why a step's passes are left as they are whatever a measurement would say; empty if nothing speaks against it."""
     if type(step) is not Step or step.device.type != "cpu":
         return "not a plain step on the processor"
     if step.group.world > 1:
         return "one of several processes"
     if getattr(step.model, "activation_checkpointing", False):
         return "activation checkpointing"
-    return ""
-
-
-def unsuitable(step: Step) -> str:
-    """Why this step is not compiled whatever a measurement would say; empty if nothing speaks against it."""
-    if reason := special(step):
-        return reason
-    if isinstance(step.loss, fourier.FourierLoss):
-        return "what is slow in it is not what compiling makes faster"
     if not type(step.model).__module__.startswith("reslib.") and not getattr(step.model, "compilable", False):
-        # torch.compile would freeze numbers that a forward pass draws or counts in Python, without a word
+        # torch.compile would freeze numbers that a forward pass draws or counts in Python; a trial would add to them
         return "a network of one's own without `compilable = True`"
     return ""
 

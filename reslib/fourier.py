@@ -74,16 +74,19 @@ class Layer:
         return min(self.result) > 0 and self.direct(batch) > SAVING * self.transformed(batch)
 
 
-def layer_of(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Layer | None:
-    """The layer of a call of `conv2d`; None where it is none of stride 1 in single or double precision."""
+def layer_of(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Layer | None:
+    """The layer of a call of `torch.conv2d`; None where it is none of stride 1 in single or double precision."""
+    x = input
     plain = all(value in (1, (1, 1), [1, 1]) for value in (stride, dilation, groups))
     if not plain or isinstance(padding, str) or x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):
         return None
-    padding = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    padding = (padding,) if isinstance(padding, int) else tuple(padding)
+    padding = padding * 2 if len(padding) == 1 else padding
     return Layer(weight.shape[1], weight.shape[0], tuple(weight.shape[2:]), padding, tuple(x.shape[2:]))
 
 
 @functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is kept shall serve the backward pass too, whoever asks first
 def _waves(period: int, start: int, count: int, frequencies: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin of 2 pi f p / period for frequencies f and positions p from `start` on: (frequencies, count) each."""
     f = torch.arange(frequencies, dtype=torch.float64)[:, None]
@@ -152,9 +155,12 @@ class Convolutions(TorchFunctionMode):
         if function is F.conv2d and (layer := layer_of(*arguments, **options)):
             self.met[layer] = None
             if layer in self.layers:
-                x, weight, bias = (*arguments, None)[:3] if len(arguments) < 3 else arguments[:3]
-                return conv2d(x, weight, options.get("bias", bias), layer)
+                return conv2d(*_maps_and_weights(*arguments, **options), layer)
         return function(*arguments, **options)
+
+
+def _maps_and_weights(input, weight, bias=None, *others, **named):
+    return input, weight, bias
 
 
 class FourierLoss(nn.Module):

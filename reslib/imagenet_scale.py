@@ -53,7 +53,7 @@ def in_words(runs: pd.DataFrame) -> str:
     for row in runs[runs["dataset"].str.contains("image")].to_dict("records"):
         there = [name for name in (*FIELDS, *OTHERS, "train_size") if name in row]
         recipe = Recipe(dataset=row["dataset"], **{"augmentation": AUGMENTATION, **{name: row[name] for name in there}})
-        known = row.get("train_images", math.nan)
+        known = row.get("train_images") or math.nan
         images[recipe] = max(images.get(recipe, 0), recipe.train_size if math.isnan(known) else int(known))
     words = [_protocol(recipe, count or IMAGES_OF[recipe.dataset]) for recipe, count in images.items()]
     return "; ".join(dict.fromkeys(words))

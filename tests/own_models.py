@@ -27,6 +27,8 @@ class Compilable(Small):
 class Wide(Small):
     """With a convolution of a large kernel."""
 
+    compilable = True
+
     def __init__(self, num_classes: int = 10):
         super().__init__(num_classes, dropout=0.5)
         self.large = nn.Conv2d(8, 8, 7, padding=3)

@@ -7,6 +7,7 @@ import pytest
 from fake_frames import fake_curves, fake_runs
 
 from reslib import figures, imagenet_scale, paper, tables
+from reslib.data import SYNTHETIC_SIZES
 from reslib.errors import UserError
 from reslib.notebook import open_study
 from reslib.studies import imagenet_recipe, preset_of
@@ -182,6 +183,7 @@ def test_figure4_says_at_which_scale_it_is_and_on_how_many_classes(tmp_path):
     assert all(text.count(sentence) == 1 for text in captions)
     assert sentence.partition(", 1,109")[0] in open_study("figure4", "medium", str(tmp_path)).facts()["scale"]
     runs["train_images"] = [9469, np.nan]  # one is not finished
+    assert imagenet_scale.in_words(runs.astype({"train_images": object}).replace({np.nan: None})) == sentence
     assert imagenet_scale.in_words(runs) == sentence
 
 
@@ -207,6 +209,10 @@ def test_the_scale_of_imagenet_runs_in_words():
     assert "4 iterations on 128 images (per image 1/16 of the paper's 600,000 on 1,281,167)" in said("smoke")
     assert "(per image 1/1.5 of" in said("paper", iterations=400_000)
     assert "1 iterations on 1,281,167 images (per image 1/600,000 of" in said("paper", iterations=1)
+
+
+def test_the_synthetic_images_are_as_many_as_said():
+    assert imagenet_scale.IMAGES_OF["synthetic-imagenet"] == SYNTHETIC_SIZES["synthetic-imagenet"][1]
 
 
 def test_one_factor_divides_the_imagenet_protocol():

@@ -1,5 +1,6 @@
 """Convolutions by way of their Fourier transforms: the numbers of the direct sums, and only where that is faster."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -80,6 +81,13 @@ def test_single_precision_rounds_no_worse_than_the_direct_sums():
         assert off < max(3 * usual, 1e-6)
 
 
+def test_what_an_evaluation_computes_first_serves_the_training():
+    layer = Layer(2, 2, (7, 5), (1, 2), (11, 13))  # of no other test: nothing is kept of it yet
+    with torch.inference_mode():
+        conv2d(torch.zeros(1, 2, 11, 13), torch.zeros(2, 2, 7, 5), None, layer)
+    both_ways(layer)
+
+
 @pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
 def test_the_output_lies_in_memory_as_that_of_the_direct_sum(form):
     """Dropout draws its numbers in the order of the memory."""
@@ -91,6 +99,7 @@ def test_which_calls_are_layers():
     x, weight = torch.zeros(2, 4, 9, 9), torch.zeros(8, 4, 5, 5)
     layer = Layer(4, 8, (5, 5), (2, 2), (9, 9))
     assert layer_of(x, weight, None, 1, 2) == layer_of(x, weight, padding=(2, 2), stride=[1, 1]) == layer
+    assert layer_of(input=x, weight=weight, padding=(2,)) == layer
     for other in ({"stride": 2}, {"dilation": (2, 2)}, {"groups": 2}, {"padding": "same"}):
         assert layer_of(x, weight, **other) is None
     assert layer_of(x.bfloat16(), weight.bfloat16()) is None and layer_of(x[0], weight) is None
@@ -169,11 +178,22 @@ def test_layers_are_chosen_by_trial_and_kept_in_the_record(monkeypatch):
     assert chosen(monkeypatch, before=as_begun | {"fourier": [name]}, answer=False, left=3)[0]["fourier"] == [name]
 
 
+def test_what_is_never_transformed(monkeypatch):
+    monkeypatch.setattr(fourier, "layers_met", lambda passes: pytest.fail("a pass was tried"))
+    monkeypatch.setattr(compilation, "cannot_compile", lambda: "no C++ compiler")
+    step, batch = stepper("nin")
+    for changes in ({"fourier": False}, {"compile": True}):
+        asked = dataclasses.replace(CHOSEN, **changes)
+        assert "fourier" not in compilation.accelerate(step, asked, batch, 10_000, say=silent)
+    own, batch = stepper("own_models:Small")  # a pass might draw or count in Python
+    assert "fourier" not in compilation.accelerate(own, CHOSEN, batch, 10_000, say=silent)
+
+
 def test_transforms_that_compute_something_else_are_refused(monkeypatch):
     right = fourier.conv2d
     monkeypatch.setattr(fourier, "conv2d", lambda *arguments: 1.2 * right(*arguments))
     said = []
-    evidence, step = chosen(monkeypatch, say=said.append)
+    evidence, _ = chosen(monkeypatch, say=said.append)
     assert "fourier" not in evidence and "no Fourier transforms: loss or gradient would be off by" in said[0]
 
 
@@ -213,6 +233,9 @@ def test_the_mode_passes_everything_else_through():
     with Convolutions() as mode:
         plain, strided = F.conv2d(x, weight), F.conv2d(x, weight, stride=2)
     assert torch.equal(plain, F.conv2d(x, weight)) and torch.equal(strided, F.conv2d(x, weight, stride=2))
+    layer = Layer(3, 4, (3, 3), (0, 0), (9, 9))
+    with Convolutions([layer]):
+        torch.testing.assert_close(F.conv2d(input=x, weight=weight), plain)
     assert list(mode.met) == [Layer(3, 4, (3, 3), (0, 0), (9, 9))]
     biased = {"bias": torch.ones(4), "padding": 1}
     with Convolutions([Layer(3, 4, (3, 3), (1, 1), (9, 9))]):
