@@ -28,28 +28,41 @@ def deep(model, **changes):
     return cifar_recipe(model, PRESETS["paper"], "synthetic", options="width=1", precision="fp32", **fields | changes)
 
 
-def check_trace(recipe, frame, summary) -> int:
-    """Every step's rate follows from the errors: 0.01 up to the first window below 80%, then the paper's. The end."""
+def check_trace(recipe, frame, summary) -> int | None:
+    """Every step's rate follows from the errors: 0.01 up to the first window below 80%, then the paper's. The end.
+
+    None where chance ended it in the first window or after half of the run, or no later window is bad again.
+    """
     assert frame.iteration.tolist() == list(range(1, recipe.iterations + 1))
     windows = frame.train_error.to_numpy().reshape(-1, recipe.warmup_window).mean(1)
-    ended = recipe.warmup_window * (1 + next(i for i, error in enumerate(windows) if error < 0.8))
+    good = [i for i, error in enumerate(windows) if error < 0.8]
+    ended = recipe.warmup_window * (1 + good[0]) if good else recipe.iterations
     half, three_quarters = recipe.iterations // 2, recipe.iterations * 3 // 4
-    assert recipe.warmup_window < ended < half, f"choose another seed: the warm-up ended at {ended}"
     expected = [0.01] * ended + [0.1] * (half - ended) + [0.01] * (three_quarters - half)
     expected += [0.001] * (recipe.iterations - three_quarters)
-    assert frame.lr.tolist() == pytest.approx(expected)
-    assert summary["warmup_ended_at"] == ended
-    assert max(windows[ended // recipe.warmup_window :]) >= 0.8, "choose another seed: the error never rises again"
-    return ended
+    if ended <= half:
+        assert frame.lr.tolist() == pytest.approx(expected)
+        assert summary["warmup_ended_at"] == ended
+    if recipe.warmup_window < ended < half and max(windows[ended // recipe.warmup_window :]) >= 0.8:
+        return ended
+    return None
+
+
+def whole_run(model, folder):
+    """A run whose warm-up ends within it: which seeds give one depends on the processor's last bits."""
+    for seed in range(20):
+        recipe = deep(model, seed=seed)
+        assert (recipe.warmup_lr, recipe.warmup_error, recipe.lr) == (0.01, 0.8, 0.1)
+        summary = train(recipe, folder, execution=QUIET, say=silent)
+        ended = check_trace(recipe, pd.read_csv(Run(folder, recipe).metrics_file), summary)
+        if ended:
+            return recipe, ended
+    pytest.fail("none of 20 seeds leaves the warm-up within the first half")
 
 
 @pytest.mark.parametrize("model", ["resnet110", pytest.param("resnet1202", marks=pytest.mark.long)])
 def test_the_warm_up_of_a_deep_run_is_left_once_and_survives_a_stop_within_it(tmp_path, monkeypatch, model):
-    recipe = deep(model, seed=SEEDS[model])
-    assert (recipe.warmup_lr, recipe.warmup_error, recipe.lr) == (0.01, 0.8, 0.1)
-    summary = train(recipe, tmp_path / "whole", execution=QUIET, say=silent)
-    frame = pd.read_csv(Run(tmp_path / "whole", recipe).metrics_file)
-    ended = check_trace(recipe, frame, summary)
+    recipe, ended = whole_run(model, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         stop_after(patch, ended - 1)  # in the middle of the last window of the warm-up
         train(recipe, tmp_path / "stopped", execution=QUIET, say=silent)
@@ -57,9 +70,6 @@ def test_the_warm_up_of_a_deep_run_is_left_once_and_survives_a_stop_within_it(tm
     assert sessions > 1 and summary["warmup_ended_at"] == ended
     assert rows_of(tmp_path / "stopped", recipe) == rows_of(tmp_path / "whole", recipe)
     assert weights_of(tmp_path / "stopped", recipe) == weights_of(tmp_path / "whole", recipe)
-
-
-SEEDS = {"resnet110": 2, "resnet1202": 0}
 
 
 def saved_bytes(model, x, y):
