@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import fourier
+from . import convolutions
 from .engine import Step
 from .errors import UserError, tell_once
 from .files import write_json
@@ -31,6 +31,7 @@ from .tune import LONG, MARGIN, TRIALS, Choice, cache_file, machine_key
 PAYS_AFTER = 20.0  # times as long as the compilation must the rest of the run be
 SECONDS_PER_LAYER = 2.0  # of a compilation, until one has been timed here
 ROUNDS = 4
+NAMES = {"winograd": "Winograd's algorithm", "fourier": "Fourier transform"}  # of the algorithms, in words
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def accelerate(
 ) -> dict:
     """Give a step on the processor the chosen threads and, where it pays, faster passes; what was done, as evidence.
 
-    Faster: convolutions of large kernels by way of their transforms (fourier.py), else the whole pass compiled.
+    Faster: convolutions by other algorithms than the direct sum (reslib/convolutions), and the whole pass compiled.
 
     batch: () -> (x, y) of a step. left: steps still to go; limit: seconds, at most, that this process will train.
     before: the evidence of the session that the run continues: the same threads and kind of step give the same bits.
@@ -105,61 +106,33 @@ def accelerate(
     if chosen.threads != torch.get_num_threads():
         torch.set_num_threads(chosen.threads)
     begun = time.perf_counter()
-    layers = _large_kernels(step, chosen, batch, left, limit, before, say)
-    if layers:
-        step.loss = fourier.FourierLoss(step.loss, layers)
+    algorithms = {}
+    if not unsuitable(step):
+        algorithms = convolutions.choose_layers(step, chosen, batch, left, limit, before, say)
+    if algorithms:
+        step.loss = convolutions.OtherLoss(step.loss, algorithms)
         step.convolutions = step.loss.convolutions
     compiled, why = _decide(step, chosen, batch, left, limit, before, say)
     if compiled is not None:
         step.loss, step.way = compiled, "compiled"
     evidence = {"threads": chosen.threads, "layout": chosen.layout, "compiled": compiled is not None, "why": why}
-    evidence |= {"fourier": [str(layer) for layer in layers]} if layers else {}
+    for layer, name in algorithms.items():
+        evidence.setdefault(name, []).append(str(layer))
     evidence["set_up_seconds"] = round(time.perf_counter() - begun, 2)
-    same = ("threads", "layout", "compiled", "fourier")
+    same = ("threads", "layout", "compiled", *convolutions.ALGORITHMS)
     if changed := [name for name in same if before and before.get(name) != evidence.get(name)]:
         was = ", ".join(f"{name} {before.get(name, 'none')}" for name in changed)
         say(f"note: it was begun with {was}; continued otherwise, its bits are not those of an undisturbed run")
     return evidence
 
 
-def _large_kernels(step, chosen, batch, left, limit, before, say) -> list[fourier.Layer]:
-    """The layers to convolve by way of their transforms: those of the run, else those that a trial finds faster."""
-    begun_so = bool(before and before.get("fourier"))
-    sure = bool(chosen.fourier or begun_so)
-    if (
-        chosen.fourier is False
-        or (chosen.compile and not chosen.fourier)
-        or step.precision != "fp32"
-        or unsuitable(step)
-    ):
-        return []
-    if not sure and (before or left < LONG):
-        return []
-    x, y = batch()
-    passes = Passes(step, x[: len(x) // step.parts], y[: len(y) // step.parts])
-    count, layers = len(passes.x), fourier.layers_met(passes)
-    if begun_so:
-        return [layer for layer in layers if str(layer) in before["fourier"]]
-    layers = [layer for layer in layers if layer.promising(count)]
-    if layers and not sure:
-        if limit is not None and limit < PAYS_AFTER * passes.seconds(step.loss):
-            return []
-        layers = [layer for layer in layers if fourier.wins(layer, count, step.layout)]
-    if layers:
-        mine, theirs = passes.run(step.loss), passes.run(fourier.FourierLoss(step.loss, layers))
-        if not sound(passes, mine, theirs):
-            say(f"no Fourier transforms: loss or gradient would be off by {100 * difference(mine, theirs):.1f}%")
-            return []
-    return layers
-
-
 def describe(precision: str, evidence: dict) -> str:
     """The evidence in one line for the user."""
     threads = f"{evidence['threads']} thread{'s' * (evidence['threads'] > 1)}"
     way = "compiled" if evidence["compiled"] else "not compiled"
-    count = len(evidence.get("fourier", []))
-    large = f", {count} convolution{'s' * (count > 1)} by Fourier transform" if count else ""
-    return f"{precision}, {evidence['layout']}, {threads}{large}, {way} ({evidence['why']})"
+    counts = {name: len(evidence.get(key, ())) for key, name in NAMES.items()}
+    other = "".join(f", {n} kind{'s' * (n > 1)} of convolution by {name}" for name, n in counts.items() if n)
+    return f"{precision}, {evidence['layout']}, {threads}{other}, {way} ({evidence['why']})"
 
 
 def _decide(step, chosen, batch, left, limit, before, say) -> tuple[CompiledLoss | None, str]:
@@ -169,7 +142,7 @@ def _decide(step, chosen, batch, left, limit, before, say) -> tuple[CompiledLoss
         return None, reasons.get(chosen.origin, "as asked for")
     if reason := unsuitable(step):
         return None, reason
-    if isinstance(step.loss, fourier.FourierLoss):
+    if "fourier" in getattr(step.loss, "algorithms", {}).values():
         return None, "large kernels transformed instead"
     if chosen.compile is None and before is not None and not before["compiled"]:
         return None, "as the run was begun"
@@ -253,7 +226,9 @@ def network_key(step: Step, x, chosen: Choice) -> str:
     """What a trial is remembered under: network, shape of a batch, precision, layout and threads."""
     r = step.recipe
     shape = "x".join(map(str, x.shape))
-    return f"{r.model} {r.options} {r.shortcut} | {shape} | {step.precision} {chosen.layout} {chosen.threads} threads"
+    other = "".join(f" | {layer} by {name}" for layer, name in getattr(step.loss, "algorithms", {}).items())
+    key = f"{r.model} {r.options} {r.shortcut} | {shape} | {step.precision} {chosen.layout} {chosen.threads} threads"
+    return key + other
 
 
 def trials_file() -> Path:

@@ -20,7 +20,7 @@ from .numerics import resolve_device, resolve_precision
 from .provenance import environment, now
 from .recipe import Recipe
 from .runs import Run
-from .tune import LAYOUTS, choice_for, keep_memory
+from .tune import EAGER, LAYOUTS, choice_for, keep_memory
 from .window import Window
 
 
@@ -134,7 +134,7 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
     step.layout = LAYOUTS[layout]
     job = Job(run, preset, group, device, source, batches, model, optimizer, step, window, state, costs, rows, sessions)
     if chosen:
-        chosen = dataclasses.replace(chosen, compile=False, fourier=False) if execution.eager else chosen
+        chosen = dataclasses.replace(chosen, **EAGER) if execution.eager else chosen
         job.speed = compilation.accelerate(
             step,
             chosen,

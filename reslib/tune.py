@@ -3,7 +3,7 @@
 A processor may advertise bf16 and run it at half the fp32 rate, so the candidates train a small net for a few seconds
 and the fastest are kept in a file of the user's cache, keyed by processor, cores and torch version. To choose oneself:
 RESLIB_TUNE="precision=fp32,layout=channels-last,threads=2,compile=false" (any of them); RESLIB_TUNE="measure" measures
-anew. Compilation, and transforms for large kernels, are tried on the network itself (compilation.py).
+anew. Compilation (compilation.py) and other algorithms of convolution (convolutions/) are tried on the network itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ PRECISIONS = ("fp32", "bf16")
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
 TRIALS = "compile.json"  # beside the cache: which networks are faster compiled
 LONG = 500  # iterations from which a run is worth measuring for
-FIELDS = ("precision", "layout", "threads", "compile", "fourier")  # of RESLIB_TUNE
+EAGER = {"compile": False, "fourier": False, "winograd": False}  # of a choice: nothing but the usual passes
+FIELDS = ("precision", "layout", "threads", *EAGER)  # of RESLIB_TUNE
 MAX_THREADS = 1024  # far more than help; a request for very many of them ends the process without a word
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 DEFAULT_THREADS = torch.get_num_threads()  # before anything here asks for another number
@@ -47,6 +48,7 @@ class Choice:
     layout: str = "channels-last"
     compile: bool | None = None  # None: tried on every network whose run is long enough
     fourier: bool | None = None  # large convolutions by their transforms; None: where a trial finds that faster
+    winograd: bool | None = None  # 3x3 convolutions by minimal filtering; None: as above
     seconds: dict = dataclasses.field(default_factory=dict)
     origin: str = "measured"  # "measured", "cached", "given" or "default"
     pinned: bool = False  # the threads were asked for: they stand above those that a run was begun with
@@ -96,7 +98,7 @@ def choice_for(iterations: int, deterministic: bool = False, threads: int | None
     given = _given()
     given.pop("measure", None)
     if deterministic or iterations < LONG:
-        chosen = Choice("", torch.get_num_threads(), compile=False, fourier=False, origin="default")
+        chosen = Choice("", torch.get_num_threads(), **EAGER, origin="default")
         given.pop("precision", None)
         chosen = dataclasses.replace(chosen, **given, **({"origin": "given"} if given else {}))
     else:
@@ -203,7 +205,7 @@ def _given() -> dict:
             choose(f"RESLIB_TUNE {name}", value, PRECISIONS if name == "precision" else LAYOUTS)
         elif name == "threads" and (type(value) is not int or not 1 <= value <= MAX_THREADS):
             raise UserError(f"RESLIB_TUNE threads {shown(value)} is out of range: allowed is 1 to {MAX_THREADS}")
-        elif name in ("compile", "fourier") and type(value) is not bool:
+        elif name in EAGER and type(value) is not bool:
             raise UserError(f"RESLIB_TUNE {name} {shown(value)} is unknown: allowed are true, false")
     return values
 

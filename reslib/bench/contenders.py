@@ -48,11 +48,11 @@ class Reslib:
         self.name, self.recipe, self.device, self.batch = way, recipe, device, recipe.batch_size
         fixed, cpu = way in ("fp32", "bf16"), device.type == "cpu"
         self.precision = way if fixed else resolve_precision("auto", device)
-        chosen = tune.Choice(self.precision, torch.get_num_threads(), compile=False, fourier=False, origin="fixed")
+        chosen = tune.Choice(self.precision, torch.get_num_threads(), **tune.EAGER, origin="fixed")
         if cpu and not fixed:
             chosen = tune.choice()
-            compiled = {"fast": chosen.compile, "compiled": True}.get(way, False)
-            chosen = dataclasses.replace(chosen, compile=compiled, fourier=chosen.fourier if way == "fast" else False)
+            if way != "fast":
+                chosen = dataclasses.replace(chosen, **tune.EAGER | {"compile": way == "compiled"})
             chosen = dataclasses.replace(chosen, layout="contiguous") if way == "contiguous" else chosen
         self.threads = threads or chosen.threads
         chosen, layout = dataclasses.replace(chosen, threads=self.threads), tune.LAYOUTS[chosen.layout]

@@ -1,0 +1,126 @@
+"""Which convolutions of a network are computed by another algorithm than the direct sum: tried here, layer by layer."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..passes import Passes, difference, sound
+from ..tune import LONG, Choice
+from . import fourier, winograd
+from .layers import Layer, channels_last, layer_of
+
+ALGORITHMS = {"winograd": winograd, "fourier": fourier}
+MARGIN = 1.1  # times faster another algorithm must be on a layer alone
+ROUNDS = 3
+TRIAL = 20  # passes, in the time of which the trials must fit well
+
+
+class Convolutions(TorchFunctionMode):
+    """While active, calls of `conv2d` for these layers go by their algorithm; `met` lists all layers called.
+
+    algorithms: Layer -> a name of ALGORITHMS.
+    """
+
+    def __init__(self, algorithms=()):
+        super().__init__()
+        self.algorithms, self.met = dict(algorithms), {}
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        if function is F.conv2d and (layer := layer_of(*arguments, **options)):
+            self.met[layer] = None
+            if layer in self.algorithms:
+                return convolve(self.algorithms[layer], layer, *arguments, **options)
+        return function(*arguments, **options)
+
+
+def convolve(algorithm: str, layer: Layer, input, weight, bias=None, *others, **named):
+    """What `torch.conv2d` gives for a call with this layer's shapes, by an algorithm of ALGORITHMS."""
+    y = ALGORITHMS[algorithm].conv2d(input, weight, bias, layer)
+    # in the order of the direct sum's output: dropout draws its numbers in the order of the memory
+    return y.contiguous(memory_format=torch.channels_last if channels_last(input) else torch.contiguous_format)
+
+
+class OtherLoss(nn.Module):
+    """`loss(x, y, progress)` with some convolutions by their algorithm."""
+
+    def __init__(self, loss: nn.Module, algorithms):
+        super().__init__()
+        self.loss, self.algorithms = loss, dict(algorithms)
+
+    def forward(self, x, y, progress):
+        with self.convolutions():
+            return self.loss(x, y, progress)
+
+    def convolutions(self) -> Convolutions:
+        """A context in which the model computes as here."""
+        return Convolutions(self.algorithms)
+
+
+def layers_met(passes: Passes) -> list[Layer]:
+    """The convolutions of stride 1 in one pass of a network, in the order of their first call."""
+    with Convolutions() as mode:
+        passes.run(passes.step.loss)
+    return list(mode.met)
+
+
+def choose_layers(step, chosen: Choice, batch, left: int, limit=None, before=None, say=print) -> dict[Layer, str]:
+    """Layer -> algorithm: those of the run that is continued, else those that a trial finds faster.
+
+    The arguments are those of compilation.accelerate. Loss and gradient of the whole pass are compared before any is
+    used; no trial for a run that is short, nor for one that was begun without.
+    """
+    sure = {name for name in ALGORITHMS if getattr(chosen, name) or (before and before.get(name))}
+    tried = {name for name in ALGORITHMS if getattr(chosen, name) is not False}
+    if chosen.compile and not chosen.fourier:
+        tried.discard("fourier")  # its many small operations would take minutes to compile
+    if before or left < LONG:
+        tried &= sure
+    if not tried or step.precision != "fp32":
+        return {}
+    x, y = batch()
+    passes = Passes(step, x[: len(x) // step.parts], y[: len(y) // step.parts])
+    count, met, found = len(passes.x), layers_met(passes), {}
+    for name in (name for name in ALGORITHMS if name in tried):
+        if before and before.get(name):
+            layers = [layer for layer in met if str(layer) in before[name]]
+        else:
+            layers = [layer for layer in met if ALGORITHMS[name].promising(layer, count)]
+            if layers and name not in sure:
+                if limit is not None and limit < TRIAL * passes.seconds(step.loss):
+                    continue
+                layers = [layer for layer in layers if wins(name, layer, count, step.layout)]
+        found |= {layer: name for layer in layers if layer not in found}
+    if found:
+        mine, theirs = passes.run(step.loss), passes.run(OtherLoss(step.loss, found))
+        if not sound(passes, mine, theirs):
+            off = f"loss or gradient would be off by {100 * difference(mine, theirs):.1f}%"
+            say(f"convolutions by direct sums: by {' and '.join(sorted(set(found.values())))} {off}")
+            return {}
+    return found
+
+
+def wins(algorithm: str, layer: Layer, batch: int, layout, clock=time.perf_counter) -> bool:
+    """Whether a layer alone is faster so on random maps, forward and backward: the best of turns of both ways."""
+    drawn = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, layer.inputs, *layer.size, generator=drawn).contiguous(memory_format=layout)
+    weight = torch.randn(layer.outputs, layer.inputs, *layer.kernel, generator=drawn).contiguous(memory_format=layout)
+    ways = {
+        "direct": lambda: F.conv2d(x, weight, padding=layer.padding),
+        "other": lambda: convolve(algorithm, layer, x, weight),
+    }
+    taken = {way: [] for way in ways}
+    for tensor in (x, weight):
+        tensor.requires_grad_()
+    for _ in range(ROUNDS):
+        for way, call in ways.items():
+            begun = clock()
+            call().square().sum().backward()
+            taken[way].append(clock() - begun)
+            x.grad = weight.grad = None
+    return min(taken["other"]) * MARGIN < min(taken["direct"])

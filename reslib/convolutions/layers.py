@@ -1,0 +1,50 @@
+"""The shapes of a convolution of stride 1: what decides which algorithm computes it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Shapes of a convolution of stride 1: channels in and out, rows and columns of kernel, padding and map."""
+
+    inputs: int
+    outputs: int
+    kernel: tuple[int, int]
+    padding: tuple[int, int]
+    size: tuple[int, int]
+
+    def __str__(self) -> str:
+        (rows, columns), (top, left), (height, width) = self.kernel, self.padding, self.size
+        return f"{rows}x{columns} {self.inputs} to {self.outputs}, padding {top} {left}, on {height}x{width}"
+
+    @property
+    def result(self) -> tuple[int, int]:
+        """Rows and columns of the output."""
+        return tuple(
+            size + 2 * pad - kernel + 1 for size, pad, kernel in zip(self.size, self.padding, self.kernel, strict=True)
+        )
+
+    def direct(self, batch: int) -> int:
+        """Multiply-adds of the sums over the kernel."""
+        return batch * math.prod(self.result) * math.prod(self.kernel) * self.inputs * self.outputs
+
+
+def layer_of(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Layer | None:
+    """The layer of a call of `torch.conv2d`; None where it is none of stride 1 in single or double precision."""
+    x = input
+    plain = all(value in (1, (1, 1), [1, 1]) for value in (stride, dilation, groups))
+    if not plain or isinstance(padding, str) or x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):
+        return None
+    padding = (padding,) if isinstance(padding, int) else tuple(padding)
+    padding = padding * 2 if len(padding) == 1 else padding
+    return Layer(weight.shape[1], weight.shape[0], tuple(weight.shape[2:]), padding, tuple(x.shape[2:]))
+
+
+def channels_last(x: torch.Tensor) -> bool:
+    """Whether maps lie in memory with their channels last."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

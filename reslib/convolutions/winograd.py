@@ -1,0 +1,183 @@
+"""3x3 convolutions with a quarter of the multiply-adds: Winograd's minimal filtering, on a processor.
+
+Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv:1509.09308, 2015). PyTorch's own
+convolutions on a processor are direct sums, already at about the rate of a large matrix product: only fewer
+multiply-adds are faster. What lies between the steps must stay in the core's cache, which tensor operations cannot do,
+so the loops are C++ (winograd.cpp), compiled once per machine by the compiler that torch.compile needs as well.
+Results are the direct sum's up to rounding (about twice its error in fp32).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import whole_file
+from ..tune import cache_file, machine_key
+from .layers import Layer
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+COMPILERS = ("g++", "clang++")
+PATIENCE = 120.0  # seconds for a compiler
+
+
+def promising(layer: Layer, batch: int) -> bool:
+    """Whether this algorithm can compute a layer, and a trial is worth its time."""
+    same = layer.padding[0] == layer.padding[1] <= 2
+    possible = layer.kernel == (3, 3) and same and min(layer.result) > 0 and batch > 0
+    if not possible or layer.inputs % 4 or layer.outputs % 4 or unavailable():
+        return False
+    lanes = _library().lanes()
+    return layer.inputs % lanes == layer.outputs % lanes == 0
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer) -> Tensor:
+    """What `torch.conv2d` of stride 1 gives for a layer: (N, C, H, W) -> (N, K, H', W'), channels last."""
+    y = _convolve(x, weight, layer.padding[0])
+    return y if bias is None else y + bias[:, None, None]
+
+
+# --- As operators of PyTorch ------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("reslib::winograd", mutates_args=(), device_types="cpu")
+def _convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    """(N, C, H, W), (K, C, 3, 3) -> (N, K, H + 2 padding - 2, W + 2 padding - 2), fp32."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = _empty_result(x, weight, padding)
+    kernels = _spread(weight) @ weight.permute(2, 3, 1, 0).reshape(9, -1)  # (36, C K)
+    _call("convolve", x, kernels, y, x, len(weight), padding)
+    return y
+
+
+@torch.library.custom_op("reslib::winograd_kernel_gradient", mutates_args=(), device_types="cpu")
+def _kernel_gradient(x: Tensor, slopes: Tensor, padding: int) -> Tensor:
+    """The gradient (K, C, 3, 3) of a kernel, from the inputs (N, C, H, W) and the gradient of the outputs."""
+    x, slopes = (t.contiguous(memory_format=torch.channels_last) for t in (x, slopes))
+    pair = x.shape[1], slopes.shape[1]
+    kernels = x.new_empty(36, pair[0] * pair[1])
+    _call("kernel_gradient", x, slopes, kernels, x, pair[1], padding)
+    gradient = (_spread(x).T @ kernels).view(3, 3, *pair).permute(3, 2, 0, 1)
+    return gradient.contiguous(memory_format=torch.channels_last)
+
+
+@_convolve.register_fake
+def _empty_result(x, weight, padding):
+    height, width = (side + 2 * padding - 2 for side in x.shape[2:])
+    shape = len(x), len(weight), height, width
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+@_kernel_gradient.register_fake
+def _(x, slopes, padding):
+    shape = slopes.shape[1], x.shape[1], 3, 3
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _remember(ctx, inputs, output):
+    x, weight, ctx.padding = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _gradients(ctx, slopes):
+    x, weight = ctx.saved_tensors
+    of_x = of_weight = None
+    if ctx.needs_input_grad[0]:  # the full correlation with the turned kernel
+        of_x = _convolve(slopes, weight.flip(2, 3).transpose(0, 1), 2 - ctx.padding)
+    if ctx.needs_input_grad[1]:
+        of_weight = _kernel_gradient(x, slopes, ctx.padding)
+    return of_x, of_weight, None
+
+
+_convolve.register_autograd(_gradients, setup_context=_remember)
+
+
+def _spread(like: Tensor) -> Tensor:
+    """(36, 9): from a kernel's nine weights to the 36 values it is multiplied by, in winograd.cpp's order."""
+    return _kernel_transform().to(like.dtype)
+
+
+@functools.cache
+@torch.inference_mode(False)  # whoever asks first, it shall serve the backward pass too
+def _kernel_transform() -> Tensor:
+    """Interpolation at 0, +-A, +-B, infinity: powers of the point over the product of its distances to the others."""
+    points = [0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)]
+    values = torch.tensor(points, dtype=torch.float64)
+    distances = (values[:, None] - values).fill_diagonal_(1).prod(1)
+    rows = values[:, None] ** torch.arange(3) / distances[:, None]
+    rows = torch.cat([rows, torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)])  # (6, 3)
+    return torch.kron(rows, rows).float()
+
+
+def _call(function: str, first: Tensor, second: Tensor, third: Tensor, x: Tensor, outputs: int, padding: int) -> None:
+    """Run a function of winograd.cpp on three arrays, for inputs x and this many channels of the output."""
+    if x.dtype != torch.float32:
+        raise TypeError(f"Winograd's convolution is for torch.float32, not {x.dtype}")
+    batch, channels, height, width = x.shape
+    sizes = batch, height, width, channels, outputs, padding, torch.get_num_threads()
+    arrays = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (first, second, third))
+    if getattr(_library(), function)(*arrays, *sizes):
+        raise MemoryError("no memory for the tiles of a convolution")
+
+
+# --- The compiled loops -----------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def unavailable() -> str:
+    """Why the loops cannot run on this machine; empty if they can."""
+    try:
+        _library()
+    except (UserError, OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The loops for this machine."""
+    return build()
+
+
+def build(*options: str) -> ctypes.CDLL:
+    """The compiled loops: from the user's cache, else made now (about 3 s). Raises UserError where none can be made.
+
+    options: for the compiler, besides those for the fastest code on this processor.
+    """
+    asked = os.environ.get("CXX")
+    compiler = next((path for name in ([asked] if asked else COMPILERS) if (path := shutil.which(name))), None)
+    if compiler is None:
+        raise UserError(f"no C++ compiler ({asked or ', '.join(COMPILERS)}) is installed")
+    native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
+    command = [compiler, "-std=c++17", "-O3", native, "-Wno-psabi", "-shared", "-fPIC", *options]
+    what = "\n".join([SOURCE.read_text(), *command, machine_key()])
+    path = cache_file().with_name(f"winograd-{hashlib.sha256(what.encode()).hexdigest()[:16]}.so")
+    with contextlib.suppress(OSError):  # none there, or a damaged one
+        return ctypes.CDLL(str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "winograd.so"
+        for openmp in (["-fopenmp"], []):  # without it one thread computes
+            done = subprocess.run(
+                [*command, *openmp, str(SOURCE), "-o", str(made)], capture_output=True, text=True, timeout=PATIENCE
+            )
+            if done.returncode == 0:
+                break
+        else:
+            raise UserError(f"{compiler}: {(done.stderr.strip().splitlines() or ['failed'])[0]}")
+        with contextlib.suppress(UserError):  # a cache that cannot be written: made anew by every process
+            with whole_file(path, "wb") as file:
+                file.write(made.read_bytes())
+            made = path
+        return ctypes.CDLL(str(made))

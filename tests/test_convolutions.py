@@ -1,0 +1,194 @@
+"""Which algorithm computes a convolution: chosen by trial, kept in the record, and nothing but speed depends on it."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from convolving import by, directly, stepper
+from training import rows_of, silent, tiny, train_in_pieces, weights_of
+
+from reslib import compilation, tune
+from reslib.convolutions import Convolutions, Layer, OtherLoss, choose, fourier, layer_of, layers_met, winograd, wins
+from reslib.errors import UserError
+from reslib.job import Execution
+from reslib.passes import Passes, difference
+from reslib.train import train
+
+CHOSEN = tune.Choice("fp32", 1, compile=False)
+needs_compiler = pytest.mark.skipif(bool(winograd.unavailable()), reason="no C++ compiler for Winograd's loops")
+NEEDS_COMPILER = pytest.param("winograd", marks=needs_compiler)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("RESLIB_TUNE", raising=False)
+
+
+@pytest.mark.parametrize("algorithm", ["fourier", NEEDS_COMPILER])
+@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
+def test_the_output_lies_in_memory_as_that_of_the_direct_sum(algorithm, form):
+    """Dropout draws its numbers in the order of the memory."""
+    layer = Layer(16, 32, (3, 3), (1, 1), (8, 8))
+    mine, theirs = by(algorithm, layer, torch.float32, form=form), directly(layer, torch.float32, form=form)
+    assert mine[0].stride() == theirs[0].stride()
+
+
+def test_which_calls_are_layers():
+    x, weight = torch.zeros(2, 4, 9, 9), torch.zeros(8, 4, 5, 5)
+    layer = Layer(4, 8, (5, 5), (2, 2), (9, 9))
+    assert layer_of(x, weight, None, 1, 2) == layer_of(x, weight, padding=(2, 2), stride=[1, 1]) == layer
+    assert layer_of(input=x, weight=weight, padding=(2,)) == layer
+    for other in ({"stride": 2}, {"dilation": (2, 2)}, {"groups": 2}, {"padding": "same"}):
+        assert layer_of(x, weight, **other) is None
+    assert layer_of(x.bfloat16(), weight.bfloat16()) is None and layer_of(x[0], weight) is None
+    assert str(layer) == "5x5 4 to 8, padding 2 2, on 9x9"
+
+
+def ticking(*seconds):
+    """A clock on which the trial's turns take these seconds, over and over."""
+    turns, now = itertools.cycle(seconds), [0.0]
+
+    def clock():
+        clock.calls += 1
+        if clock.calls % 2 == 0:
+            now[0] += next(turns)
+        return now[0]
+
+    clock.calls = 0
+    return clock
+
+
+def test_the_faster_way_is_measured():
+    layer = Layer(2, 2, (5, 5), (2, 2), (6, 6))
+    assert wins("fourier", layer, 2, torch.channels_last, ticking(1.0, 0.5))
+    assert not wins("fourier", layer, 2, torch.channels_last, ticking(1.0, 0.95))  # within the margin
+    assert not wins("fourier", layer, 2, torch.channels_last, ticking(1.0, 2.0))
+
+
+# --- In training ------------------------------------------------------------------------------------------------------
+
+
+def test_maxout_computes_the_same_loss_and_gradient():
+    step, batch = stepper("maxout")
+    passes = Passes(step, *batch())
+    layers = [layer for layer in layers_met(passes) if fourier.promising(layer, 128)]
+    mine = passes.run(step.loss)
+    theirs = passes.run(OtherLoss(step.loss, dict.fromkeys(layers, "fourier")))
+    assert len(layers) == 2 and difference(mine, theirs) < 1e-4  # dropout's masks are the same
+
+
+@needs_compiler
+@pytest.mark.parametrize("compiled", [False, True])
+def test_resnets_compute_the_same_loss_and_gradient(compiled):
+    step, batch = stepper("resnet8" if compiled else "resnet20", 8)
+    passes = Passes(step, *batch())
+    layers = [layer for layer in layers_met(passes) if winograd.promising(layer, 8)]
+    assert [(layer.inputs, layer.outputs) for layer in layers] == [(16, 16), (32, 32), (64, 64)]
+    loss = OtherLoss(step.loss, dict.fromkeys(layers, "winograd"))
+    theirs = passes.run(compilation.CompiledLoss(loss, pytest.fail) if compiled else loss)
+    mine, exact = passes.run(step.loss), passes.exact()
+    assert difference(exact, theirs) < 1.5 * difference(exact, mine)
+
+
+def chosen(monkeypatch, model="nin", size=16, answer=True, **options):
+    """The evidence of a trial whose every layer is as fast as the test says."""
+    monkeypatch.setattr(choose, "wins", lambda algorithm, *others: answer and algorithm == "fourier")
+    step, batch = stepper(model, size)
+    return compilation.accelerate(step, CHOSEN, batch, **{"left": 10_000, "say": silent} | options), step
+
+
+def test_layers_are_chosen_by_trial_and_kept_in_the_record(monkeypatch):
+    evidence, step = chosen(monkeypatch)
+    name = "5x5 96 to 192, padding 2 2, on 16x16"
+    assert evidence["fourier"] == [name] and isinstance(step.loss, OtherLoss)
+    assert ", 1 kind of convolution by Fourier transform, not compiled" in compilation.describe("fp32", evidence)
+    with step.convolutions() as active:
+        assert {str(layer): way for layer, way in active.algorithms.items()} == {name: "fourier"}
+    assert "fourier" not in chosen(monkeypatch, answer=False)[0]
+    assert "fourier" not in chosen(monkeypatch, left=100)[0]  # too short
+    assert "fourier" not in chosen(monkeypatch, limit=0.001)[0]
+    as_begun = {"threads": 1, "layout": "channels-last", "compiled": False}
+    assert "fourier" not in chosen(monkeypatch, before=as_begun)[0]
+    assert chosen(monkeypatch, before=as_begun | {"fourier": [name]}, answer=False, left=3)[0]["fourier"] == [name]
+
+
+def test_when_nothing_is_tried(monkeypatch):
+    monkeypatch.setattr(choose, "layers_met", lambda passes: pytest.fail("a pass was tried"))
+    monkeypatch.setattr(compilation, "cannot_compile", lambda: "no C++ compiler")
+    step, batch = stepper("nin")
+    for changes in ({"fourier": False}, {"compile": True}):
+        asked = dataclasses.replace(CHOSEN, winograd=False, **changes)
+        assert "fourier" not in compilation.accelerate(step, asked, batch, 10_000, say=silent)
+    step.precision = "bf16"
+    assert "winograd" not in compilation.accelerate(step, CHOSEN, batch, 10_000, say=silent)
+    own, batch = stepper("own_models:Small")  # a pass might draw or count in Python
+    assert "fourier" not in compilation.accelerate(own, CHOSEN, batch, 10_000, say=silent)
+
+
+def test_algorithms_that_compute_something_else_are_refused(monkeypatch):
+    right = fourier.conv2d
+    monkeypatch.setattr(fourier, "conv2d", lambda *arguments: 1.2 * right(*arguments))
+    said = []
+    evidence, _ = chosen(monkeypatch, say=said.append)
+    assert (
+        "fourier" not in evidence
+        and "convolutions by direct sums: by fourier loss or gradient would be off by" in said[0]
+    )
+
+
+def test_the_environment_decides(monkeypatch):
+    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1,fourier=false")
+    assert tune.choice_for(64_000).fourier is False
+    assert tune.choice_for(64_000, deterministic=True).fourier is False
+    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1")
+    assert tune.choice_for(64_000).fourier is None and tune.choice_for(64_000, deterministic=True).fourier is False
+    for field in ("fourier", "winograd"):
+        monkeypatch.setenv("RESLIB_TUNE", f"{field}=always")
+        with pytest.raises(UserError, match=f"RESLIB_TUNE {field} 'always' is unknown: allowed are true, false"):
+            tune.check_environment()
+
+
+RESUMED = {
+    "fourier": ("own_models:Wide", "7x7 8 to 8, padding 3 3, on 8x8"),
+    "winograd": ("resnet8", "3x3 16 to 16, padding 1 1, on 32x32"),
+}
+
+
+@pytest.mark.parametrize("algorithm", ["fourier", NEEDS_COMPILER])
+def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch, algorithm):
+    monkeypatch.setenv("RESLIB_TUNE", f"precision=fp32,threads=1,compile=false,{algorithm}=true")
+    monkeypatch.setattr(fourier, "SAVING", 1)
+    module, calls = choose.ALGORITHMS[algorithm], []
+    right = module.conv2d
+    monkeypatch.setattr(module, "conv2d", lambda *arguments: calls.append(arguments[0].shape[0]) or right(*arguments))
+    model, layer = RESUMED[algorithm]
+    recipe = tiny(model=model)
+    execution = Execution(device="cpu")
+    whole = train(recipe, tmp_path / "whole", execution=execution, say=silent)
+    assert whole["sessions"][0]["speed"][algorithm][0] == layer
+    assert calls.count(recipe.batch_size) >= recipe.iterations and max(calls) > recipe.batch_size  # evaluation as well
+    pieces, sessions = train_in_pieces(monkeypatch, recipe, tmp_path / "pieces", 5, execution)
+    assert sessions > 1
+    assert weights_of(tmp_path / "pieces", recipe) == weights_of(tmp_path / "whole", recipe)
+    assert rows_of(tmp_path / "pieces", recipe) == rows_of(tmp_path / "whole", recipe)
+    monkeypatch.setenv("RESLIB_TUNE", f"precision=fp32,threads=1,compile=false,{algorithm}=false")
+    direct = train(recipe, tmp_path / "direct", execution=execution, say=silent)
+    assert algorithm not in direct["sessions"][0]["speed"]
+    assert direct["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-3)
+
+
+def test_the_mode_passes_everything_else_through():
+    x, weight = torch.randn(2, 3, 9, 9), torch.randn(4, 3, 3, 3)
+    with Convolutions() as mode:
+        plain, strided = F.conv2d(x, weight), F.conv2d(x, weight, stride=2)
+    assert torch.equal(plain, F.conv2d(x, weight)) and torch.equal(strided, F.conv2d(x, weight, stride=2))
+    layer = Layer(3, 4, (3, 3), (0, 0), (9, 9))
+    with Convolutions({layer: "fourier"}):
+        torch.testing.assert_close(F.conv2d(input=x, weight=weight), plain)
+    assert list(mode.met) == [Layer(3, 4, (3, 3), (0, 0), (9, 9))]
+    biased = {"bias": torch.ones(4), "padding": 1}
+    with Convolutions({Layer(3, 4, (3, 3), (1, 1), (9, 9)): "fourier"}):
+        torch.testing.assert_close(F.conv2d(x, weight, **biased), F.conv2d(x, weight, torch.ones(4), padding=1))

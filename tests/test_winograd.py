@@ -1,0 +1,149 @@
+"""3x3 convolutions by minimal filtering: the numbers of the direct sums, on any processor, by any number of threads."""
+
+import functools
+
+import pytest
+import torch
+from convolving import by, errors
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from reslib.convolutions import Layer, winograd
+from reslib.errors import UserError
+
+needs_compiler = pytest.mark.skipif(bool(winograd.unavailable()), reason=winograd.unavailable())
+LANES = (4, 8, 16)  # floats in a register of SSE and Neon, AVX, AVX-512; compilers split what the processor lacks
+
+
+@functools.cache
+def loops(lanes, *options):
+    return winograd.build(f"-DLANES={lanes}", *options)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+sides, channels = st.integers(1, 11), st.integers(1, 3)
+
+
+@needs_compiler
+@pytest.mark.parametrize("lanes", LANES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_output_and_gradients_are_those_of_the_direct_sums(lanes, data):
+    """Maps of any size, parts of tiles at their edges, all paddings, more images than a block of tiles holds."""
+    inputs, outputs = (lanes * data.draw(channels) for _ in range(2))
+    padding, batch = data.draw(st.integers(0, 2)), data.draw(st.integers(1, 9))
+    layer = Layer(inputs, outputs, (3, 3), (padding, padding), (data.draw(sides), data.draw(sides)))
+    assume(min(layer.result) > 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "_library", lambda: loops(lanes))
+        assert winograd.promising(layer, batch)
+        for off, usual in errors("winograd", layer, batch=batch):
+            assert off < max(6 * usual, 3e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("layer", ["16 32", "32 16", "64 8"])
+def test_rounding_on_the_layers_of_resnet20(layer):
+    """In output and gradient of the input about twice the direct sums' error; other points give four times."""
+    width, side = map(int, layer.split())
+    output, of_input, of_kernel, _ = errors("winograd", Layer(width, width, (3, 3), (1, 1), (side, side)), batch=16)
+    assert output[0] < 3 * output[1] and of_input[0] < 3 * of_input[1] and of_kernel[0] < 3 * of_kernel[1]
+
+
+@needs_compiler
+def test_the_number_of_threads(threads):
+    """The same bits forward; and always the same bits for the same number of threads."""
+    layer = Layer(16, 32, (3, 3), (1, 1), (13, 9))
+    results = {}
+    for count in (1, 3, 3, 1):
+        threads(count)
+        result = by("winograd", layer, torch.float32, batch=40)
+        for mine, before in zip(result, results.setdefault(count, result), strict=True):
+            assert torch.equal(mine, before)
+    one, three = results[1], results[3]
+    assert torch.equal(one[0], three[0]) and torch.equal(one[1], three[1])
+    assert (one[2] - three[2]).norm() < 1e-5 * one[2].norm()
+
+
+@needs_compiler
+def test_without_openmp_one_thread_computes(threads, monkeypatch):
+    threads(2)
+    monkeypatch.setattr(winograd, "_library", lambda: loops(8, "-fno-openmp"))
+    for off, usual in errors("winograd", Layer(16, 16, (3, 3), (1, 1), (8, 8)), batch=8):
+        assert off < max(6 * usual, 3e-6)
+
+
+@needs_compiler
+def test_they_are_operators_that_pytorch_can_trace():
+    x = torch.randn(2, 16, 6, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(32, 16, 3, 3).requires_grad_()
+    slopes = torch.randn(2, 32, 6, 5).contiguous(memory_format=torch.channels_last)
+    torch.library.opcheck(winograd._convolve, (x, weight, 1))
+    torch.library.opcheck(winograd._kernel_gradient, (x.detach(), slopes, 1))
+
+
+@needs_compiler
+def test_what_is_left_to_the_direct_sums():
+    layer = Layer(16, 16, (3, 3), (1, 1), (8, 8))
+    assert winograd.promising(layer, 2)
+    shapes = (layer.__dict__ | {"kernel": (5, 5)}, layer.__dict__ | {"padding": (1, 0)}, layer.__dict__ | {"inputs": 3})
+    assert not any(winograd.promising(Layer(**shape), 2) for shape in shapes)
+    assert not winograd.promising(Layer(16, 16, (3, 3), (0, 0), (2, 2)), 2)  # nothing comes out
+    with pytest.raises(TypeError, match="Winograd's convolution is for torch.float32, not torch.float64"):
+        by("winograd", layer)
+
+
+# --- Making the loops -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    for function in (winograd.unavailable, winograd._library):
+        monkeypatch.setattr(winograd, function.__name__, functools.cache(function.__wrapped__))
+    return tmp_path / "cache"
+
+
+def test_without_a_compiler_sums_are_direct(fresh, monkeypatch):
+    monkeypatch.setenv("PATH", str(fresh))
+    layer = Layer(16, 16, (3, 3), (1, 1), (8, 8))
+    assert winograd.unavailable() == "no C++ compiler (g++, clang++) is installed"
+    assert not winograd.promising(layer, 2)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"no C\+\+ compiler \(no-such-compiler\)"):
+        winograd.build()
+
+
+def test_a_compiler_that_fails_is_quoted(fresh, monkeypatch):
+    fresh.mkdir()
+    broken = fresh / "broken"
+    broken.write_text("#!/bin/sh\necho 'disk of the compiler is full' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert "disk of the compiler is full" in winograd.unavailable()
+
+
+@needs_compiler
+def test_they_are_made_once_and_again_when_damaged(fresh, monkeypatch):
+    built = winograd.build()
+    (library,) = fresh.glob("winograd-*.so")
+    first = library.stat().st_mtime_ns
+    assert winograd.build().lanes() == built.lanes() in LANES and library.stat().st_mtime_ns == first
+    damaged = fresh.with_name("other") / library.name
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"damaged")
+    monkeypatch.setenv("RESLIB_CACHE", str(damaged.parent))
+    assert winograd.build().lanes() == built.lanes() and damaged.stat().st_size > 1000
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written(fresh, monkeypatch):
+    fresh.write_text("a file where the folder should be")
+    assert winograd.build().lanes() in LANES
