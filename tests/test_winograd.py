@@ -96,7 +96,12 @@ def test_what_is_left_to_the_direct_sums():
     assert not any(winograd.promising(Layer(**shape), 2) for shape in shapes)
     assert not winograd.promising(Layer(16, 16, (3, 3), (0, 0), (2, 2)), 2)  # nothing comes out
     with pytest.raises(TypeError, match="Winograd's convolution is for torch.float32, not torch.float64"):
-        by("winograd", layer)
+        winograd._convolve(torch.zeros(2, 16, 8, 8).double(), torch.zeros(16, 16, 3, 3).double(), 1)
+
+
+def test_multiply_adds_by_hand():
+    assert winograd.transformed(Layer(16, 32, (3, 3), (1, 1), (8, 8)), 5) == 5 * 4 * 36 * 16 * 32  # a quarter of 9 * 64
+    assert winograd.transformed(Layer(1, 1, (3, 3), (0, 0), (7, 11)), 1) == 2 * 3 * 36  # 5x9 in tiles of 4x4
 
 
 # --- Making the loops -------------------------------------------------------------------------------------------------

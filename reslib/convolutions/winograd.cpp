@@ -44,8 +44,9 @@ inline void hold([[maybe_unused]] vec &v)
 }
 
 // The one-dimensional transforms: inputs, outputs and, for the gradient of the kernel, slopes of the outputs. The
-// points of the interpolation are 0, +-A, +-B and infinity. At 0, +-1, +-2, the points of the paper, the rounding error
-// is twice as large. winograd.py has the transform of the kernels.
+// points of the interpolation are 0, +-A, +-B and infinity. On random maps of 32 channels the rounding error is 5.9e-7
+// of the output, that of the direct sum 3.1e-7; at 0, +-1, +-2, the points of the paper, it would be 12.5e-7.
+// winograd.py has the transform of the kernels.
 
 constexpr float A = 0.70710678118654752f, B = 1.41421356237309505f;  // roots of 1/2 and 2: products of squares are 1
 

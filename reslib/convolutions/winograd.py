@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -21,6 +22,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
@@ -29,8 +31,15 @@ from ..tune import cache_file, machine_key
 from .layers import Layer
 
 SOURCE = Path(__file__).with_suffix(".cpp")
+OUT, IN = 4, 6  # outputs and inputs of a tile along a side
 COMPILERS = ("g++", "clang++")
 PATIENCE = 120.0  # seconds for a compiler
+
+
+def transformed(layer: Layer, batch: int) -> int:
+    """Multiply-adds of the products of tiles; the transforms are additions and multiplications by constants."""
+    tiles = batch * math.prod(-(-side // OUT) for side in layer.result)
+    return tiles * IN * IN * layer.inputs * layer.outputs
 
 
 def promising(layer: Layer, batch: int) -> bool:
@@ -44,7 +53,12 @@ def promising(layer: Layer, batch: int) -> bool:
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer) -> Tensor:
-    """What `torch.conv2d` of stride 1 gives for a layer: (N, C, H, W) -> (N, K, H', W'), channels last."""
+    """What `torch.conv2d` of stride 1 gives for a layer: (N, C, H, W) -> (N, K, H', W'), channels last.
+
+    In double precision, which is there to compare with, by direct sums.
+    """
+    if x.dtype != torch.float32:
+        return F.conv2d(x, weight, bias, padding=layer.padding)
     y = _convolve(x, weight, layer.padding[0])
     return y if bias is None else y + bias[:, None, None]
 
