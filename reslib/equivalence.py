@@ -14,7 +14,8 @@ import torch
 
 from . import data
 from .cli import MAX_SEEDS, ArgumentError, add_common, add_execution, execution_of, number, results_of
-from .compilation import CompiledLoss, cannot_compile
+from .compilation import accelerate, cannot_compile
+from .convolutions import Convolutions, fourier
 from .engine import Step, make_optimizer, make_step, set_learning_rate
 from .errors import UserError
 from .files import write_json, write_text
@@ -26,7 +27,7 @@ from .stand_ins import dataset_for
 from .stats import summarize, welch
 from .studies import cifar_recipe, preset_of
 from .train import train
-from .tune import choice_for
+from .tune import EAGER, Choice, choice_for
 
 
 def add_arguments(parser) -> None:
@@ -52,7 +53,7 @@ def main(arguments) -> int:
     root = results_of(arguments) / preset.name
     device = resolve_device(execution.device)
     if device.type == "cpu" and resolve_precision(arguments.fast, device) == "fp32":
-        if reason := _never_compiled(recipes[0], execution):
+        if reason := _never_other(recipes[0], execution):
             print(f"equivalence: fp32 is the fast path itself here: nothing to compare ({reason}; see --fast bf16)")
             return 0
     pairs = []
@@ -77,10 +78,17 @@ def main(arguments) -> int:
     return 1 if record["verdict"] == "different" else 0
 
 
-def _never_compiled(recipe: Recipe, execution) -> str:
-    """Why no run of this recipe will be compiled; empty if one may be."""
+def _never_other(recipe: Recipe, execution) -> str:
+    """Why every run of this recipe will take the plain passes; empty if one may not."""
     chosen = choice_for(recipe.iterations, execution.deterministic)
-    return "such runs are not compiled" if chosen.compile is False else cannot_compile()
+    if all(getattr(chosen, way) is False for way in EAGER):
+        return "such runs are neither compiled nor convolved otherwise"
+    if chosen.fourier is not False:
+        with torch.no_grad(), Convolutions() as mode:
+            make_model(recipe, 10, Path()).eval()(torch.zeros(1, 3, 32, 32))
+        if any(fourier.promising(layer, recipe.batch_size) for layer in mode.met):
+            return ""  # that needs no compiler
+    return cannot_compile()
 
 
 def _percent(summary: dict) -> str:
@@ -168,15 +176,15 @@ class Trajectory:
 
 
 def first_steps(
-    recipe: Recipe, source, device, precision: str, steps: int = 50, eager: bool = False, compiled: bool = False
+    recipe: Recipe, source, device, precision: str, steps: int = 50, eager: bool = False, fast: Choice | None = None
 ) -> Trajectory:
-    """Train `steps` steps of a recipe as the trainer does; eager: without CUDA graph; compiled: on a processor."""
+    """Train `steps` steps of a recipe as the trainer does; eager: without CUDA graph; fast: how, on a processor."""
     batches = data.batches_for(recipe, source, device)
     model = make_model(recipe, len(source.classes), Path()).to(device, memory_format=torch.channels_last).train()
     optimizer = make_optimizer(recipe, model, device)
     step = (Step if eager else make_step)(recipe, model, optimizer, device, precision)
-    if compiled:
-        step.loss = CompiledLoss(step.loss)
+    if fast:
+        accelerate(step, fast, lambda: batches.batch(0), steps)
     before, losses, previous = _flat(model), [], recipe.lr
     for iteration in range(steps):
         lr = learning_rate(recipe, iteration, False, [])

@@ -8,7 +8,9 @@ import torch
 from reslib import data, equivalence
 from reslib.compilation import cannot_compile
 from reslib.equivalence import Trajectory, compare, departure, first_steps, markdown
+from reslib.job import Execution
 from reslib.recipe import Recipe
+from reslib.tune import Choice
 
 CPU = torch.device("cpu")
 # At a learning rate of 0.01 training is chaotic already: after fifty steps, weights that differed by 1e-7 are an eighth
@@ -33,11 +35,14 @@ def test_fast_path_follows_fp32_for_fifty_steps(reference):
     assert away["weights"] > 0 and within(away, "bf16"), away
 
 
-@pytest.mark.long
+COMPILED, WINOGRAD = Choice("fp32", 1, compile=True, winograd=False), Choice("fp32", 1, compile=False, winograd=True)
+
+
 @pytest.mark.skipif(bool(cannot_compile()), reason="no C++ compiler")
-def test_compiled_steps_follow_eager_fp32_for_fifty_steps(reference):
-    """Half a minute. The same sums in another order."""
-    away = departure(reference, first_steps(RECIPE, data.load("synthetic"), CPU, "fp32", compiled=True))
+@pytest.mark.parametrize("way", [pytest.param(COMPILED, marks=pytest.mark.long, id="compiled"), WINOGRAD])
+def test_other_passes_follow_eager_fp32_for_fifty_steps(reference, way):
+    """The same sums in another order, or of other products. Compilation takes half a minute."""
+    away = departure(reference, first_steps(RECIPE, data.load("synthetic"), CPU, "fp32", fast=way))
     assert away["weights"] > 0 and within(away, "compiled"), away
 
 
@@ -126,3 +131,13 @@ def test_wrong_arguments(capsys):
 
     assert main(["equivalence", "--seeds", "0"]) == 2 and "--seeds: '0': allowed is" in capsys.readouterr().err
     assert main(["equivalence", "--model", "resnet21"]) == 2 and "unknown model 'resnet21'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("model", "nothing"), [("resnet20", True), ("nin", False)])
+def test_without_a_compiler_there_is_something_to_compare_only_with_large_kernels(monkeypatch, model, nothing):
+    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1")
+    monkeypatch.setattr(equivalence, "cannot_compile", lambda: "no C++ compiler")
+    recipe = RECIPE.replace(model=model, batch_size=128, iterations=1000)
+    assert bool(equivalence._never_other(recipe, Execution())) is nothing
+    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1,compile=false,winograd=false,fourier=false")
+    assert equivalence._never_other(recipe, Execution()) == "such runs are neither compiled nor convolved otherwise"
