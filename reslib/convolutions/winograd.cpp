@@ -38,8 +38,10 @@ inline void store(float *p, const vec &v) { *reinterpret_cast<vec *>(p) = v; }
 // Keeps a value in a register. Otherwise the compiler reads it from memory again for every product it is in.
 inline void hold([[maybe_unused]] vec &v)
 {
-#if defined(__x86_64__) && defined(__GNUC__) && (LANES == 4 || (LANES == 8 && defined(__AVX__)) || defined(__AVX512F__))
-    __asm__("" : "+x"(v));
+#if defined(__AVX512F__) || (LANES == 8 && defined(__AVX__)) || (LANES == 4 && defined(__SSE2__))
+    __asm__("" : "+v"(v));
+#elif LANES == 4 && defined(__aarch64__)
+    __asm__("" : "+w"(v));
 #endif
 }
 
@@ -232,7 +234,8 @@ extern "C" {
 int lanes() { return LANES; }
 
 // y = x * kernels. x (n, h, w, c), u (36, c, k), y (n, h + 2 pad - 2, w + 2 pad - 2, k). 0, or 1: memory ran out.
-int convolve(const float *x, const float *u, float *y, int n, int h, int w, int c, int k, int pad, int threads)
+int convolve(const float *x, const float *u, float *y, int n, int h, int w, int c, int k, int pad,
+             [[maybe_unused]] int threads)
 {
     const Plan plan(n, h, w, c, k, pad);
     int failed = 0;
@@ -262,7 +265,8 @@ int convolve(const float *x, const float *u, float *y, int n, int h, int w, int 
 
 // du (36, c, k): the gradient of the transformed kernels, dy (as y) being that of the outputs. The sums of the threads
 // are added in their order, so that the same number of threads gives the same bits. 0, or 1: memory ran out.
-int kernel_gradient(const float *x, const float *dy, float *du, int n, int h, int w, int c, int k, int pad, int threads)
+int kernel_gradient(const float *x, const float *dy, float *du, int n, int h, int w, int c, int k, int pad,
+             [[maybe_unused]] int threads)
 {
     const Plan plan(n, h, w, c, k, pad);
     const long size = (long)POSITIONS * c * k;
