@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from fake_frames import fake_runs
 
-from reslib import evidence, paper, stats, tables
+from reslib import evidence, paper, stats, table_text, tables
 from reslib.models import build_model
 
 FIVE = [6.45, 6.60, 6.55, 6.80, 6.70]
@@ -92,7 +92,7 @@ def test_errors_that_say_nothing_say_so():
     runs.loc[runs["model"] != "resnet20", "batch_size"] = 64
     assert "(30 iterations of 64 images: NIN, DSN; 200 iterations of 128 images: ResNet-20)" in tables.caption(runs)
     long = fake_runs({"resnet20": (3, 8.8), "resnet32": (3, 7.5)}).assign(train_images=50_000)
-    assert not tables.lengths(long) and "compare" not in tables.caption(long)
+    assert not table_text.lengths(long) and "compare" not in tables.caption(long)
     long.loc[1, "iterations"] = 300
     assert "Not one pass over the training images: ResNet-32." in tables.caption(long)
 

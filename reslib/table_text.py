@@ -1,0 +1,99 @@
+"""What is said beside the tables: captions, with the evidence, and the lines below them."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from . import evidence, imagenet_scale, paper, stats
+
+
+def notes(runs: pd.DataFrame) -> list[str]:
+    """What a reader of the table must know: lines to print below it."""
+    runs = cifar_runs(runs)
+    lines = [
+        "last: error at the last iteration, mean ± standard deviation over n seeds; interval: Student's t over the "
+        "seeds, for one seed the binomial error of one test.",
+        "quoted: the paper's number, nothing was trained here.",
+        "validation-selected: of the runs of that recipe that hold a tenth of the training images out, and minus their "
+        "own last error; empty where the preset has none.",
+    ]
+    if runs.empty:
+        return lines + ["No runs yet."]
+    if evidence.is_synthetic(runs).any():
+        lines.append("SYNTHETIC DATA: errors on synthetic images, not comparable with the paper's.")
+    done = evidence.finished(runs)
+    lines += lengths(done)
+    if "data_fingerprint" in done and done["data_fingerprint"].nunique() > 1:
+        prints = ", ".join(sorted(map(str, done["data_fingerprint"].dropna().unique())))
+        lines.append(f"Mixed data: the rows come from different data ({prints}) and do not compare.")
+    if not evidence.at_paper_scale(done):
+        lines.append(
+            f"Not at the paper's scale ({evidence.PAPER_SCALE}): rows that are not are not compared with the paper."
+        )
+    if "status" in runs:
+        for status in ("diverged", "running", "interrupted"):
+            for model, count in runs.loc[runs["status"] == status, "model"].value_counts().sort_index().items():
+                lines.append(f"{paper.label(model)}: {count} run{'s' * (count > 1)} {status}, not in the table.")
+    for (model, label), group in done.groupby(["model", evidence.settings(done)]):
+        name = paper.label(model) + (f" [{label}]" if label else "")
+        summary = stats.summarize(group["test_error"])
+        if summary.zero_variance:
+            lines.append(f"{name}: all {summary.n} seeds have the same error; the seed seems to change nothing.")
+        for column in ("precision", "device_name"):
+            if column in group and group[column].nunique() > 1:
+                lines.append(f"{name}: seeds of different {column}: {', '.join(sorted(group[column].unique()))}.")
+    if evidence.at_paper_scale(done):
+        peers = ", ".join(f"{paper.label(m)} {error:.2f}" for m, error in paper.PEERS.items())
+        lines.append(f"Not the paper's: {paper.PEERS_SOURCE} gives {peers}, selected on the test set.")
+    return lines
+
+
+def lengths(done: pd.DataFrame) -> list[str]:
+    """What the lengths of finished runs forbid to read into their errors: lines for the notes and the caption."""
+    lines, by_length = [], {}
+    several = "batch_size" in done and done["batch_size"].nunique() > 1
+    for (model, *length), _ in done.groupby(["model", "iterations", *["batch_size"] * several], sort=False):
+        by_length.setdefault(tuple(map(int, length)), []).append(paper.label(model))
+    if len(by_length) > 1:
+        parts = []
+        for (iterations, *batch), names in sorted(by_length.items()):
+            of = f" of {batch[0]} images" if batch else ""
+            parts.append(f"{iterations:,} iterations{of}: {', '.join(names)}")
+        lines.append(f"Rows of different length do not compare with each other ({'; '.join(parts)}).")
+    if "train_images" in done and len(done):
+        short = done["iterations"] * done["batch_size"] < done["train_images"]
+        if short.any():
+            names = ", ".join(dict.fromkeys(map(paper.label, done.loc[short, "model"])))
+            which = "every row" if short.all() else names
+            lines.append(
+                f"Not one pass over the training images: {which}. Such an error says that a network trains, not how "
+                "good it is."
+            )
+    return lines
+
+
+def caption(runs: pd.DataFrame) -> str:
+    """The caption of the CIFAR-10 table: what it shows, and the evidence behind it; names synthetic data first."""
+    limits = "".join(f" {line}" for line in lengths(evidence.finished(runs))) if len(runs) else ""
+    return f"{evidence.loud(runs)}Test error (%) of the networks of Table 6.{limits} {evidence.evidence_line(runs)}"
+
+
+def depth_caption(runs: pd.DataFrame) -> str:
+    """The caption of `depth_table`, with the evidence behind it; names synthetic data first."""
+    return f"{evidence.loud(runs)}Plain and residual nets by depth, errors in %. {_behind(runs)}"
+
+
+def claims_caption(runs: pd.DataFrame) -> str:
+    """The caption of the scoreboard, with the evidence behind it; names synthetic data first."""
+    loud = evidence.loud(runs)
+    return f"{loud}Claims of the paper, judged on the records of this preset. {_behind(runs)}"
+
+
+def _behind(runs: pd.DataFrame) -> str:
+    """The evidence, and on ImageNet the scale of the protocol."""
+    return " · ".join(filter(None, [evidence.evidence_line(runs), imagenet_scale.in_words(runs)]))
+
+
+def cifar_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Those of the runs that are not on ImageNet."""
+    return runs if runs.empty else runs[~evidence.is_imagenet(runs)]
