@@ -251,13 +251,16 @@ def test_records_become_frames_and_figures(tmp_path, monkeypatch, source):
     monkeypatch.setattr(data, "load", lambda name, root: source)
     monkeypatch.setattr(compare, "Roofline", lambda device, size: roofline.Roofline(device, size=64))
     argv = "bench --models resnet8 --batch-sizes 8 --devices cpu --dataset synthetic --rounds 2 --seconds 0.01"
-    argv += f" --no-memory --contenders eager,contiguous,freed --results {tmp_path}"
+    argv += f" --no-memory --contenders eager,contiguous,freed,convolved --results {tmp_path}"
     argv += " --scaling --depths 8,14 --batches 4 --widths 70000"
     assert main(argv.split()) == 0
     loaded = records.load_records(tmp_path / "bench", tmp_path / "bench", tmp_path / "none")
     assert len(loaded) == 1
     frame = records.comparisons(loaded)
-    assert frame.contender.tolist() == ["eager", "contiguous", "freed"] and (frame.images_per_second > 0).all()
+    assert (
+        frame.contender.tolist() == ["eager", "contiguous", "freed", "convolved"]
+        and (frame.images_per_second > 0).all()
+    )
     assert (frame.low <= frame.images_per_second).all() and "threads" not in frame.device[0]
     assert "contiguous" in frame.what[1]
     parts = frame[[f"{name} (ms)" for name in report.PARTS]]
@@ -269,7 +272,7 @@ def test_records_become_frames_and_figures(tmp_path, monkeypatch, source):
     for figure in (figures.contenders_figure(frame), figures.scaling_figure(points)):
         assert figure._repr_png_()[:4] == b"\x89PNG"
     again = records.comparisons([*loaded, dict(loaded[0], date="2999-01-01", file="later.json")])
-    assert len(again) == 6 and set(records.latest(again, "eager").file) == {"later.json"}
+    assert len(again) == 8 and set(records.latest(again, "eager").file) == {"later.json"}
     assert records.latest(again, "usual").empty
     (tmp_path / "bench" / "other.json").write_text("{}")
     with pytest.raises(tune.UserError, match="other.json"):

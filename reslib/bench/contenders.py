@@ -28,6 +28,7 @@ NAMES = {  # contender: what it is
     "bf16": "reslib with bf16 autocast",
     "eager": "reslib with the measured precision, layout and threads; neither compiled nor captured",
     "compiled": "reslib with the measured precision, layout and threads, through torch.compile",
+    "convolved": "as eager, with other algorithms of convolution where a trial finds them faster",
     "fast": "reslib as it trains a long run here",
     "contiguous": "as eager, but images and weights NCHW",
     "freed": "as eager, but memory goes back to the system after every step",
@@ -51,7 +52,9 @@ class Reslib:
         chosen = tune.Choice(self.precision, torch.get_num_threads(), **tune.EAGER, origin="fixed")
         if cpu and not fixed:
             chosen = tune.choice()
-            if way != "fast":
+            if way == "convolved":
+                chosen = dataclasses.replace(chosen, compile=False)
+            elif way != "fast":
                 chosen = dataclasses.replace(chosen, **tune.EAGER | {"compile": way == "compiled"})
             chosen = dataclasses.replace(chosen, layout="contiguous") if way == "contiguous" else chosen
         self.threads = threads or chosen.threads

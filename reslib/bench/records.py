@@ -202,6 +202,11 @@ TRIED = {  # contender: (what, what was expected of it before it was measured, w
         "a third faster: batch norm, ReLU and addition are fused",
         "kept where a trial on the network itself wins and the run is long enough",
     ),
+    "convolved": (
+        "3x3 convolutions by Winograd's minimal filtering, larger ones by Fourier transforms",
+        "a third less time: convolutions are most of a step, and a quarter of the multiply-adds is left",
+        "kept for the layers where a trial wins, compiled or not",
+    ),
 }
 
 

@@ -106,7 +106,8 @@ def _comparison(part: dict) -> list[str]:
         f"Roofline: a {machine['matrix_size']}² matrix product reaches "
         f"{_giga(machine['fp32_multiply_adds_per_second'])} (fp32) and "
         f"{_giga(machine['bf16_multiply_adds_per_second'])} (bf16) G multiply-adds/s, a copy moves "
-        f"{_giga(machine['copy_bytes_per_second'])} GB/s.",
+        f"{_giga(machine['copy_bytes_per_second'])} GB/s. Multiply-adds are those of direct "
+        "sums, whatever computes the convolutions.",
         "",
         "| loop | G multiply-adds/s | of the matrix rate | arithmetic alone | traffic alone (nothing fused) | step |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
