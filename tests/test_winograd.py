@@ -48,12 +48,11 @@ def test_output_and_gradients_are_those_of_the_direct_sums(lanes, data):
 
 
 @needs_compiler
-@pytest.mark.parametrize("layer", ["16 32", "32 16", "64 8"])
-def test_rounding_on_the_layers_of_resnet20(layer):
-    """In output and gradient of the input about twice the direct sums' error; other points give four times."""
-    width, side = map(int, layer.split())
+@pytest.mark.parametrize(("width", "side"), [(16, 32), (32, 16), (64, 8)])
+def test_rounding_on_the_layers_of_resnet20(width, side):
+    """At the points of the paper, 0, +-1 and +-2, the error of the output would be 1.1e-6 to 1.8e-6."""
     output, of_input, of_kernel, _ = errors("winograd", Layer(width, width, (3, 3), (1, 1), (side, side)), batch=16)
-    assert output[0] < 3 * output[1] and of_input[0] < 3 * of_input[1] and of_kernel[0] < 3 * of_kernel[1]
+    assert output[0] < 1e-6 and of_input[0] < 1e-6 and of_kernel[0] < 1e-5
 
 
 @needs_compiler

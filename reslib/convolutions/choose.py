@@ -87,14 +87,13 @@ def choose_layers(step, chosen: Choice, batch, left: int, limit=None, before=Non
     passes = Passes(step, x[: len(x) // step.parts], y[: len(y) // step.parts])
     count, met, found = len(passes.x), layers_met(passes), {}
     for name in (name for name in ALGORITHMS if name in tried):
+        layers = [layer for layer in met if ALGORITHMS[name].promising(layer, count)]
         if before and before.get(name):
-            layers = [layer for layer in met if str(layer) in before[name]]
-        else:
-            layers = [layer for layer in met if ALGORITHMS[name].promising(layer, count)]
-            if layers and name not in sure:
-                if limit is not None and limit < TRIAL * passes.seconds(step.loss):
-                    continue
-                layers = [layer for layer in layers if wins(name, layer, count, step.layout)]
+            layers = [layer for layer in layers if str(layer) in before[name]]
+        elif layers and name not in sure:
+            if limit is not None and limit < TRIAL * passes.seconds(step.loss):
+                continue
+            layers = [layer for layer in layers if wins(name, layer, count, step.layout)]
         found |= {layer: name for layer in layers if layer not in found}
     if found:
         mine, theirs = passes.run(step.loss), passes.run(OtherLoss(step.loss, found))

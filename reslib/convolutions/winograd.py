@@ -175,17 +175,16 @@ def build(*options: str) -> ctypes.CDLL:
     if compiler is None:
         raise UserError(f"no C++ compiler ({asked or ', '.join(COMPILERS)}) is installed")
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
-    command = [compiler, "-std=c++17", "-O3", native, "-Wno-psabi", "-shared", "-fPIC", *options]
-    what = "\n".join([SOURCE.read_text(), *command, machine_key()])
+    command = [compiler, "-std=c++17", "-O3", native, "-Wno-psabi", "-shared", "-fPIC"]
+    what = "\n".join([SOURCE.read_text(), *command, *options, machine_key()])
     path = cache_file().with_name(f"winograd-{hashlib.sha256(what.encode()).hexdigest()[:16]}.so")
     with contextlib.suppress(OSError):  # none there, or a damaged one
         return ctypes.CDLL(str(path))
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "winograd.so"
         for openmp in (["-fopenmp"], []):  # without it one thread computes
-            done = subprocess.run(
-                [*command, *openmp, str(SOURCE), "-o", str(made)], capture_output=True, text=True, timeout=PATIENCE
-            )
+            words = [*command, *openmp, *options, str(SOURCE), "-o", str(made)]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
             if done.returncode == 0:
                 break
         else:
