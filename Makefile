@@ -1,5 +1,5 @@
 # make reproduce [PRESET=quick|smoke|medium|paper]   the figures and tables, from nets trained here
-# make test                                          everything that CI checks
+# make test                                          everything that CI checks: tests, and the notebooks meanwhile
 # make test-long                                     what takes minutes each: kills, clusters, JupyterLab in a browser
 # PYTHON=python3.12 chooses the interpreter, RESLIB_DATA=/path the data root.
 PRESET ?= quick
@@ -18,9 +18,11 @@ reproduce: install
 
 test: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q tests
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} RESLIB_PRESET=smoke RESLIB_PROGRESS=off RESLIB_RESULTS=$$(mktemp -d) \
-	  $(BIN)/python -m pytest -q -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} RESLIB_PRESET=smoke RESLIB_PROGRESS=off RESLIB_RESULTS=$$(mktemp -d) \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks \
+	  >$(STAMP).notebooks 2>&1 & notebooks=$$!; \
+	$(BIN)/python -m pytest -q tests; tests=$$?; \
+	wait $$notebooks; checked=$$?; cat $(STAMP).notebooks; exit $$((tests ? tests : checked))
 
 test-long: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[cluster]"
