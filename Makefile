@@ -21,6 +21,7 @@ test: install
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} RESLIB_PRESET=smoke RESLIB_PROGRESS=off RESLIB_RESULTS=$$(mktemp -d) \
 	  $(BIN)/python -m pytest -q -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks \
 	  >$(STAMP).notebooks 2>&1 & notebooks=$$!; \
+	trap 'kill $$notebooks' INT TERM; \
 	$(BIN)/python -m pytest -q tests; tests=$$?; \
 	wait $$notebooks; checked=$$?; cat $(STAMP).notebooks; exit $$((tests ? tests : checked))
 

@@ -9,24 +9,20 @@ Nothing of a trial stays: weights, statistics, gradients and random state are as
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import time
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from . import convolutions
+from . import convolutions, trials
 from .engine import Step
-from .errors import UserError, tell_once
-from .files import write_json
 from .machine import cores
 from .passes import Passes, difference, sound
-from .tune import LONG, MARGIN, TRIALS, Choice, cache_file, machine_key
+from .tune import COMPILE, LONG, MARGIN, Choice
 
 PAYS_AFTER = 20.0  # times as long as the compilation must the rest of the run be
 SECONDS_PER_LAYER = 2.0  # of a compilation, until one has been timed here
@@ -115,6 +111,8 @@ def accelerate(
     compiled, why = _decide(step, chosen, batch, left, limit, before, say)
     if compiled is not None:
         step.loss, step.way = compiled, "compiled"
+    if algorithms:
+        step.way = ", ".join([step.way, *dict.fromkeys(algorithms.values())])
     evidence = {"threads": chosen.threads, "layout": chosen.layout, "compiled": compiled is not None, "why": why}
     for layer, name in algorithms.items():
         evidence.setdefault(name, []).append(str(layer))
@@ -231,31 +229,18 @@ def network_key(step: Step, x, chosen: Choice) -> str:
     return key + other
 
 
-def trials_file() -> Path:
-    """Beside the cache of tune.py."""
-    return cache_file().with_name(TRIALS)
-
-
 def known_trials() -> dict[str, Trial]:
     """network_key -> Trial of this machine; a damaged file counts as empty."""
     try:
-        entries = json.loads(trials_file().read_text())[machine_key()]
-        trials = {key: Trial(**entry) for key, entry in entries.items()}
-        for trial in trials.values():
+        found = {key: Trial(**entry) for key, entry in trials.known(COMPILE).items()}
+        for trial in found.values():
             str(trial)  # all of them numbers
-        return trials
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return found
+    except (ValueError, TypeError):
         return {}
 
 
 def remember(key: str, trial: Trial) -> None:
-    """Keep a trial for this machine; where the cache cannot be written it costs a compilation per run."""
-    try:
-        mine = {k: dataclasses.asdict(t) for k, t in (known_trials() | {key: trial}).items()}
-        try:
-            machines = dict(json.loads(trials_file().read_text()))
-        except (OSError, ValueError, TypeError):
-            machines = {}
-        write_json(trials_file(), machines | {machine_key(): mine})
-    except UserError as error:
-        tell_once(f"note: what compiling gains is tried in every run: {error}")
+    """Keep a trial for this machine."""
+    mine = known_trials() | {key: trial}
+    trials.keep(COMPILE, {key: dataclasses.asdict(trial) for key, trial in mine.items()})

@@ -82,7 +82,7 @@ class Step:
 
     way = "eager"  # how it runs, in words for the record
     layout = torch.channels_last  # of the images, as of the weights
-    convolutions = contextlib.nullcontext  # how the model is called: some by way of their transforms (fourier.py)
+    convolutions = contextlib.nullcontext  # how the model is called: some by other algorithms (convolutions/)
 
     def __init__(self, recipe: Recipe, model: nn.Module, optimizer, device, precision: str, group=ALONE):
         self.recipe, self.model, self.optimizer, self.device = recipe, model, optimizer, device

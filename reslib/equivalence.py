@@ -27,7 +27,7 @@ from .stand_ins import dataset_for
 from .stats import summarize, welch
 from .studies import cifar_recipe, preset_of
 from .train import train
-from .tune import EAGER, Choice, choice_for
+from .tune import Choice, choice_for
 
 
 def add_arguments(parser) -> None:
@@ -81,14 +81,17 @@ def main(arguments) -> int:
 def _never_other(recipe: Recipe, execution) -> str:
     """Why every run of this recipe will take the plain passes; empty if one may not."""
     chosen = choice_for(recipe.iterations, execution.deterministic)
-    if all(getattr(chosen, way) is False for way in EAGER):
+    transformed = chosen.fourier is not False and _large_kernels(recipe)  # they need no compiler
+    if chosen.compile is chosen.winograd is False and not transformed:
         return "such runs are neither compiled nor convolved otherwise"
-    if chosen.fourier is not False:
-        with torch.no_grad(), Convolutions() as mode:
-            make_model(recipe, 10, Path()).eval()(torch.zeros(1, 3, 32, 32))
-        if any(fourier.promising(layer, recipe.batch_size) for layer in mode.met):
-            return ""  # that needs no compiler
-    return cannot_compile()
+    return "" if transformed else cannot_compile()
+
+
+def _large_kernels(recipe: Recipe) -> bool:
+    """Whether a network has convolutions that may be computed by Fourier transforms."""
+    with torch.no_grad(), Convolutions() as mode:
+        make_model(recipe, 10, Path()).eval()(torch.zeros(1, 3, 32, 32))
+    return any(fourier.promising(layer, recipe.batch_size) for layer in mode.met)
 
 
 def _percent(summary: dict) -> str:

@@ -30,9 +30,9 @@ VERSION = 4  # of what is measured; a change makes cached choices stale
 MARGIN = 1.03  # a candidate must beat the plainer one by this factor: noise must not decide
 PRECISIONS = ("fp32", "bf16")
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
-TRIALS = "compile.json"  # beside the cache: which networks are faster compiled
+COMPILE, CONVOLUTIONS = TRIALS = ("compile.json", "convolutions.json")  # beside the cache: what was faster (trials.py)
 LONG = 500  # iterations from which a run is worth measuring for
-EAGER = {"compile": False, "fourier": False, "winograd": False}  # of a choice: nothing but the usual passes
+EAGER = {"compile": False, "fourier": False, "winograd": False}  # fields of a Choice that rule every faster pass out
 FIELDS = ("precision", "layout", "threads", *EAGER)  # of RESLIB_TUNE
 MAX_THREADS = 1024  # far more than help; a request for very many of them ends the process without a word
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
@@ -239,7 +239,7 @@ def _sound(entry) -> bool:
 
 def forget() -> None:
     """Remove what was measured on any machine: the next use measures anew."""
-    for file in (cache_file(), cache_file().with_name(TRIALS)):
+    for file in (cache_file(), *map(cache_file().with_name, TRIALS)):
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
 

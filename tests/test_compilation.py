@@ -8,7 +8,7 @@ import torch
 from own_models import Small
 from training import rows_of, silent, tiny, train_in_pieces, weights_of
 
-from reslib import compilation, tune
+from reslib import compilation, trials, tune
 from reslib.compilation import CompiledLoss, Trial, accelerate, known_trials, try_compiled
 from reslib.engine import make_optimizer, make_step
 from reslib.job import Execution
@@ -183,9 +183,9 @@ def test_threads_of_the_run_stay_unless_asked_for(monkeypatch):
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"KEY": {"a": 3}}', '{"KEY": {"a": {"eager": 1}}}'])
 def test_a_damaged_memory_of_trials_counts_as_empty(text):
-    compilation.trials_file().parent.mkdir(parents=True)
+    trials.path_of("compile.json").parent.mkdir(parents=True)
     key = json.dumps(tune.machine_key())[1:-1]
-    compilation.trials_file().write_text(text.replace("KEY", key))
+    trials.path_of("compile.json").write_text(text.replace("KEY", key))
     assert known_trials() == {}
     compilation.remember("net", Trial(1.0, 0.5, 9.0, 8))
     assert known_trials() == {"net": Trial(1.0, 0.5, 9.0, 8)}

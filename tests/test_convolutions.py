@@ -9,15 +9,26 @@ import torch.nn.functional as F
 from convolving import by, directly, stepper
 from training import rows_of, silent, tiny, train_in_pieces, weights_of
 
-from reslib import compilation, tune
-from reslib.convolutions import Convolutions, Layer, OtherLoss, choose, fourier, layer_of, layers_met, winograd, wins
+from reslib import compilation, trials, tune
+from reslib.convolutions import (
+    Convolutions,
+    Layer,
+    OtherLoss,
+    choose,
+    fourier,
+    layer_of,
+    layers_met,
+    native,
+    winograd,
+    wins,
+)
 from reslib.errors import UserError
 from reslib.job import Execution
 from reslib.passes import Passes, difference, sound
 from reslib.train import train
 
 CHOSEN = tune.Choice("fp32", 1, compile=False)
-needs_compiler = pytest.mark.skipif(bool(winograd.unavailable()), reason="no C++ compiler for Winograd's loops")
+needs_compiler = pytest.mark.skipif(bool(compilation.cannot_compile()), reason="no C++ compiler")
 NEEDS_COMPILER = pytest.param("winograd", marks=needs_compiler)
 
 
@@ -95,9 +106,11 @@ def test_resnets_compute_the_same_loss_and_gradient(compiled):
     assert difference(exact, passes.exact()) == 0  # what the compiled pass of a plain net is compared with
 
 
-def chosen(monkeypatch, model="nin", size=16, answer=True, **options):
-    """The evidence of a trial whose every layer is as fast as the test says."""
+def chosen(monkeypatch, model="nin", size=16, answer=True, whole=0.5, **options):
+    """The evidence of a trial whose every layer, and whole pass, is as fast as the test says."""
     monkeypatch.setattr(choose, "wins", lambda algorithm, *others: answer and algorithm == "fourier")
+    monkeypatch.setattr(Passes, "seconds", lambda self, loss: whole if isinstance(loss, OtherLoss) else 1.0)
+    monkeypatch.setattr(trials, "known", lambda name: {})
     step, batch = stepper(model, size)
     return compilation.accelerate(step, CHOSEN, batch, **{"left": 10_000, "say": silent} | options), step
 
@@ -110,6 +123,7 @@ def test_layers_are_chosen_by_trial_and_kept_in_the_record(monkeypatch):
     with step.convolutions() as active:
         assert {str(layer): way for layer, way in active.algorithms.items()} == {name: "fourier"}
     assert "fourier" not in chosen(monkeypatch, answer=False)[0]
+    assert "fourier" not in chosen(monkeypatch, whole=0.99)[0]  # each layer faster, all of them not
     assert "fourier" not in chosen(monkeypatch, left=100)[0]  # too short
     assert "fourier" not in chosen(monkeypatch, limit=0.001)[0]
     as_begun = {"threads": 1, "layout": "channels-last", "compiled": False}
@@ -119,12 +133,13 @@ def test_layers_are_chosen_by_trial_and_kept_in_the_record(monkeypatch):
 
 def test_a_run_goes_on_where_there_is_no_compiler(monkeypatch):
     """It was begun with Winograd's algorithm on a machine that had one."""
-    monkeypatch.setattr(winograd, "unavailable", lambda: "no C++ compiler (g++, clang++) is installed")
+    monkeypatch.setattr(native, "unavailable", lambda: "no C++ compiler (g++, clang++) is installed")
     said, begun = [], {"threads": 1, "layout": "channels-last", "compiled": False}
     begun |= {"winograd": ["3x3 16 to 16, padding 1 1, on 32x32"]}
     evidence, step = chosen(monkeypatch, "resnet8", before=begun, left=3, say=said.append)
     assert "winograd" not in evidence and not isinstance(step.loss, OtherLoss)
-    assert said[0].startswith("note: it was begun with winograd ['3x3 16 to 16, padding 1 1, on 32x32']; continued")
+    assert said[0] == "no convolutions by winograd: no C++ compiler (g++, clang++) is installed"
+    assert said[1].startswith("note: it was begun with winograd ['3x3 16 to 16, padding 1 1, on 32x32']; continued")
 
 
 def test_when_nothing_is_tried(monkeypatch):
@@ -134,8 +149,11 @@ def test_when_nothing_is_tried(monkeypatch):
     for changes in ({"fourier": False}, {"compile": True}):
         asked = dataclasses.replace(CHOSEN, winograd=False, **changes)
         assert "fourier" not in compilation.accelerate(step, asked, batch, 10_000, say=silent)
-    step.precision = "bf16"
-    assert "winograd" not in compilation.accelerate(step, CHOSEN, batch, 10_000, say=silent)
+    step.precision, said = "bf16", []
+    assert "winograd" not in compilation.accelerate(step, CHOSEN, batch, 10_000, say=said.append) and not said
+    asked = dataclasses.replace(CHOSEN, winograd=True)
+    assert "winograd" not in compilation.accelerate(step, asked, batch, 10_000, say=said.append)
+    assert said == ["no convolutions by winograd: for fp32 alone, not bf16"]
     own, batch = stepper("own_models:Small")  # a pass might draw or count in Python
     assert "fourier" not in compilation.accelerate(own, CHOSEN, batch, 10_000, say=silent)
 
@@ -145,10 +163,11 @@ def test_algorithms_that_compute_something_else_are_refused(monkeypatch):
     monkeypatch.setattr(fourier, "conv2d", lambda *arguments: 1.2 * right(*arguments))
     said = []
     evidence, _ = chosen(monkeypatch, say=said.append)
-    assert (
-        "fourier" not in evidence
-        and "convolutions by direct sums: by fourier loss or gradient would be off by" in said[0]
-    )
+    assert "fourier" not in evidence
+    assert said[0].startswith("no convolutions by fourier: loss or gradient would be off by 18.")
+    as_begun = {"threads": 1, "layout": "channels-last", "compiled": False}
+    as_begun |= {"fourier": ["5x5 96 to 192, padding 2 2, on 16x16"]}
+    assert "fourier" in chosen(monkeypatch, before=as_begun)[0]  # it was judged when the run was begun
 
 
 def test_the_environment_decides(monkeypatch):
@@ -181,6 +200,7 @@ def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch, algorithm):
     execution = Execution(device="cpu")
     whole = train(recipe, tmp_path / "whole", execution=execution, say=silent)
     assert whole["sessions"][0]["speed"][algorithm][0] == layer
+    assert whole["sessions"][0]["step"] == f"eager, {algorithm}"
     assert calls.count(recipe.batch_size) >= recipe.iterations and max(calls) > recipe.batch_size  # evaluation as well
     pieces, sessions = train_in_pieces(monkeypatch, recipe, tmp_path / "pieces", 5, execution)
     assert sessions > 1
@@ -189,7 +209,23 @@ def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch, algorithm):
     monkeypatch.setenv("RESLIB_TUNE", f"precision=fp32,threads=1,compile=false,{algorithm}=false")
     direct = train(recipe, tmp_path / "direct", execution=execution, say=silent)
     assert algorithm not in direct["sessions"][0]["speed"]
-    assert direct["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-3)
+
+
+def test_a_layer_is_tried_once_per_machine(monkeypatch):
+    answers = iter([True, False])
+    monkeypatch.setattr(choose, "wins", lambda *arguments: next(answers))
+    layer = Layer(16, 16, (3, 3), (1, 1), (32, 32))
+    assert [choose._known_to_win("winograd", layer, 128, "channels-last") for _ in range(3)] == [True] * 3
+    assert not choose._known_to_win("winograd", layer, 64, "channels-last")
+    trials.keep("convolutions.json", dict.fromkeys(trials.known("convolutions.json"), "damaged"))
+    with pytest.raises(StopIteration):
+        choose._known_to_win("winograd", layer, 128, "channels-last")
+
+
+def test_under_autocast_nothing_is_computed_otherwise():
+    x, weight = torch.randn(2, 16, 9, 9), torch.randn(16, 16, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16), Convolutions({layer_of(x, weight): "fourier"}) as mode:
+        assert F.conv2d(x, weight).dtype == torch.bfloat16 and not mode.met
 
 
 def test_the_mode_passes_everything_else_through():

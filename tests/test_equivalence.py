@@ -20,6 +20,13 @@ RECIPE = Recipe(model="resnet8", dataset="synthetic", batch_size=16, lr=0.001, t
 TOLERANCE = {"bf16": {"weights": 0.05, "loss": 0.0005}, "compiled": {"weights": 0.02, "loss": 0.0001}}
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def reference():
     return first_steps(RECIPE, data.load("synthetic"), CPU, "fp32", eager=True)
@@ -139,5 +146,8 @@ def test_without_a_compiler_there_is_something_to_compare_only_with_large_kernel
     monkeypatch.setattr(equivalence, "cannot_compile", lambda: "no C++ compiler")
     recipe = RECIPE.replace(model=model, batch_size=128, iterations=1000)
     assert bool(equivalence._never_other(recipe, Execution())) is nothing
+    none = "such runs are neither compiled nor convolved otherwise"
+    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1,compile=false,winograd=false")
+    assert (equivalence._never_other(recipe, Execution()) == none) is nothing
     monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1,compile=false,winograd=false,fourier=false")
-    assert equivalence._never_other(recipe, Execution()) == "such runs are neither compiled nor convolved otherwise"
+    assert equivalence._never_other(recipe, Execution()) == none

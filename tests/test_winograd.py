@@ -1,6 +1,8 @@
 """3x3 convolutions by minimal filtering: the numbers of the direct sums, on any processor, by any number of threads."""
 
 import functools
+import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,16 +10,24 @@ from convolving import by, errors
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from reslib.convolutions import Layer, winograd
+from reslib.compilation import cannot_compile
+from reslib.convolutions import Layer, native, winograd
 from reslib.errors import UserError
 
-needs_compiler = pytest.mark.skipif(bool(winograd.unavailable()), reason=winograd.unavailable())
+needs_compiler = pytest.mark.skipif(bool(cannot_compile()), reason="no C++ compiler")
 LANES = (4, 8, 16)  # floats in a register of SSE and Neon, AVX, AVX-512; compilers split what the processor lacks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @functools.cache
 def loops(lanes, *options):
-    return winograd.build(f"-DLANES={lanes}", *options)
+    return native.build(f"-DLANES={lanes}", *options)
 
 
 @pytest.fixture
@@ -41,7 +51,7 @@ def test_output_and_gradients_are_those_of_the_direct_sums(lanes, data):
     layer = Layer(inputs, outputs, (3, 3), (padding, padding), (data.draw(sides), data.draw(sides)))
     assume(min(layer.result) > 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winograd, "_library", lambda: loops(lanes))
+        patch.setattr(native, "loops", lambda: loops(lanes))
         assert winograd.promising(layer, batch)
         for off, usual in errors("winograd", layer, batch=batch):
             assert off < max(6 * usual, 3e-6)
@@ -71,9 +81,11 @@ def test_the_number_of_threads(threads):
 
 
 @needs_compiler
-def test_without_openmp_one_thread_computes(threads, monkeypatch):
+def test_without_openmp_the_numbers_are_the_same(threads, monkeypatch):
     threads(2)
-    monkeypatch.setattr(winograd, "_library", lambda: loops(8, "-fno-openmp"))
+    single = loops(8, "-fno-openmp")
+    assert b"GOMP_parallel" not in Path(single._name).read_bytes()
+    monkeypatch.setattr(native, "loops", lambda: single)
     for off, usual in errors("winograd", Layer(16, 16, (3, 3), (1, 1), (8, 8)), batch=8):
         assert off < max(6 * usual, 3e-6)
 
@@ -96,11 +108,17 @@ def test_what_is_left_to_the_direct_sums():
     assert not winograd.promising(Layer(16, 16, (3, 3), (0, 0), (2, 2)), 2)  # nothing comes out
     with pytest.raises(TypeError, match="Winograd's convolution is for torch.float32, not torch.float64"):
         winograd._convolve(torch.zeros(2, 16, 8, 8).double(), torch.zeros(16, 16, 3, 3).double(), 1)
+    for maps, kernel, padding in ((16, (16, 32, 3, 3), 1), (16, (16, 16, 5, 5), 1), (6, (6, 6, 3, 3), 1)):
+        with pytest.raises(ValueError, match="does not fit|no Winograd convolution of 6 to 6 channels"):
+            winograd._convolve(torch.zeros(2, maps, 8, 8), torch.zeros(kernel), padding)
 
 
 def test_multiply_adds_by_hand():
-    assert winograd.transformed(Layer(16, 32, (3, 3), (1, 1), (8, 8)), 5) == 5 * 4 * 36 * 16 * 32  # a quarter of 9 * 64
-    assert winograd.transformed(Layer(1, 1, (3, 3), (0, 0), (7, 11)), 1) == 2 * 3 * 36  # 5x9 in tiles of 4x4
+    # Four tiles an image. In 36 products; twelve transforms of the inputs, ten of the outputs; 36 values of 9 weights.
+    tiles, kernels = 5 * 4, 36 * 9 * 16 * 32
+    by_hand = tiles * (36 * 16 * 32 + 12 * 14 * 16 + 10 * 14 * 32) + kernels
+    assert winograd.transformed(Layer(16, 32, (3, 3), (1, 1), (8, 8)), 5) == by_hand
+    assert winograd.transformed(Layer(1, 1, (3, 3), (0, 0), (7, 11)), 1) == 2 * 3 * (36 + 22 * 14) + 324  # 5x9 outputs
 
 
 # --- Making the loops -------------------------------------------------------------------------------------------------
@@ -110,19 +128,19 @@ def test_multiply_adds_by_hand():
 def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("RESLIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
-    for function in (winograd.unavailable, winograd._library):
-        monkeypatch.setattr(winograd, function.__name__, functools.cache(function.__wrapped__))
+    for function in (native.unavailable, native.loops):
+        monkeypatch.setattr(native, function.__name__, functools.cache(function.__wrapped__))
     return tmp_path / "cache"
 
 
 def test_without_a_compiler_sums_are_direct(fresh, monkeypatch):
     monkeypatch.setenv("PATH", str(fresh))
     layer = Layer(16, 16, (3, 3), (1, 1), (8, 8))
-    assert winograd.unavailable() == "no C++ compiler (g++, clang++) is installed"
+    assert native.unavailable() == "no C++ compiler (g++, clang++) is installed"
     assert not winograd.promising(layer, 2)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"no C\+\+ compiler \(no-such-compiler\)"):
-        winograd.build()
+        native.build()
 
 
 def test_a_compiler_that_fails_is_quoted(fresh, monkeypatch):
@@ -131,23 +149,48 @@ def test_a_compiler_that_fails_is_quoted(fresh, monkeypatch):
     broken.write_text("#!/bin/sh\necho 'disk of the compiler is full' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
-    assert "disk of the compiler is full" in winograd.unavailable()
+    assert "disk of the compiler is full" in native.unavailable()
 
 
 @needs_compiler
 def test_they_are_made_once_and_again_when_damaged(fresh, monkeypatch):
-    built = winograd.build()
+    built = native.build()
     (library,) = fresh.glob("winograd-*.so")
     first = library.stat().st_mtime_ns
-    assert winograd.build().lanes() == built.lanes() in LANES and library.stat().st_mtime_ns == first
+    assert native.build().lanes() == built.lanes() in LANES and library.stat().st_mtime_ns == first
     damaged = fresh.with_name("other") / library.name
     damaged.parent.mkdir()
     damaged.write_bytes(b"damaged")
     monkeypatch.setenv("RESLIB_CACHE", str(damaged.parent))
-    assert winograd.build().lanes() == built.lanes() and damaged.stat().st_size > 1000
+    assert native.build().lanes() == built.lanes() and damaged.stat().st_size > 1000
+
+
+@needs_compiler
+def test_what_others_could_have_written_is_not_loaded(fresh):
+    native.build()
+    (library,) = fresh.glob("winograd-*.so")
+    assert native._safe(library)
+    fresh.chmod(0o777)
+    assert not native._safe(library)
+    assert native.build().lanes() in LANES  # made in a folder of its own
+    fresh.chmod(0o700)
+    library.chmod(stat.S_IRWXU | stat.S_IWOTH)
+    assert not native._safe(library)
+
+
+def test_a_compiler_that_hangs_is_ended(fresh, monkeypatch):
+    fresh.mkdir()
+    slow = fresh / "slow"
+    slow.write_text(f"#!/bin/sh\nsleep 60 & echo $! > {fresh}/pid\nwait\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("CXX", str(slow))
+    monkeypatch.setattr(native, "PATIENCE", 0.5)
+    assert native.unavailable() == f"{slow} was not done after 0 s"
+    state = Path(f"/proc/{(fresh / 'pid').read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
 @needs_compiler
 def test_a_cache_that_cannot_be_written(fresh, monkeypatch):
     fresh.write_text("a file where the folder should be")
-    assert winograd.build().lanes() in LANES
+    assert native.build().lanes() in LANES

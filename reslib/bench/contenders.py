@@ -40,8 +40,8 @@ LONG_RUN = 64_000  # iterations of the paper's recipe
 class Reslib:
     """`run(steps)` trains and returns the seconds it took. way: a name of NAMES but "usual".
 
-    threads: of the processor, where they are shared out. cold: nothing that was compiled before is used again, so that
-    the time of setting up is that of a first run.
+    threads: of the processor, where they are shared out. cold: nothing that torch.compile made before is used again, so
+    that the time of setting up is that of a first run (but for the loops of convolutions/winograd.cpp, about 3 s once).
     """
 
     def __init__(self, way: str, recipe: Recipe, source, device, threads=None, cold: bool = False, say=print):
@@ -152,7 +152,7 @@ class Reslib:
         batches = [
             b for b, _ in zip(self.batches.eval_batches("test", 500), range(max(1, images // 500)), strict=False)
         ]
-        with self.settings():
+        with self.settings(), self.step.convolutions():
             error_and_loss(self.model, batches[:1], self.device, self.precision)
             synchronize(self.device)
             begun = time.perf_counter()

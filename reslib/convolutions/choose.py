@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .. import trials, tune
 from ..passes import Passes, difference, sound
 from ..tune import LONG, Choice
-from . import fourier, winograd
+from . import fourier, native, winograd
 from .layers import Layer, channels_last, layer_of
 
 ALGORITHMS = {"winograd": winograd, "fourier": fourier}
@@ -72,36 +73,65 @@ def layers_met(passes: Passes) -> list[Layer]:
 def choose_layers(step, chosen: Choice, batch, left: int, limit=None, before=None, say=print) -> dict[Layer, str]:
     """Layer -> algorithm: those of the run that is continued, else those that a trial finds faster.
 
-    The arguments are those of compilation.accelerate. Loss and gradient of the whole pass are compared before any is
-    used; no trial for a run that is short, nor for one that was begun without.
+    The arguments are those of compilation.accelerate. No trial for a run that is short, nor for one that was begun
+    without. Before an algorithm is used, loss and gradient of the whole pass are compared, and its time.
     """
-    sure = {name for name in ALGORITHMS if getattr(chosen, name) or (before and before.get(name))}
-    tried = {name for name in ALGORITHMS if getattr(chosen, name) is not False}
-    if chosen.compile and not chosen.fourier:
-        tried.discard("fourier")  # its many small operations would take minutes to compile
+    begun = {name: before.get(name, []) if before else [] for name in ALGORITHMS}
+    sure = [name for name in ALGORITHMS if getattr(chosen, name) or begun[name]]
+    tried = [name for name in ALGORITHMS if getattr(chosen, name) is not False]
+    if chosen.compile and not chosen.fourier and "fourier" in tried:
+        tried.remove("fourier")  # its many small operations would take minutes to compile
     if before or left < LONG:
-        tried &= sure
-    if not tried or step.precision != "fp32":
+        tried = [name for name in tried if name in sure]
+    if step.precision != "fp32":
+        for name in sure:
+            say(f"no convolutions by {name}: for fp32 alone, not {step.precision}")
+        return {}
+    if "winograd" in tried and "winograd" in sure and (reason := native.unavailable()):
+        say(f"no convolutions by winograd: {reason}")
+    if not tried:
         return {}
     x, y = batch()
     passes = Passes(step, x[: len(x) // step.parts], y[: len(y) // step.parts])
     count, met, found = len(passes.x), layers_met(passes), {}
-    for name in (name for name in ALGORITHMS if name in tried):
+    for name in tried:
         layers = [layer for layer in met if ALGORITHMS[name].promising(layer, count)]
-        if before and before.get(name):
-            layers = [layer for layer in layers if str(layer) in before[name]]
-        elif layers and name not in sure:
+        if begun[name]:
+            found |= {layer: name for layer in layers if str(layer) in begun[name]}
+            continue
+        if layers and name not in sure:
             if limit is not None and limit < TRIAL * passes.seconds(step.loss):
                 continue
-            layers = [layer for layer in layers if wins(name, layer, count, step.layout)]
-        found |= {layer: name for layer in layers if layer not in found}
-    if found:
-        mine, theirs = passes.run(step.loss), passes.run(OtherLoss(step.loss, found))
-        if not sound(passes, mine, theirs):
-            off = f"loss or gradient would be off by {100 * difference(mine, theirs):.1f}%"
-            say(f"convolutions by direct sums: by {' and '.join(sorted(set(found.values())))} {off}")
-            return {}
+            layers = [layer for layer in layers if _known_to_win(name, layer, count, chosen.layout)]
+        other = dict.fromkeys(layers, name)
+        if other and _proved(passes, other, name in sure, say):
+            found |= other
     return found
+
+
+def _proved(passes: Passes, algorithms: dict[Layer, str], sure: bool, say) -> bool:
+    """Whether the whole pass computes the same with these algorithms, and, unless they are sure, takes less time."""
+    step, names = passes.step, " and ".join(dict.fromkeys(algorithms.values()))
+    loss = OtherLoss(step.loss, algorithms)
+    mine, theirs = passes.run(step.loss), passes.run(loss)
+    if not sound(passes, mine, theirs):
+        say(f"no convolutions by {names}: loss or gradient would be off by {100 * difference(mine, theirs):.1f}%")
+        return False
+    if sure:
+        return True
+    turns = [(passes.seconds(step.loss), passes.seconds(loss)) for _ in range(ROUNDS)]
+    direct, other = (min(seconds) for seconds in zip(*turns, strict=True))
+    return other * tune.MARGIN < direct
+
+
+def _known_to_win(algorithm: str, layer: Layer, batch: int, layout: str) -> bool:
+    """`wins`, once per machine: seeds that are tried beside each other shall not get different layers by chance."""
+    key = f"{algorithm} {layer} | {batch} images | {layout} {torch.get_num_threads()} threads"
+    answer = trials.known(tune.CONVOLUTIONS).get(key)
+    if type(answer) is not bool:
+        answer = wins(algorithm, layer, batch, tune.LAYOUTS[layout])
+        trials.keep(tune.CONVOLUTIONS, trials.known(tune.CONVOLUTIONS) | {key: answer})
+    return answer
 
 
 def wins(algorithm: str, layer: Layer, batch: int, layout, clock=time.perf_counter) -> bool:

@@ -37,6 +37,8 @@ class Layer:
 def layer_of(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Layer | None:
     """The layer of a call of `torch.conv2d`; None where it is none of stride 1 in single or double precision."""
     x = input
+    if torch.is_autocast_enabled("cpu"):
+        return None  # the maps may be fp32, but shall be convolved in bf16
     plain = all(value in (1, (1, 1), [1, 1]) for value in (stride, dilation, groups))
     if not plain or isinstance(padding, str) or x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):
         return None

@@ -9,46 +9,36 @@ Results are the direct sum's up to rounding (about twice its error in fp32).
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
 import math
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
-from ..files import whole_file
-from ..tune import cache_file, machine_key
+from . import native
 from .layers import Layer
 
-SOURCE = Path(__file__).with_suffix(".cpp")
 OUT, IN = 4, 6  # outputs and inputs of a tile along a side
-COMPILERS = ("g++", "clang++")
-PATIENCE = 120.0  # seconds for a compiler
+OPERATIONS = 14  # of either transform in one dimension: a multiplication, an addition, or both in one
 
 
 def transformed(layer: Layer, batch: int) -> int:
-    """Multiply-adds of the products of tiles; the transforms are additions and multiplications by constants."""
+    """Multiply-adds of the products of tiles and of their transforms, by columns and by rows; and of the kernels'."""
     tiles = batch * math.prod(-(-side // OUT) for side in layer.result)
-    return tiles * IN * IN * layer.inputs * layer.outputs
+    pairs = layer.inputs * layer.outputs
+    transforms = 2 * IN * OPERATIONS * layer.inputs + (IN + OUT) * OPERATIONS * layer.outputs
+    return tiles * (IN * IN * pairs + transforms) + IN * IN * 9 * pairs
 
 
 def promising(layer: Layer, batch: int) -> bool:
     """Whether this algorithm can compute a layer, and a trial is worth its time."""
     same = layer.padding[0] == layer.padding[1] <= 2
     possible = layer.kernel == (3, 3) and same and min(layer.result) > 0 and batch > 0
-    if not possible or layer.inputs % 4 or layer.outputs % 4 or unavailable():
+    if not possible or layer.inputs % 4 or layer.outputs % 4 or native.unavailable():
         return False
-    lanes = _library().lanes()
+    lanes = native.loops().lanes()
     return layer.inputs % lanes == layer.outputs % lanes == 0
 
 
@@ -69,6 +59,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer) -> Tens
 @torch.library.custom_op("reslib::winograd", mutates_args=(), device_types="cpu")
 def _convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     """(N, C, H, W), (K, C, 3, 3) -> (N, K, H + 2 padding - 2, W + 2 padding - 2), fp32."""
+    if weight.shape[1:] != (x.shape[1], 3, 3):
+        raise ValueError(f"a kernel {tuple(weight.shape)} does not fit maps {tuple(x.shape)}")
     x = x.contiguous(memory_format=torch.channels_last)
     y = _empty_result(x, weight, padding)
     kernels = _spread(weight) @ weight.permute(2, 3, 1, 0).reshape(9, -1)  # (36, C K)
@@ -137,60 +129,13 @@ def _kernel_transform() -> Tensor:
 
 def _call(function: str, first: Tensor, second: Tensor, third: Tensor, x: Tensor, outputs: int, padding: int) -> None:
     """Run a function of winograd.cpp on three arrays, for inputs x and this many channels of the output."""
-    if x.dtype != torch.float32:
-        raise TypeError(f"Winograd's convolution is for torch.float32, not {x.dtype}")
+    for tensor in (first, second, third):
+        if tensor.dtype != torch.float32:
+            raise TypeError(f"Winograd's convolution is for torch.float32, not {tensor.dtype}")
     batch, channels, height, width = x.shape
+    if channels % native.loops().lanes() or outputs % native.loops().lanes() or not 0 <= padding <= 2:
+        raise ValueError(f"no Winograd convolution of {channels} to {outputs} channels with padding {padding} here")
     sizes = batch, height, width, channels, outputs, padding, torch.get_num_threads()
     arrays = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (first, second, third))
-    if getattr(_library(), function)(*arrays, *sizes):
+    if getattr(native.loops(), function)(*arrays, *sizes):
         raise MemoryError("no memory for the tiles of a convolution")
-
-
-# --- The compiled loops -----------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def unavailable() -> str:
-    """Why the loops cannot run on this machine; empty if they can."""
-    try:
-        _library()
-    except (UserError, OSError, subprocess.SubprocessError) as error:
-        return str(error)
-    return ""
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    """The loops for this machine."""
-    return build()
-
-
-def build(*options: str) -> ctypes.CDLL:
-    """The compiled loops: from the user's cache, else made now (about 3 s). Raises UserError where none can be made.
-
-    options: for the compiler, besides those for the fastest code on this processor.
-    """
-    asked = os.environ.get("CXX")
-    compiler = next((path for name in ([asked] if asked else COMPILERS) if (path := shutil.which(name))), None)
-    if compiler is None:
-        raise UserError(f"no C++ compiler ({asked or ', '.join(COMPILERS)}) is installed")
-    native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
-    command = [compiler, "-std=c++17", "-O3", native, "-Wno-psabi", "-shared", "-fPIC"]
-    what = "\n".join([SOURCE.read_text(), *command, *options, machine_key()])
-    path = cache_file().with_name(f"winograd-{hashlib.sha256(what.encode()).hexdigest()[:16]}.so")
-    with contextlib.suppress(OSError):  # none there, or a damaged one
-        return ctypes.CDLL(str(path))
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "winograd.so"
-        for openmp in (["-fopenmp"], []):  # without it one thread computes
-            words = [*command, *openmp, *options, str(SOURCE), "-o", str(made)]
-            done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
-            if done.returncode == 0:
-                break
-        else:
-            raise UserError(f"{compiler}: {(done.stderr.strip().splitlines() or ['failed'])[0]}")
-        with contextlib.suppress(UserError):  # a cache that cannot be written: made anew by every process
-            with whole_file(path, "wb") as file:
-                file.write(made.read_bytes())
-            made = path
-        return ctypes.CDLL(str(made))

@@ -1,0 +1,36 @@
+"""What was tried on this machine and how it went: files beside the cache of tune.py, an entry per trial."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .errors import UserError, tell_once
+from .files import write_json
+from .tune import cache_file, machine_key
+
+
+def known(name: str) -> dict:
+    """The trials of this machine in a file of tune.TRIALS: key -> entry. A damaged file counts as empty."""
+    return _machines(name).get(machine_key(), {})
+
+
+def keep(name: str, entries: dict) -> None:
+    """Make these the trials of this machine; where the cache cannot be written, every run makes them again."""
+    try:
+        write_json(path_of(name), _machines(name) | {machine_key(): entries})
+    except UserError as error:
+        tell_once(f"note: what is faster here is tried in every run: {error}")
+
+
+def path_of(name: str) -> Path:
+    """Beside the cache of tune.py."""
+    return cache_file().with_name(name)
+
+
+def _machines(name: str) -> dict:
+    try:
+        machines = json.loads(path_of(name).read_text())
+        return {key: entries for key, entries in machines.items() if isinstance(entries, dict)}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
