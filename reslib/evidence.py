@@ -194,8 +194,9 @@ def evidence_line(runs: pd.DataFrame) -> str:
     seeds = runs.groupby(["model", labels])["seed"].nunique()
     low, high = int(seeds.min()), int(seeds.max())
     parts.append(f"{low} seed{'s' * (low > 1)} each" if low == high else f"{low} to {high} seeds each")
+    if "device_name" in runs:  # the first records have it in the plural
+        runs = runs.assign(device_name=runs["device_name"].str.replace("(1 threads)", "(1 thread)", regex=False))
     parts += [_values(runs, "iterations", "{} iterations"), _values(runs, "device_name"), _values(runs, "precision")]
-    parts = [part.replace("(1 threads)", "(1 thread)") for part in parts]  # as the first records have it
     if "status" in runs:
         for status, count in runs["status"].value_counts().sort_index().items():
             if status != "finished":

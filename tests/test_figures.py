@@ -123,6 +123,13 @@ def test_figure6_has_no_paper_lines_on_synthetic_data():
     assert "not yet trained: plain-20 and plain-32" in texts(fig.axes[0])
 
 
+def test_figure6_compares_a_shorter_schedule_with_nothing():
+    runs = fake_runs({"resnet20": (12.0, 13.8), "plain110": (65.0, 66.0)}, iterations=6400)
+    fig = figures.figure6(runs, fake_curves(runs))
+    assert not any(lines(ax, name) for ax in fig.axes for name in ("_paper", "_paper_train"))
+    assert "Table 6" not in texts(fig) and "the paper gives" not in texts(fig)
+
+
 def test_figure6_draws_the_bounds_that_the_paper_gives_of_training_errors():
     runs = fake_runs({"plain110": (65.0, 66.0), "resnet110": (0.1, 6.6), "resnet1202": (0.05, 7.9)})
     fig = figures.figure6(runs, fake_curves(runs))

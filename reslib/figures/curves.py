@@ -125,8 +125,8 @@ def figure4(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
 def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     """Figure 6: plain nets, residual nets, ResNet-110 beside ResNet-1202; dashed training, bold test error.
 
-    On CIFAR-10 the test errors of Table 6 are short dotted lines at the right (for ResNet-110 the mean of five runs),
-    and so, dash-dotted, the bounds that the paper gives of two training errors; the footer has these in words.
+    At the paper's scale the test errors of Table 6 are short dotted lines at the right (for ResNet-110 the mean of five
+    runs), and so, dash-dotted, the bounds that the paper gives of two training errors; the footer has these in words.
     """
     panels = [
         ("plain nets", _depths(runs, "plain", paper.FIGURE6_PLAIN)),
@@ -134,7 +134,7 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         ("110 and 1202 layers", ["resnet110", "resnet1202"]),
     ]
     shown = _shown(runs, sorted({model for _, models in panels for model in models}))
-    real = bool(len(shown)) and (shown["dataset"] == "cifar10").all() and not evidence.is_synthetic(shown).any()
+    compares = evidence.at_paper_scale(shown)
     fig, axes = new_figure(11.5, 4.1, 1, 3)
     ends = []
     for ax, (title, models) in zip(axes[0], panels, strict=True):
@@ -142,7 +142,7 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         ax.set_title(title)
         if ax is axes[0][0]:  # the other panels have the same axis; a label there would touch the line ends' labels
             ax.set_ylabel("error (%)")
-        for model in (m for m in models if real and m in set(shown["model"])):
+        for model in (m for m in models if compares and m in set(shown["model"])):
             if model in paper.TABLE6:
                 row = paper.TABLE6[model]
                 _paper_line(ax, row.mean if row.mean is not None else row.error, model, "_paper")
@@ -156,7 +156,7 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         if _in_sight(axes[0], label):
             handles.append(Line2D([], [], color=GREY, linestyle=style, linewidth=1, label=words))
     legend_above(fig, handles)
-    bounds = [f"{paper.label(m)} {side} {level:g}%" for m, (side, level) in TRAINING_BOUNDS.items() if real]
+    bounds = [f"{paper.label(m)} {side} {level:g}%" for m, (side, level) in TRAINING_BOUNDS.items() if compares]
     words = [f"training errors that the paper gives: {', '.join(bounds)}"] if bounds else []
     sign(fig, shown, " · ".join(filter(None, [*words, _notes(runs, shown)])))
     return fig
