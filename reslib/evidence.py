@@ -54,6 +54,13 @@ def is_imagenet(runs: pd.DataFrame) -> pd.Series:
     return runs["dataset"].isin(["imagenet", "imagenette", "synthetic-imagenet"])
 
 
+def one_name(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with one name per kind of hardware: the first records have the number of threads in the plural."""
+    if "device_name" not in runs:
+        return runs
+    return runs.assign(device_name=runs["device_name"].str.replace("(1 threads)", "(1 thread)", regex=False))
+
+
 def at_paper_scale(runs: pd.DataFrame) -> bool:
     """All runs train on the whole of real CIFAR-10 for the paper's 64,000 steps of its size: their errors compare."""
     if runs.empty or is_synthetic(runs).any() or (runs["dataset"] != "cifar10").any():
@@ -194,8 +201,7 @@ def evidence_line(runs: pd.DataFrame) -> str:
     seeds = runs.groupby(["model", labels])["seed"].nunique()
     low, high = int(seeds.min()), int(seeds.max())
     parts.append(f"{low} seed{'s' * (low > 1)} each" if low == high else f"{low} to {high} seeds each")
-    if "device_name" in runs:  # the first records have it in the plural
-        runs = runs.assign(device_name=runs["device_name"].str.replace("(1 threads)", "(1 thread)", regex=False))
+    runs = one_name(runs)
     parts += [_values(runs, "iterations", "{} iterations"), _values(runs, "device_name"), _values(runs, "precision")]
     if "status" in runs:
         for status, count in runs["status"].value_counts().sort_index().items():

@@ -203,6 +203,7 @@ def _facts(runs: pd.DataFrame) -> list[str]:
         loud = "SYNTHETIC DATA " if str(dataset).startswith("synthetic") else ""
         prints = ", ".join(sorted(group["data_fingerprint"].dropna().astype(str).unique())) or "not read yet"
         facts.append(f"data: {loud}{dataset}, fingerprint {prints}")
+    runs = evidence.one_name(runs)
     for title, column in (("hardware", "device_name"), ("precision", "precision"), ("torch", "torch")):
         facts.append(f"{title}: {', '.join(sorted(map(str, runs[column].dropna().unique()))) or 'unknown'}")
     commits = sorted({str(c)[:12] for c in runs["commit"].dropna()})

@@ -16,6 +16,9 @@ from .clock import synchronize
 PASSES_FORWARD, PASSES_BACKWARD = 5, 12
 
 
+SLOW = 2.0  # seconds of a product from which once is enough: a processor may emulate bf16 at a hundredth of its rate
+
+
 class Roofline:
     """`measure()` once per round; `summary()` gives the medians."""
 
@@ -35,6 +38,8 @@ class Roofline:
     def measure(self) -> None:
         """Measure the rate of every matrix product (multiply-adds/s) and of a copy (bytes/s) once more."""
         for name, (a, b) in self.matrices.items():
+            if self.rates[name] and self.n**3 / self.rates[name][0] > SLOW:
+                continue
             self.rates[name].append(self.n**3 / self._best(lambda a=a, b=b: torch.mm(a, b)))
         moved = 2 * self.source.numel() * 4  # read and written
         self.rates["copy"].append(moved / self._best(lambda: self.target.copy_(self.source)))
@@ -47,6 +52,8 @@ class Roofline:
             work()
             synchronize(self.device)
             times.append(time.perf_counter() - begun)
+            if times[-1] > SLOW:
+                break
         return min(times)
 
     def summary(self) -> dict[str, float]:
