@@ -1,5 +1,6 @@
 """Frames as load_runs and load_curves give them, with made-up numbers, for tests of figures, tables and claims."""
 
+import matplotlib.text
 import numpy as np
 import pandas as pd
 
@@ -47,3 +48,12 @@ def fake_curves(runs, points=8):
                 }
             )
     return pd.DataFrame(rows)
+
+
+def texts(fig):
+    """Every text of the figure on a line of its own, line breaks undone."""
+    return "\n".join(" ".join(t.get_text().split()) for t in fig.findobj(matplotlib.text.Text) if t.get_text())
+
+
+def lines(ax, start):
+    return [line for line in ax.lines if str(line.get_label()).startswith(start)]

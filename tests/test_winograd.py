@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from convolving import by, errors
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -64,6 +65,32 @@ def test_rounding_on_the_layers_of_resnet20(width, side):
     """At the points of the paper, 0, +-1 and +-2, the error of the output would be 1.1e-6 to 1.8e-6."""
     output, of_input, of_kernel, _ = errors("winograd", Layer(width, width, (3, 3), (1, 1), (side, side)), batch=16)
     assert output[0] < 1e-6 and of_input[0] < 1e-6 and of_kernel[0] < 1e-5
+
+
+def rounding(a, b, channels=32, tiles=512):
+    """Relative error in fp32 of tiles at the points 0, +-a, +-b and infinity, by the matrices of the definition."""
+    aa, bb = a * a, b * b
+    rows = [[aa * bb, 0, -(aa + bb), 0, 1, 0]]
+    rows += [[0, p * q, q, p, 1, 0] for p, q in ((-a, -bb), (a, -bb), (-b, -aa), (b, -aa))]
+    rows += [[0, aa * bb, 0, -(aa + bb), 0, 1]]
+    points = torch.tensor([0, a, -a, b, -b], dtype=torch.float64)
+    inputs = torch.tensor(rows, dtype=torch.float64)
+    inputs[1:5, 1], inputs[1:5, 3] = -points[1:] * torch.tensor([bb, bb, aa, aa]), points[1:]
+    outputs = torch.cat([points ** torch.arange(4)[:, None], torch.tensor([[0.0], [0], [0], [1]])], 1)
+    distances = (points[:, None] - points).fill_diagonal_(1).prod(1)
+    kernels = torch.cat([points[:, None] ** torch.arange(3) / distances[:, None], torch.tensor([[0.0, 0, 1]])])
+    drawn = torch.Generator().manual_seed(0)
+    x = torch.randn(tiles, channels, 6, 6, generator=drawn)
+    weight = torch.randn(channels, channels, 3, 3, generator=drawn)
+    v = inputs.float() @ x @ inputs.float().T
+    u = (kernels @ weight.double() @ kernels.T).float()
+    m = torch.matmul(v.permute(2, 3, 0, 1), u.permute(2, 3, 1, 0)).permute(2, 3, 0, 1)
+    y, exact = outputs.float() @ m @ outputs.float().T, F.conv2d(x.double(), weight.double())
+    return float((y.double() - exact).norm() / exact.norm())
+
+
+def test_the_points_halve_the_rounding_error_of_the_papers():
+    assert rounding(0.5**0.5, 2**0.5) < 0.6 * rounding(1, 2) < 1e-6
 
 
 @needs_compiler
