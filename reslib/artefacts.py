@@ -14,7 +14,8 @@ import pandas as pd
 from . import ablation, claims, figures, studies, tables
 from .errors import choose
 from .frames import find_measurement, frames
-from .studies import CIFAR_STUDIES, STUDIES, plan, preset_of
+from .presets import preset_of
+from .studies import CIFAR_STUDIES, STUDIES, plan
 
 DATASETS = {  # kind: real ones first
     "cifar": ("cifar10", "synthetic"),

@@ -21,11 +21,11 @@ from .errors import UserError
 from .files import write_json, write_text
 from .networks import check_network, make_model
 from .numerics import resolve_device, resolve_precision
+from .presets import cifar_recipe, preset_of
 from .recipe import Recipe
 from .schedule import learning_rate
 from .stand_ins import dataset_for
 from .stats import summarize, welch
-from .studies import cifar_recipe, preset_of
 from .train import train
 from .tune import Choice, choice_for
 

@@ -16,8 +16,8 @@ from . import paper, stats
 from .baseline_recipes import BASELINE_RECIPES
 from .errors import UserError
 from .names import IMAGENET_DEPTHS
+from .presets import cifar_recipe, preset_of
 from .recipe import Recipe
-from .studies import cifar_recipe, preset_of
 
 PROTOCOL = (
     "options", "shortcut", "preprocessing", "padding", "crops", "momentum", "nesterov", "weight_decay", "val_size",

@@ -20,9 +20,9 @@ from .errors import UserError
 from .figures.style import SYNTHETIC_NOTE, new_figure
 from .models import build_model, is_imagenet
 from .networks import load_network, make_model
+from .presets import cifar_recipe
 from .recipe import Recipe
 from .records import load_runs
-from .studies import cifar_recipe
 
 CHANNELS = 8  # feature maps drawn per stage
 IMAGES = 500  # test images among which the most confused are looked for

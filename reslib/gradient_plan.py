@@ -8,8 +8,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from .presets import Preset, cifar_recipe
 from .recipe import Recipe
-from .studies import Preset, cifar_recipe
 
 INITIALISATIONS = ("he", "xavier", "gaussian")
 

@@ -17,11 +17,12 @@ from .frames import frames as load_frames
 from .injected import check_injected
 from .models import build_model
 from .numerics import resolve_device
+from .presets import preset_of
 from .progress import Progress, is_quiet
 from .provenance import environment
 from .runs import results_root
 from .stand_ins import dataset_for
-from .studies import STUDIES, preset_of
+from .studies import STUDIES
 from .train import Execution
 
 

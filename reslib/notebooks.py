@@ -18,10 +18,10 @@ from pathlib import Path
 from .durations import in_words
 from .errors import UserError, choose, tell_once
 from .files import alone, holder, make_folder, write_json
+from .presets import preset_of
 from .provenance import source
 from .runs import is_locked
 from .stopping import sigterm_raises
-from .studies import preset_of
 
 TEMPORARY = ".running.ipynb"
 # A kernel's log is about its own messages, not about the code it runs: that they go over TCP, on this machine alone,

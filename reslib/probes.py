@@ -26,9 +26,9 @@ from .gradient_plan import budget_of, nets
 from .measure import exact_statistics
 from .names import family_and_depth
 from .networks import load_network, make_model
+from .presets import Preset
 from .recipe import Recipe, parse_options
 from .schedule import learning_rate
-from .studies import Preset
 
 STATISTICS_IMAGES = 1000
 RESPONSES = ["run", "model", "family", "depth", "seed", "synthetic", "layer", "std", "key"]  # columns

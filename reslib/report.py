@@ -20,8 +20,9 @@ from . import claims, evidence, frames, report_page
 from .cli import add_results, checking_arguments, name_given, results_of
 from .errors import UserError
 from .files import folder_of, write_text
+from .presets import PRESETS, preset_of
 from .records import load_curves, load_runs
-from .studies import CIFAR_STUDIES, PRESETS, plan, preset_of
+from .studies import CIFAR_STUDIES, plan
 
 PRESET_ORDER = ("paper", "medium", "quick", "smoke")  # what weighs most comes first
 CIFAR_SETS = ("cifar10", "synthetic")  # the real set is preferred where records of both exist

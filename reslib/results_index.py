@@ -9,8 +9,8 @@ import pandas as pd
 from . import artefacts, claims, evidence, tables
 from .files import write_text
 from .notebooks import notebook_names
+from .presets import folders_of_presets, preset_of
 from .records import load_runs
-from .studies import folders_of_presets, preset_of
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 HEAD = """# Results

@@ -25,9 +25,9 @@ from . import complexity, gradient_plan
 from .errors import UserError
 from .models import build_model, family_and_depth, is_imagenet
 from .networks import shortcut_of
+from .presets import BOTTLENECKS, Preset, cifar_recipe
 from .recipe import Recipe, parse_options
 from .runs import Run, check_summary, is_locked, read_json
-from .studies import BOTTLENECKS, Preset, cifar_recipe
 
 NEAR = 2.0  # times as many multiply-adds, or half as many: still near in size
 DISTURBED = 0.5  # share of the usual rate below which a network was trained beside other work

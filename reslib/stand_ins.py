@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import data
 from .data.places import NotThere, find_root
-from .studies import Preset
+from .presets import Preset
 
 SYNTHETIC = {"cifar": "synthetic", "imagenet": "synthetic-imagenet"}
 

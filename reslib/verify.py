@@ -18,9 +18,9 @@ import numpy as np
 from . import artefacts, results_index
 from .cli import checking_arguments, name_given
 from .errors import UserError
+from .presets import PRESETS, folders_of_presets, preset_of
 from .record_checks import Findings, check_records
 from .runs import results_root
-from .studies import PRESETS, folders_of_presets, preset_of
 
 REDRAW = "`reslib verify --redraw` draws it from the records"
 VERSION_TOLERANCE = 0.05  # share of pixels that may differ between two versions of matplotlib

@@ -18,9 +18,10 @@ import time
 from pathlib import Path
 
 from reslib import record_index
+from reslib.presets import PRESETS
 from reslib.recipe import Recipe
 from reslib.runs import METRICS, Run
-from reslib.studies import PRESETS, cifar10_table, figure1, plan
+from reslib.studies import cifar10_table, figure1, plan
 
 PRESET = "medium"
 LIMIT = 5.0  # seconds for a command at 10,000 records

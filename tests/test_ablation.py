@@ -8,7 +8,7 @@ import pytest
 from fake_frames import fake_curves
 from scipy.stats import ttest_ind, ttest_rel
 
-from reslib import ablation, evidence, studies
+from reslib import ablation, evidence, presets, studies
 from reslib.recipe import Recipe
 
 
@@ -40,7 +40,7 @@ ERRORS = {"paper": [0.087, 0.089, 0.0885], "Nesterov momentum": [0.0905, 0.0923,
 
 
 def test_what_a_group_changes_beside_its_own_reference():
-    changed = ablation.changes(studies.fidelity(studies.preset_of("medium"), "cifar10"))["changed"]
+    changed = ablation.changes(studies.fidelity(presets.preset_of("medium"), "cifar10"))["changed"]
     assert changed["no warm-up (ResNet-110)"] == {"warmup_lr": 0.0}
     assert changed["Nesterov momentum"] == {"nesterov": True}
     assert not any(name.startswith("paper") for name in changed.index) and all(changed)
@@ -115,7 +115,7 @@ def test_a_group_with_its_own_reference():
 
 
 def test_the_studies_own_groups_are_read():
-    preset = studies.PRESETS["medium"]
+    preset = presets.PRESETS["medium"]
     groups = studies.fidelity(preset, "cifar10", 2)
     errors = {name: [0.08 + 0.001 * i for i, _ in enumerate(recipes)] for name, recipes in groups.items()}
     rows = ablation.table(groups, frame(groups, errors))
@@ -125,7 +125,7 @@ def test_the_studies_own_groups_are_read():
 
 
 def test_a_deviation_that_the_preset_does_not_have_says_so():
-    groups = studies.fidelity(studies.PRESETS["quick"], "cifar10", 1)
+    groups = studies.fidelity(presets.PRESETS["quick"], "cifar10", 1)
     runs = frame(groups, {name: [0.5] * len(recipes) for name, recipes in groups.items()})
     row = ablation.printed(ablation.table(groups, runs)).set_index("deviation").loc["no warm-up (ResNet-110)"]
     assert row["finding"] == "not part of this preset" and row["n"] == "0" and row["test error (%)"] == ""

@@ -9,7 +9,8 @@ from fake_records import write_run
 from reslib import artefacts, figures, results_index, studies, tables, verify
 from reslib.errors import UserError
 from reslib.frames import frames, save_measurement
-from reslib.studies import PRESETS, cifar_recipe, figure1, figure4
+from reslib.presets import PRESETS, cifar_recipe
+from reslib.studies import figure1, figure4
 
 QUICK = PRESETS["quick"]
 FIGURE6 = ("figure6.png", "figure6.pdf", "figure6_depth.png", "figure6_depth.pdf")

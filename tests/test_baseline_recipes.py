@@ -8,8 +8,8 @@ from training import QUIET, silent
 
 from reslib.models.baselines import BASELINE_RECIPES
 from reslib.networks import load_network, make_model
+from reslib.presets import PRESETS, cifar_recipe
 from reslib.recipe import Recipe
-from reslib.studies import PRESETS, cifar_recipe
 from reslib.train import train
 
 

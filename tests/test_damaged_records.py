@@ -10,11 +10,12 @@ from reslib import artefacts, errors, runs, schedule_plan
 from reslib.cli import main
 from reslib.commands import status
 from reslib.executor import execute
+from reslib.presets import PRESETS
 from reslib.recipe import Recipe
 from reslib.record_checks import Findings, check_records
 from reslib.records import load_curves, load_runs
 from reslib.results_index import section
-from reslib.studies import PRESETS, figure1
+from reslib.studies import figure1
 
 QUICK = PRESETS["quick"]
 

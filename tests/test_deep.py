@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from training import QUIET, rows_of, silent, stop_after, train_in_pieces, weights_of
 
 from reslib.models import build_model
+from reslib.presets import PRESETS, cifar_recipe
 from reslib.runs import Run
-from reslib.studies import PRESETS, cifar_recipe
 from reslib.train import Interrupted, train
 
 GIB = 2**30

@@ -16,8 +16,8 @@ from reslib.evaluate import Views, merge_views
 from reslib.files import sha256, write_json
 from reslib.given_weights import IMAGENETTE
 from reslib.models import build_model
+from reslib.presets import imagenet_recipe, preset_of
 from reslib.runs import Run, write_weights
-from reslib.studies import imagenet_recipe, preset_of
 
 KEYS = ["weights_sha256", "how", "name", "test_size", "classes", "images", "skipped", "top1", "top5"]
 

@@ -11,8 +11,8 @@ from reslib import explore
 from reslib.errors import UserError
 from reslib.job import Execution
 from reslib.models import build_model
+from reslib.presets import PRESETS
 from reslib.recipe import Recipe
-from reslib.studies import PRESETS
 from reslib.train import train
 
 

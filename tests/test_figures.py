@@ -9,7 +9,7 @@ from fake_frames import fake_curves, fake_runs, lines, texts
 from reslib import figures, imagenet_scale, paper, tables
 from reslib.data import SYNTHETIC_SIZES
 from reslib.notebook import open_study
-from reslib.studies import imagenet_recipe, preset_of
+from reslib.presets import imagenet_recipe, preset_of
 
 PLAIN = {"plain20": (3.0, 9.0), "plain56": (9.0, 13.0)}
 SYNTHETIC = {"dataset": "synthetic", "synthetic": True, "iterations": 80, "preset": "smoke"}

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from reslib import injected
 from reslib.errors import UserError
+from reslib.presets import FIXED
 from reslib.recipe import field_types, parse_field
 from reslib.runs import results_root
-from reslib.studies import FIXED
 
 pytest.importorskip("papermill")
 from papermill.cli import _resolve_type  # noqa: E402

@@ -20,10 +20,11 @@ from reslib.errors import UserError
 from reslib.files import sha256, write_json
 from reslib.imagenet_tables import CENTRE, INTERVAL, TOP1, TOP5, caption, notes, tables
 from reslib.models import build_model
+from reslib.presets import preset_of
 from reslib.recipe import Recipe
 from reslib.records import load_runs
 from reslib.runs import Run, write_weights
-from reslib.studies import imagenet_rows, preset_of
+from reslib.studies import imagenet_rows
 
 OWN = [TOP1, TOP5, INTERVAL, CENTRE, "images", "data set", "preset"]
 WNIDS = sorted(given_weights.IMAGENETTE)

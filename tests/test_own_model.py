@@ -72,8 +72,8 @@ def edit(path, old, new):
 def test_a_changed_network_does_not_pass_as_the_old_one(module, tmp_path, capsys, monkeypatch):
     from reslib.executor import missing
     from reslib.networks import load_network
+    from reslib.presets import PRESETS, cifar_recipe
     from reslib.records import load_runs
-    from reslib.studies import PRESETS, cifar_recipe
     from reslib.tables import cifar10_table
 
     file, runs_dir = tmp_path / f"{module}.py", tmp_path / "out" / "smoke" / "runs"

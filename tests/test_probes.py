@@ -15,8 +15,8 @@ from reslib.frames import load_measurement, save_measurement
 from reslib.models import build_model
 from reslib.networks import make_model
 from reslib.notebook import open_folder
+from reslib.presets import PRESETS, cifar_recipe
 from reslib.records import load_runs
-from reslib.studies import PRESETS, cifar_recipe
 from reslib.train import Execution, train
 
 SMOKE = PRESETS["smoke"]

@@ -18,10 +18,11 @@ from reslib import cluster
 from reslib.errors import UserError
 from reslib.executor import execute, missing
 from reslib.job import Execution
+from reslib.presets import preset_of
 from reslib.recipe import Recipe
 from reslib.runs import Run, read_json
 from reslib.stopping import Interrupted
-from reslib.studies import plan, preset_of
+from reslib.studies import plan
 
 CPU = Execution(device="cpu", checkpoint_seconds=0.2)
 SMALL = {"batch_size": 32, "train_size": 256, "test_size": 64, "precision": "fp32", "dataset": "synthetic"}

@@ -59,6 +59,6 @@ def test_who_comes_with_a_baseline_that_is_off_is_told_where_to_look():
 
 
 def test_presets_of_the_readme_are_those_of_the_package():
-    from reslib.studies import PRESETS
+    from reslib.presets import PRESETS
 
     assert re.findall(r"^\| `(\w+)` \|", README, re.M) == list(PRESETS)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reslib.errors import UserError, choose, shown
+from reslib.presets import PRESETS, cifar_recipe
 from reslib.recipe import CHOICES, RANGES, Recipe, field_types, parse_field, parse_options
-from reslib.studies import PRESETS, cifar_recipe
 
 FIELDS = sorted(field_types())
 

@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from reslib.presets import PRESETS, cifar_recipe, imagenet_recipe
 from reslib.recipe import Recipe
 from reslib.schedule import drop_iterations, learning_rate, plateaus
-from reslib.studies import PRESETS, cifar_recipe, imagenet_recipe
 from reslib.window import Window
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from reslib.studies import PRESETS, cifar10_table, figure6
+from reslib.presets import PRESETS
+from reslib.studies import cifar10_table, figure6
 
 SCRIPT = Path(__file__).resolve().parent.parent / "slurm" / "reslib.sbatch"
 pytestmark = pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")

@@ -12,9 +12,10 @@ from reslib.cli import main
 from reslib.commands import status
 from reslib.durations import in_words
 from reslib.models import build_model
+from reslib.presets import PRESETS, cifar_recipe, imagenet_recipe
 from reslib.recipe import Recipe
 from reslib.schedule_plan import Measurement, Speed, State
-from reslib.studies import PRESETS, cifar_recipe, figure1, imagenet_recipe
+from reslib.studies import figure1
 
 QUICK = PRESETS["quick"]
 LENGTH, STEP = QUICK.scale["iterations"], QUICK.scale["eval_every"]

@@ -3,22 +3,9 @@
 import pytest
 
 from reslib.errors import UserError
+from reslib.presets import PRESETS, cifar_recipe, imagenet_recipe, preset_of
 from reslib.recipe import Recipe
-from reslib.studies import (
-    PAPER_SIX,
-    PRESETS,
-    STUDIES,
-    cifar10_table,
-    cifar_recipe,
-    fidelity,
-    figure1,
-    figure6,
-    figure7,
-    future_work,
-    imagenet_recipe,
-    plan,
-    preset_of,
-)
+from reslib.studies import PAPER_SIX, STUDIES, cifar10_table, fidelity, figure1, figure6, figure7, future_work, plan
 
 BOTH = {"cifar": "cifar10", "imagenet": "imagenet"}
 

@@ -9,8 +9,9 @@ from PIL import Image
 from reslib import artefacts, verify
 from reslib.cli import main
 from reslib.files import sha256
+from reslib.presets import PRESETS
 from reslib.results_index import END, START
-from reslib.studies import PRESETS, figure1
+from reslib.studies import figure1
 
 QUICK = PRESETS["quick"]
 LENGTH = QUICK.scale["iterations"]

@@ -201,7 +201,7 @@ def _everything(arguments) -> None:
 def _checked(arguments) -> dict:
     """The lists among the arguments. Raises UserError naming what is wrong before anything is measured."""
     from ..models import build_model
-    from ..studies import preset_of
+    from ..presets import preset_of
     from .contenders import NAMES
 
     lists = {n: _words(getattr(arguments, n)) for n in ("models", "contenders", "devices", "seed_models")}

@@ -17,7 +17,7 @@ from .. import data
 from ..engine import make_optimizer, make_step
 from ..models import build_model
 from ..numerics import resolve_precision
-from ..studies import imagenet_recipe, preset_of
+from ..presets import imagenet_recipe, preset_of
 from ..tune import choice, keep_memory
 from .clock import synchronize
 

@@ -15,8 +15,9 @@ from ..files import make_folder
 from ..frames import frames
 from ..given_weights import find_weights
 from ..numerics import resolve_device
+from ..presets import preset_of
 from ..stand_ins import dataset_for
-from ..studies import imagenet_rows, preset_of
+from ..studies import imagenet_rows
 from ..tables import save_table
 
 SHOWN = ["model", "source", imagenet_tables.TOP1, imagenet_tables.TOP5, "images", "note"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from ..cli import checking_arguments
 from ..errors import choose
 from ..models import is_imagenet, model_names
+from ..presets import PRESETS
 from ..recipe import CHOICES
 from ..schedule_plan import network_cost
-from ..studies import PRESETS, STUDIES
+from ..studies import STUDIES
 from .status import aligned
 
 SECTIONS = ("models", "studies", "presets", "data")

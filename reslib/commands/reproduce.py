@@ -16,8 +16,9 @@ from ..cli import (
 )
 from ..errors import UserError, choose
 from ..executor import EXECUTORS, execute
+from ..presets import preset_of
 from ..stand_ins import absent, dataset_for
-from ..studies import STUDIES, plan, preset_of
+from ..studies import STUDIES, plan
 
 
 def add_arguments(parser) -> None:

@@ -11,10 +11,11 @@ from ..cli import ArgumentError, add_common, add_seeds, checking_arguments, numb
 from ..durations import in_words
 from ..errors import UserError
 from ..models import build_model, is_imagenet
+from ..presets import cifar_recipe, imagenet_recipe, preset_of
 from ..recipe import Recipe
 from ..runs import Run
 from ..stand_ins import absent
-from ..studies import cifar_recipe, imagenet_recipe, plan, preset_of
+from ..studies import plan
 from .reproduce import datasets_of
 
 MAKESPANS = (8,)  # devices for which the makespan is printed on the way to --gpus: a node of a cluster

@@ -9,9 +9,9 @@ from ..baseline_recipes import BASELINE_RECIPES
 from ..cli import add_common, add_execution, checking_arguments, execution_of, results_of
 from ..models import is_imagenet
 from ..networks import check_network
+from ..presets import PRESETS, cifar_recipe, imagenet_recipe, preset_of
 from ..recipe import CHOICES, KINDS, field_help, field_types, parse_field
 from ..stand_ins import dataset_for
-from ..studies import PRESETS, cifar_recipe, imagenet_recipe, preset_of
 from ..train import train
 
 SET_ELSEWHERE = ("model",)

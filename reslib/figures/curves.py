@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from .. import evidence, imagenet_scale, paper, studies
+from .. import evidence, imagenet_scale, paper, presets, studies
 from ..errors import UserError
 from ..names import family_and_depth
 from .style import (
@@ -93,7 +93,7 @@ def _planned(runs: pd.DataFrame, names: tuple[str, ...] = ("figure1", "figure4",
     models = set()
     for name in runs["preset"].dropna().unique() if "preset" in runs else ():
         try:
-            recipes = studies.plan(studies.preset_of(str(name)), {"cifar": "cifar10", "imagenet": "imagenet"}, 1, names)
+            recipes = studies.plan(presets.preset_of(str(name)), {"cifar": "cifar10", "imagenet": "imagenet"}, 1, names)
         except UserError:  # a record that names a preset of another version
             continue
         models |= {recipe.model for recipe in recipes}
