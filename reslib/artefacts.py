@@ -24,13 +24,15 @@ DATASETS = {  # kind: real ones first
 
 
 def figure1(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
-    """figures/figure1 and figures/depth."""
+    """figures/figure1."""
     runs, curves, _ = study_frames("figure1", folder, dataset)
-    if runs.empty:
-        return []
-    return _figure(figures.figure1(runs, curves), out or folder, "figure1") + _figure(
-        figures.depth_view(runs), out or folder, "depth"
-    )
+    return [] if runs.empty else _figure(figures.figure1(runs, curves), out or folder, "figure1")
+
+
+def depth(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """figures/depth: the plain and residual nets of every depth of Figure 6 that has records."""
+    runs, _, _ = study_frames("figure6", folder, dataset, curves=False)
+    return [] if runs.empty else _figure(figures.depth_view(runs), out or folder, "depth")
 
 
 def figure4(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
@@ -40,13 +42,9 @@ def figure4(folder: Path, out: Path | None = None, dataset: str | None = None) -
 
 
 def figure6(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
-    """figures/figure6 and figures/figure6_depth."""
+    """figures/figure6."""
     runs, curves, _ = study_frames("figure6", folder, dataset)
-    if runs.empty:
-        return []
-    return _figure(figures.figure6(runs, curves), out or folder, "figure6") + _figure(
-        figures.depth_view(runs), out or folder, "figure6_depth"
-    )
+    return [] if runs.empty else _figure(figures.figure6(runs, curves), out or folder, "figure6")
 
 
 def by_depth(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
@@ -148,6 +146,7 @@ def imagenet_claims_table(folder: Path, dataset: str) -> pd.DataFrame:
 
 ARTEFACTS = {  # name: the function that writes it
     "figure1": figure1,
+    "depth": depth,
     "figure4": figure4,
     "figure6": figure6,
     "by_depth": by_depth,
@@ -160,7 +159,7 @@ ARTEFACTS = {  # name: the function that writes it
     "figure4_claims": imagenet_scoreboard,
 }
 NOTEBOOKS = {  # stem of a file in figures/ or tables/: the notebook that makes it, where the names differ
-    "depth": "figure1",
+    "depth": "figure6",
     "cifar10": "cifar10_table",
     "claims": "cifar10_table",
     "basic_block": "architecture",

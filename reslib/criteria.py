@@ -15,7 +15,7 @@ from . import evidence, paper, stats
 from .tables import paper_z
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "not enough evidence"
-COMPARABLE_POINTS = 1.0  # ResNet-20 may test worse than plain-20 by this much and still be called comparable
+COMPARABLE_POINTS = 1.0  # errors that differ by no more are called comparable
 WIDEST_INTERVAL = 0.5  # half width in points above which agreement of ResNet-110 with the paper says nothing
 TABLE6_DEPTHS = (20, 32, 44, 56)
 TABLE6_Z = 2.5  # of four comparisons one goes beyond it by chance in 5% of all studies (two-sided normal, 4 x 1.24%)
@@ -61,6 +61,19 @@ def _all(comparisons: list[tuple[int, str]], wanted: int) -> tuple[str, str]:
 def pair(first: str, second: str, wanted: int, columns: tuple[str, ...] = ("train_error", "test_error")):
     """A criterion: every error of `second` differs from that of `first` with the sign `wanted`."""
     return lambda frames: _all([compare(frames, first, second, c) for c in columns], wanted)
+
+
+def comparable(first: str, second: str):
+    """A criterion: the test errors of two networks differ by no more than COMPARABLE_POINTS."""
+
+    def judged(frames: Frames) -> tuple[str, str]:
+        _, low, high, text = evidence.difference(frames.of(first), frames.of(second))
+        if low > COMPARABLE_POINTS or high < -COMPARABLE_POINTS:
+            return FAILS, text
+        within = -COMPARABLE_POINTS <= low and high <= COMPARABLE_POINTS
+        return (HOLDS, text) if within else (UNDECIDED, f"{text}; the interval is too wide to tell")
+
+    return judged
 
 
 def degradation(frames: Frames) -> tuple[str, str]:

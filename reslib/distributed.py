@@ -150,7 +150,13 @@ def first() -> bool:
 
 
 def check_divisible(recipe, world: int) -> None:
-    """Each process takes an equal number of micro-batches."""
+    """Each process takes an equal number of micro-batches. Raises UserError naming what is allowed."""
+    if recipe.batch_size % world:
+        counts = [n for n in range(1, recipe.batch_size + 1) if recipe.batch_size % n == 0]
+        raise UserError(
+            f"batch_size {recipe.batch_size} cannot be shared equally by {world} processes: allowed are "
+            f"{', '.join(map(str, counts))} processes, or a batch size that is a multiple of {world}"
+        )
     if recipe.accumulation % world:
         raise UserError(
             f"accumulation {recipe.accumulation} cannot be shared by {world} processes: set it to a multiple of {world}"

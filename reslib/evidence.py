@@ -191,16 +191,14 @@ def evidence_line(runs: pd.DataFrame) -> str:
     data = []
     for name, group in runs.groupby("dataset", sort=True):
         marks = sorted(set(group["data_fingerprint"].dropna().astype(str))) if "data_fingerprint" in group else []
-        if is_imagenet(group).all() and "classes" in group:  # a subset is named as one
-            marks = [f"{int(n)} classes" for n in sorted(group["classes"].dropna().unique())] + marks
+        if is_imagenet(group).all() and "classes" in group:  # a subset is named as one, and smaller images
+            marks = [f"{int(n)} classes" for n in sorted(group["classes"].dropna().unique())] + _stored(group) + marks
         loudly = "MIXED DATA: " * bool(mixed(group))
         data.append(f"{name} ({loudly}{', '.join(marks)})" if marks else str(name))
     parts.append("data " + ", ".join(data))
     labels = settings(runs)
     parts.append(_settings_in_words(labels))
-    seeds = runs.groupby(["model", labels])["seed"].nunique()
-    low, high = int(seeds.min()), int(seeds.max())
-    parts.append(f"{low} seed{'s' * (low > 1)} each" if low == high else f"{low} to {high} seeds each")
+    parts.append(_seeds_in_words(runs.groupby(["model", labels])["seed"].nunique()))
     runs = one_name(runs)
     parts += [_values(runs, "iterations", "{} iterations"), _values(runs, "device_name"), _values(runs, "precision")]
     if "status" in runs:
@@ -208,6 +206,29 @@ def evidence_line(runs: pd.DataFrame) -> str:
             if status != "finished":
                 parts.append(f"{count} {status}")
     return " · ".join(filter(None, parts))
+
+
+def _stored(runs: pd.DataFrame) -> list[str]:
+    """At which size a small set's images are kept, where their records tell."""
+    origins = runs["data_origin"].dropna().astype(str) if "data_origin" in runs else pd.Series(dtype=str)
+    return [f"stored at {n} pixels" for n in sorted(set(origins.str.extract(r"(\d+) pixels")[0].dropna()))]
+
+
+def _seeds_in_words(counts: pd.Series) -> str:
+    """How many seeds each recipe has: "3 seeds of plain-20 and ResNet-20, 1 of each other". counts: by (model, ...)."""
+    networks: dict[int, list[str]] = {}
+    for (model, *_), count in counts.items():
+        networks.setdefault(int(count), []).append(paper.label(model))
+    low, high = min(networks), max(networks)
+    if low == high:
+        return f"{low} seed{'s' * (low > 1)} each"
+    usual = max(networks, key=lambda count: (len(networks[count]), -count))
+    named = {count: names for count, names in sorted(networks.items(), reverse=True) if count != usual}
+    once = len(set(sum(networks.values(), []))) == len(counts)
+    if not once or sum(map(len, named.values())) > 4:
+        return f"{low} to {high} seeds each"
+    words = [f"{n} seed{'s' * (n > 1)} of {' and '.join(names)}" for n, names in named.items()]
+    return ", ".join([*words, f"{usual} of each other"])
 
 
 def _settings_in_words(labels: pd.Series) -> str:
@@ -233,30 +254,40 @@ def _settings_in_words(labels: pd.Series) -> str:
 
 
 def compare(first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error") -> tuple[int, str]:
-    """Sign of second - first in a column of errors, 0 if within its uncertainty, and the comparison in words (in %).
+    """Sign of second - first in a column of errors, 0 if within its uncertainty, and the comparison in words (in %)."""
+    value, low, high, text = difference(first, second, column)
+    return int(np.sign(value)) if low > 0 or high < 0 else 0, text
 
-    Uncertainty: the 95% Welch interval over seeds; with a single seed on a side, or seeds that are all equal, twice the
+
+def difference(
+    first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error"
+) -> tuple[float, float, float, str]:
+    """second - first in a column of errors, in points: mean, lower and upper bound, and the comparison in words.
+
+    Bounds: the 95% Welch interval over seeds; with a single seed on a side, or seeds that are all equal, twice the
     binomial standard error of the two errors.
     """
     one, two = (stats.summarize(rows[column] * 100) for rows in (first, second))
-    difference = two.mean - one.mean
+    value = two.mean - one.mean
     if min(one.n, two.n) > 1 and not (one.zero_variance or two.zero_variance):
         d = stats.welch(first[column] * 100, second[column] * 100)
-        sure, words = d.low > 0 or d.high < 0, f"{difference:+.2f}, 95% {d.low:+.2f} to {d.high:+.2f}"
+        low, high, words = d.low, d.high, f"{value:+.2f}, 95% {d.low:+.2f} to {d.high:+.2f}"
     else:
         sides = ((one, first), (two, second))
         half = 200 * math.hypot(*(stats.binomial_error(s.mean / 100, images_behind(r, column)) for s, r in sides))
-        sure, words = abs(difference) > half, f"{difference:+.2f} ± {half:.2f}, binomial"
+        low, high, words = value - half, value + half, f"{value:+.2f} ± {half:.2f}, binomial"
     names = [paper.label(rows["model"].iloc[0]) for rows in (first, second)]
     kind = column.removesuffix("_error").replace("train", "training")
-    text = f"{kind} {names[0]} {one.mean:.2f}, {names[1]} {two.mean:.2f} ({words})"
-    return int(np.sign(difference)) if sure else 0, text
+    if is_imagenet(first).all():
+        kind = kind.replace("test", "validation")
+    return value, low, high, f"{kind} {names[0]} {one.mean:.2f}, {names[1]} {two.mean:.2f} ({words})"
 
 
 def images_behind(rows: pd.DataFrame, column: str) -> int:
-    """Images an error was measured on: the test images or, for the running training error, those of one window."""
-    if column == "train_error" and {"eval_every", "batch_size"} <= set(rows):
-        return int((rows["eval_every"] * rows["batch_size"]).min())
+    """Images an error was measured on: the test images or, for the running training error, those of the last window."""
+    if column == "train_error" and {"iterations", "eval_every", "batch_size"} <= set(rows):
+        rest = rows["iterations"] % rows["eval_every"]
+        return int((rest.where(rest > 0, rows["eval_every"]) * rows["batch_size"]).min())
     known = rows["test_images"].dropna() if "test_images" in rows else []
     return int(min(known)) if len(known) else paper.TEST_IMAGES
 

@@ -87,9 +87,10 @@ def _length(recipe: Recipe, images: int) -> str:
     exact = recipe.iterations == iterations(recipe.factor, images)  # but for the rounding
     over = float(recipe.factor) if exact else ITERATIONS / recipe.iterations * images / IMAGES
     share = f"1/{over:{',.0f' if over > 100 else '.3g'}}"
+    passes, usual = recipe.iterations * recipe.batch_size / images, ITERATIONS * BATCH / IMAGES
     return (
         f"{recipe.iterations:,} iterations on {images:,} images (per image {share} of the paper's {ITERATIONS:,} on "
-        f"{IMAGES:,})"
+        f"{IMAGES:,}; {passes:.3g} epochs of {usual:.3g})"
     )
 
 

@@ -15,10 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
 from . import data, evidence, given_weights
+from .data.draws import first_images
 from .data.imagenet import MEAN, STD, FolderBatches
 from .distributed import ALONE
 from .errors import UserError
@@ -48,6 +50,7 @@ class Network:
     seed: int = 0
     preset: str = ""
     centre: float | None = None  # top-1 error in its record
+    left_out: int = 0  # test images that it was trained on
 
     @property
     def key(self) -> tuple[str, str]:
@@ -155,12 +158,15 @@ class Scores:
             if self.source.synthetic:
                 raise UserError("the data here is synthetic: its classes are not ImageNet's")
             given_weights.imagenet_index(self.source.classes)
+            if len(self.source.trained_on) == len(self.source.test.labels):
+                raise UserError("all validation images here are training images of ImageNet, by their names")
         except UserError as error:
             why = str(error)
         why = self._agreed(why)
         found = (self.source.name, self.source.fingerprint) if self.source else ("", "")
         load = None if why else (lambda: self._load_given(file))
-        return Network("evaluated", model, shortcut, file.name, mark, *found, self.limit, load, why)
+        seen = len(self.source.trained_on) if self.source else 0
+        return Network("evaluated", model, shortcut, file.name, mark, *found, self.limit, load, why, left_out=seen)
 
     def _load_trained(self, path: Path, size: int):
         model, recipe = load_network(path)
@@ -171,6 +177,8 @@ class Scores:
         recipe = Recipe(name, self.source.name, crop_size=224, preprocessing="channel-std", test_size=self.limit)
         batches = self._batches(recipe, "given")
         batches.mean, batches.std = (torch.tensor(v, device=self.device) for v in (MEAN, STD))  # not the set's own
+        unseen = np.setdiff1d(np.arange(len(self.source.test.labels)), self.source.trained_on)
+        batches.sets["test"] = unseen[first_images(len(unseen), self.limit)]
         return given_weights.restrict(model, given_weights.imagenet_index(self.source.classes)), batches
 
     def _batches(self, recipe: Recipe, use: str = "trained") -> FolderBatches:

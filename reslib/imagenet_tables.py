@@ -101,7 +101,10 @@ def notes(tables: dict[str, pd.DataFrame]) -> list[str]:
     if own["data set"].str.contains("SYNTHETIC").any():
         lines.append("SYNTHETIC DATA: errors on synthetic images, not comparable with the paper's.")
     if own["data set"].str.contains(" of 1000 classes").any():
-        lines.append("Evaluated on a subset: only its classes' logits compete, which is far easier than 1000 classes.")
+        lines.append(
+            "Evaluated on a subset: only its classes' logits compete, which is far easier than 1000 classes. Most of "
+            "Imagenette's validation images are training images of ImageNet: given weights are not tested on those."
+        )
     if (own["source"] == "evaluated").any():
         lines += [
             "Evaluated: shorter side 256, crops of 224; the images of a set that stores smaller ones are enlarged.",
@@ -153,7 +156,8 @@ def _measured(name: str, nets: list[Network], scores: Scores, how: str) -> dict:
         cells[CENTRE] = _error([float(scores.of(net, "centre")["top1"])])
     except UserError:  # an older measurement without it, and the weights are gone
         cells[CENTRE] = ""
-    return cells | {"note": f"{net.name}, sha256 {net.weights[:12]}"}
+    seen = f"; without {net.left_out:,} validation images that ImageNet trains on" if net.left_out else ""
+    return cells | {"note": f"{net.name}, sha256 {net.weights[:12]}{seen}"}
 
 
 def _ensembles(nets: list[Network], scores: Scores, asked: dict[str, list[str]]) -> list[dict]:

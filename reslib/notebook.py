@@ -160,6 +160,10 @@ class Study(Folder):
             return artefacts.study_frames(self.name, self.folder, self.dataset_name)[:2]
         return load_frames(self.runs_dir, self.recipes)
 
+    def all_depths(self) -> pd.DataFrame:
+        """The ended records of plain and residual nets of every depth of Figure 6, this study's own among them."""
+        return artefacts.study_frames("figure6", self.folder, self.dataset_name, curves=False)[0]
+
     def scoreboard(self) -> pd.DataFrame:
         """The claims about the study's kind of data, judged on this preset's records and what the probes measured."""
         if self.kind == "imagenet":

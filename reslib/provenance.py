@@ -34,10 +34,29 @@ def commit() -> tuple[str, bool | None]:
 
 
 @cache
+def has_commit(name: str) -> bool:
+    """Whether the checkout of the package has this commit; True where that cannot be told, as in a shallow clone."""
+    try:
+        if _git("rev-parse", "--is-shallow-repository") == "true":
+            return True
+        return _git("cat-file", "-t", name) == "commit"
+    except subprocess.CalledProcessError:
+        return False
+    except (OSError, subprocess.SubprocessError):
+        return True
+
+
+def within_checkout(path: Path) -> bool:
+    """Whether a path lies in the git checkout that the package comes from."""
+    root = PACKAGE.parent
+    return (root / ".git").exists() and Path(path).resolve().is_relative_to(root)
+
+
+@cache
 def source() -> str:
-    """Twelve hexadecimal digits over the Python files of the package: the code, whatever git knows of it."""
+    """Twelve hexadecimal digits over the package's Python and C++ files: the code, whatever git knows of it."""
     digest = hashlib.sha256()
-    for file in sorted(PACKAGE.rglob("*.py")):
+    for file in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.cpp")]):
         digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 

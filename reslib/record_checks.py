@@ -11,8 +11,10 @@ from pathlib import Path
 from . import stats
 from .errors import UserError
 from .files import sha256
+from .provenance import has_commit, within_checkout
 from .recipe import Recipe, is_number
 from .runs import ENDED, METRICS, check_summary, is_locked, read_json, read_recipe
+from .schedule import drop_iterations, learning_rate
 
 NEEDED = (  # keys of a summary without which a number cannot be led back to its origin
     "status", "recipe_hash", "test_error", "iterations", "commit", "device_name", "torch", "data_fingerprint",
@@ -97,6 +99,12 @@ def check_record(path: Path, findings: Findings) -> tuple[Recipe, dict]:
         problem("metrics.csv is not the file that summary.json names (sha256 differs)")
     for text in metrics_faults(path / "metrics.csv", recipe, summary):
         problem(text)
+    if recipe.schedule == "steps" and summary.get("lr_drops_at", drops := drop_iterations(recipe)) != drops:
+        problem(f"lr_drops_at {summary['lr_drops_at']} of summary.json are not the {drops} of recipe.json")
+    if summary.get("dirty"):
+        findings.warnings.append(f"{where}: trained with uncommitted changes to {summary.get('commit', '')[:12]}")
+    elif (commit := str(summary.get("commit"))) != "unknown" and within_checkout(path) and not has_commit(commit):
+        findings.warnings.append(f"{where}: commit {commit[:12]} is unknown to this checkout")
     if str(summary.get("message", "")).startswith("dead"):
         findings.warnings.append(f"{where}: {summary['message']}")
     return recipe, summary
@@ -128,6 +136,8 @@ def metrics_faults(file: Path, recipe: Recipe, summary: dict) -> list[str]:
             value = row[column]
             if value is not None and not 0 <= value <= 1:
                 faults.append(f"{column} {value} at iteration {row['iteration']:g} is not a fraction from 0 to 1")
+        if recipe.schedule == "steps" and not any(_same(row["lr"], rate) for rate in _rates(recipe, row["iteration"])):
+            faults.append(f"lr {row['lr']} at iteration {row['iteration']:g} is not that of recipe.json")
     finished = summary.get("status") == "finished"
     if finished and steps[-1] != recipe.iterations:
         faults.append(f"metrics.csv ends at iteration {steps[-1]:g} of {recipe.iterations}")
@@ -138,6 +148,12 @@ def metrics_faults(file: Path, recipe: Recipe, summary: dict) -> list[str]:
         if column in summary and not _same(value, summary[column]):
             faults.append(f"{column} {summary[column]} of summary.json is not the {value} of metrics.csv")
     return faults
+
+
+def _rates(recipe: Recipe, iteration: float) -> list[float]:
+    """The learning rates that the step to an iteration can have had: where there is a warm-up, of during and after."""
+    warming = (False, True) if recipe.warmup_lr else (False,)
+    return [learning_rate(recipe, int(iteration) - 1, during, []) for during in warming]
 
 
 def _same(written: float | None, full: float | None) -> bool:

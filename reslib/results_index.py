@@ -7,10 +7,12 @@ from pathlib import Path
 import pandas as pd
 
 from . import artefacts, claims, evidence, tables
+from .errors import UserError
 from .files import write_text
 from .notebooks import notebook_names
 from .presets import folders_of_presets, preset_of
 from .records import load_runs
+from .runs import read_json
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 HEAD = """# Results
@@ -26,13 +28,15 @@ Written by `reslib verify --write-index` from the records; `reslib verify` check
 TABLE6_COLUMNS = {  # column of the README: column of tables/cifar10.csv
     "model": "model",
     "parameters": "parameters",
-    "paper (%)": "test error (paper, %)",
+    "paper (%)": tables.PAPER,
     "here, last (%)": tables.LAST,
     "n": "n",
     tables.INTERVAL: tables.INTERVAL,
+    "here, best epoch on the test set (%)": tables.BEST_ON_TEST,
+    tables.PEERS: tables.PEERS,
     "against the paper": "against the paper",
 }
-DEPTH_COLUMNS = {title: title for title in ("model", "parameters", tables.TRAINING, tables.LAST, tables.INTERVAL, "n")}
+DEPTH_COLUMNS = ("model", "parameters", tables.TRAINING, tables.LAST, tables.VALIDATION, tables.INTERVAL, "n")
 
 
 def write_index(results: Path) -> list[Path]:
@@ -40,7 +44,10 @@ def write_index(results: Path) -> list[Path]:
     results = Path(results)
     folders = folders_of_presets(results)
     written = [results / "README.md"]
-    write_text(written[0], "\n".join([HEAD, *(section(folder) for folder in folders)]))
+    parts = [HEAD, *(section(folder) for folder in folders)]
+    if any((results / "bench").glob("[!.]*.json")):
+        parts.append(bench_section(results))
+    write_text(written[0], "\n".join(parts))
     readme = results.parent / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
     if marked(text) is not None:
@@ -71,7 +78,8 @@ def readme_block(results: Path) -> str:
         for study in ("figure6", "figure4"):
             runs, _, _ = artefacts.study_frames(study, folder, curves=False)
             if len(table := tables.depth_table(runs)):
-                parts.append(f"{_markdown(table, DEPTH_COLUMNS)}\n\n{tables.depth_caption(runs)}\n")
+                columns = {title: title for title in DEPTH_COLUMNS if title in table}
+                parts.append(f"{_markdown(table, columns)}\n\n{tables.depth_caption(runs)}\n")
         runs, _, dataset = artefacts.study_frames("cifar10_table", folder, curves=False)
         parts += _table6(runs)
         boards = {"claims": artefacts.claims_table(folder, dataset)} if len(runs) else {}
@@ -105,12 +113,20 @@ def _verdicts(boards: dict[str, pd.DataFrame], folder: str) -> list[str]:
         return []
     rows, lines = pd.concat(boards.values()), []
     for verdict, title in ((claims.HOLDS, "Claims that hold"), (claims.FAILS, "Claims that do not hold")):
-        found = rows.loc[rows["verdict"] == verdict, "claim"]
+        found = rows[rows["verdict"] == verdict]
         if len(found):
-            lines.append(f"{title} at this scale: {'; '.join(found)}.")
+            told = (f"{claim}{_seeds(text)}" for claim, text in zip(found["claim"], found["evidence"], strict=True))
+            lines.append(f"{title} at this scale: {'; '.join(told)}.")
     links = {"claims": "CIFAR-10", "figure4_claims": "ImageNet"}
     where = ", ".join(f"[{links[stem]}]({folder}/{stem}.md)" for stem in boards)
     return [" ".join([*lines, f"Criteria, evidence and the claims for which it is not enough: {where}."]) + "\n"]
+
+
+def _seeds(evidence_text: str) -> str:
+    """What a verdict that rests on single seeds is followed by."""
+    if claims.ONE_SEED not in evidence_text:
+        return ""
+    return " (one seed)" if "n = 1," in evidence_text else " (one seed of some nets)"
 
 
 def _markdown(table: pd.DataFrame, columns: dict[str, str]) -> str:
@@ -134,6 +150,8 @@ def section(folder: Path) -> str:
     runs = load_runs(folder / "runs", damaged.append)
     lines += [f"- {text.replace(f'{folder.parent}/', '')}" for text in damaged]
     lines += [f"- {text}" for text in _facts(runs)]
+    if len(runs):
+        lines += ["", *_runs(runs, folder.name)]
     lines += ["", "| files | what | made by |", "| --- | --- | --- |"]
     for kind in ("figures", "tables", "measurements"):
         stems: dict[str, list[str]] = {}
@@ -151,11 +169,10 @@ def section(folder: Path) -> str:
 
 WHAT = {
     "figure1": "Figure 1: plain nets of 20 and 56 layers on CIFAR-10",
-    "depth": "final errors against depth",
+    "depth": "final errors of plain and residual nets against their depth",
     "figure4": "Figure 4: 18 and 34 layers on ImageNet; as a table, their final errors",
     "figure6": "Figure 6: plain and residual nets on CIFAR-10; as a table, their final errors",
     "figure7": "Figure 7: standard deviations of layer responses",
-    "figure6_depth": "final errors against depth",
     "gradients": "norms of gradients and activations by layer (section 4.1)",
     "gradients_start": "these norms at the start of training",
     "gradients_training": "these norms during training",
@@ -211,3 +228,42 @@ def _facts(runs: pd.DataFrame) -> list[str]:
     facts.append(f"commits: {', '.join(commits) or 'unknown'}{dirty}")
     hours = runs["seconds"].sum() / 3600
     return [*facts, f"training time, all runs together: {hours:,.2f} hours"]
+
+
+def _runs(runs: pd.DataFrame, folder: str) -> list[str]:
+    """A line per run: where its record is, and what stands behind its error."""
+    lines = [
+        "| run | error, last (%) | commit | hardware | step | finished |",
+        "| --- | ---: | --- | --- | --- | --- |",
+    ]
+    for run in evidence.one_name(runs).sort_values("run").to_dict("records"):
+        run = {key: value for key, value in run.items() if value == value}  # an unfinished one has little of it
+        error = f"{100 * run['test_error']:.2f}" if run["status"] == "finished" else run["status"]
+        sessions = run.get("sessions", [])
+        commits = dict.fromkeys(str(s["commit"])[:12] for s in sessions or [run] if s.get("commit"))
+        commit = f"{', '.join(commits)}{', uncommitted changes' * bool(run.get('dirty'))}"
+        step = "; ".join(filter(None, dict.fromkeys([run.get("precision"), *(s.get("step") for s in sessions)])))
+        link = f"[{run['run']}]({folder}/runs/{run['run']})"
+        day = (run.get("finished") or "")[:10]
+        lines.append(f"| {link} | {error} | {commit} | {run.get('device_name') or ''} | {step} | {day} |")
+    return lines
+
+
+BENCH = "## bench\n"
+
+
+def bench_section(results: Path) -> str:
+    """The records of `reslib bench`: on what each was measured, and on how quiet a machine."""
+    lines = [BENCH, "Speed, measured by `reslib bench`; drawn by the notebook `speed`.", ""]
+    lines += ["| record | hardware | commit | load at the start | measured |", "| --- | --- | --- | ---: | --- |"]
+    for path in sorted((Path(results) / "bench").glob("[!.]*.json")):
+        link = f"[{path.stem}](bench/{path.with_suffix('.md').name})"
+        try:
+            record = read_json(path)
+            env = record["environment"]
+            commit = f"{env['commit'][:12]}{', uncommitted changes' * bool(env['dirty'])}"
+            cells = [env["device_name"], commit, record["load"], record["date"][:10]]
+        except (UserError, LookupError, TypeError):
+            cells = ["damaged", "", "", ""]
+        lines.append(f"| {' | '.join(map(str, [link, *cells]))} |")
+    return "\n".join(lines) + "\n"

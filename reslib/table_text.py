@@ -6,6 +6,11 @@ import pandas as pd
 
 from . import evidence, imagenet_scale, paper, stats
 
+NOT_AT_PAPER_SCALE = (
+    f"Not at the paper's scale ({evidence.PAPER_SCALE}): rows that are not compare with each other alone, and the "
+    "paper's number is left out of them."
+)
+
 
 def notes(runs: pd.DataFrame) -> list[str]:
     """What a reader of the table must know: lines to print below it."""
@@ -27,9 +32,7 @@ def notes(runs: pd.DataFrame) -> list[str]:
         prints = ", ".join(sorted(map(str, done["data_fingerprint"].dropna().unique())))
         lines.append(f"Mixed data: the rows come from different data ({prints}) and do not compare.")
     if not evidence.at_paper_scale(done):
-        lines.append(
-            f"Not at the paper's scale ({evidence.PAPER_SCALE}): rows that are not are not compared with the paper."
-        )
+        lines.append(NOT_AT_PAPER_SCALE)
     if "status" in runs:
         for status in ("diverged", "running", "interrupted"):
             for model, count in runs.loc[runs["status"] == status, "model"].value_counts().sort_index().items():
@@ -74,13 +77,20 @@ def lengths(done: pd.DataFrame) -> list[str]:
 
 def caption(runs: pd.DataFrame) -> str:
     """The caption of the CIFAR-10 table: what it shows, and the evidence behind it; names synthetic data first."""
-    limits = "".join(f" {line}" for line in lengths(evidence.finished(runs))) if len(runs) else ""
+    done = evidence.finished(cifar_runs(runs))
+    lines = lengths(done) if len(done) else []
+    if len(done) and not evidence.at_paper_scale(done):
+        lines = [NOT_AT_PAPER_SCALE, *lines]
+    limits = "".join(f" {line}" for line in lines)
     return f"{evidence.loud(runs)}Test error (%) of the networks of Table 6.{limits} {evidence.evidence_line(runs)}"
 
 
 def depth_caption(runs: pd.DataFrame) -> str:
     """The caption of `depth_table`, with the evidence behind it; names synthetic data first."""
-    return f"{evidence.loud(runs)}Plain and residual nets by depth, errors in %. {_behind(runs)}"
+    return (
+        f"{evidence.loud(runs)}Plain and residual nets by depth, errors in %; training error: running, on augmented "
+        f"images. {_behind(runs)}"
+    )
 
 
 def claims_caption(runs: pd.DataFrame) -> str:

@@ -23,21 +23,24 @@ if TYPE_CHECKING:
     from torch import nn
 
 LAST = "test error, last (%)"
+VALIDATION = "validation error, last (%)"  # on ImageNet, where the paper's test is of the validation images
 SELECTED = "validation-selected (%)"
 SELECTED_BIAS = "bias, validation-selected minus last (points)"
 INTERVAL = "95% interval (%)"
 BEST_ON_TEST = "best epoch, selected on the test set (%)"
 BEST_BIAS = "bias, best epoch minus last (points)"
+PAPER = "test error (paper, %)"
+PEERS = "released peers, best epoch on the test set (%)"
 COLUMNS = [
-    "model", "source", "layers", "parameters", "parameters (paper)", "multiply-adds", "test error (paper, %)", "n",
+    "model", "source", "layers", "parameters", "parameters (paper)", "multiply-adds", PAPER, "n",
     "iterations", LAST, INTERVAL, "best of n seeds (%)", SELECTED, SELECTED_BIAS, BEST_ON_TEST,
-    BEST_BIAS, "exact BN (%)", "against the paper", "data set", "preset", "precision",
+    BEST_BIAS, PEERS, "exact BN (%)", "against the paper", "data set", "preset", "precision",
 ]  # fmt: skip
 MAIN = [
-    "model", "source", "parameters", "test error (paper, %)", "n", "iterations", LAST, INTERVAL, "best of n seeds (%)",
+    "model", "source", "parameters", PAPER, "n", "iterations", LAST, INTERVAL, "best of n seeds (%)",
     "against the paper",
 ]  # fmt: skip
-VIEWS = ["model", "n", LAST, SELECTED, SELECTED_BIAS, BEST_ON_TEST, BEST_BIAS, "exact BN (%)"]
+VIEWS = ["model", "n", LAST, SELECTED, SELECTED_BIAS, BEST_ON_TEST, BEST_BIAS, PEERS, "exact BN (%)"]
 TRAINING = "training error, last (%)"
 DEPTH = ["model", TRAINING, LAST, INTERVAL, "n", "parameters", "iterations", "data set", "preset", "precision"]
 GUESSING = "no better than guessing"
@@ -47,7 +50,8 @@ def cifar10_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Table 6: every row of the paper, those trained here with their own numbers, then the networks it does not have.
 
     source: "trained here", "quoted" (the paper's number alone) or "added" (a network of one's own). Runs of a network
-    under several recipes get a row each, which names what differs. All cells are text.
+    under several recipes get a row each, which names what differs. Numbers from elsewhere, the paper's and released
+    peers', stand only beside runs of the paper's scale. All cells are text.
     """
     runs = cifar_runs(evidence.finished(runs))
     labels = evidence.settings(runs)
@@ -67,7 +71,8 @@ def cifar10_table(runs: pd.DataFrame) -> pd.DataFrame:
 def depth_table(runs: pd.DataFrame) -> pd.DataFrame:
     """The plain and residual nets among the runs, the shallowest first, by their errors at the last iteration.
 
-    Training error is the running one on augmented images. Runs of a network under several recipes get a row each.
+    Training error is the running one on augmented images; on ImageNet the other is that of the validation set, and its
+    column says so. Runs of a network under several recipes get a row each.
     """
     runs = evidence.finished(runs)
     runs = runs[[_family_order(model)[0] < 2 for model in runs["model"]]] if len(runs) else runs
@@ -76,7 +81,8 @@ def depth_table(runs: pd.DataFrame) -> pd.DataFrame:
         training = stats.summarize(group["train_error"] * 100)
         cells = _trained(model, group, label) | {TRAINING: _mean_and_spread(training)}
         rows.append((_family_order(model)[::-1], label, [cells.get(column, "") for column in DEPTH]))
-    return pd.DataFrame([cells for *_, cells in sorted(rows)], columns=DEPTH)
+    table = pd.DataFrame([cells for *_, cells in sorted(rows)], columns=DEPTH)
+    return table.rename(columns={LAST: VALIDATION}) if rows and evidence.is_imagenet(runs).all() else table
 
 
 def paper_z(model: str, rows: pd.DataFrame) -> float | None:
@@ -147,7 +153,7 @@ def _quoted(model: str) -> dict:
         "source": "quoted",
         "layers": str(quoted.layers or ""),
         "parameters (paper)": _millions(quoted.parameters),
-        "test error (paper, %)": error,
+        PAPER: error,
     }
 
 
@@ -177,6 +183,10 @@ def _trained(model: str, rows: pd.DataFrame, label: str) -> dict:
         cells["layers"] = ", ".join(str(int(v)) for v in sorted(rows["layers"].dropna().unique()))
     if model in paper.TABLE6:
         cells["source"] = "trained here"
+    if not evidence.at_paper_scale(rows):
+        cells[PAPER] = ""
+    elif model in paper.PEERS:
+        cells[PEERS] = f"{paper.PEERS[model]:.2f}"
     return cells
 
 

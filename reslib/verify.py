@@ -1,5 +1,7 @@
 """`reslib verify [RESULTS]`: every record, hash, figure, table and number of a results folder, from the records alone.
 
+Not compared: executed notebooks, which hold pictures of the day they were made.
+
 One line per problem, then a summary; exit code 1 if there is a problem. Warnings (dead nets, seeds without variance,
 unfinished runs, drawings by another matplotlib) do not fail.
 """
@@ -16,11 +18,12 @@ import matplotlib
 import numpy as np
 
 from . import artefacts, results_index
+from .bench.report import markdown
 from .cli import checking_arguments, name_given
 from .errors import UserError
 from .presets import PRESETS, folders_of_presets, preset_of
 from .record_checks import Findings, check_records
-from .runs import results_root
+from .runs import read_json, results_root
 
 REDRAW = "`reslib verify --redraw` draws it from the records"
 VERSION_TOLERANCE = 0.05  # share of pixels that may differ between two versions of matplotlib
@@ -93,6 +96,7 @@ def verify(results: Path, folders: list[Path] | None = None) -> Findings:
     else:
         findings.notes.append("README.md may show another preset: its numbers are not compared")
     check_index(results, findings)
+    check_benchmarks(results, findings)
     return findings
 
 
@@ -128,7 +132,7 @@ def check_drawings(folder: Path, temporary: Path, findings: Findings) -> None:
 
 
 OUTPUTS = {  # (folder, stem) of every file that an artefact writes
-    *(("figures", stem) for stem in ("figure1", "depth", "figure4", "figure6", "figure6_depth", "figure7")),
+    *(("figures", stem) for stem in ("figure1", "depth", "figure4", "figure6", "figure7")),
     *(("figures", stem) for stem in ("gradients_start", "gradients_training", "fidelity", "future_work")),
     *(("tables", stem) for stem in ("figure4", "figure4_claims", "figure6", "cifar10", "claims")),
     *(("tables", stem) for stem in ("fidelity", "future_work")),
@@ -256,7 +260,26 @@ def check_index(results: Path, findings: Findings) -> None:
     text = index.read_text(encoding="utf-8", errors="replace")
     for folder in preset_folders(results):
         if f"## {folder.name}\n" in text and results_index.section(folder) not in text:
-            findings.warnings.append(f"README.md of the results is old on {folder.name}; --write-index writes it anew")
+            findings.problems.append(f"README.md of the results is old on {folder.name}; --write-index writes it anew")
+    if results_index.BENCH in text and results_index.bench_section(results) not in text:
+        findings.problems.append("README.md of the results is old on the benchmarks; --write-index writes it anew")
+
+
+def check_benchmarks(results: Path, findings: Findings) -> None:
+    """The page of each record of `reslib bench` must be what the record gives."""
+    for record in sorted((results / "bench").glob("[!.]*.json")):
+        page = record.with_suffix(".md")
+        if not page.exists():
+            findings.warnings.append(f"bench/{page.name} is not there")
+            continue
+        findings.files += 1
+        try:
+            fresh = markdown(read_json(record))
+        except (UserError, LookupError, TypeError, ValueError) as error:
+            findings.problems.append(f"bench/{record.name} cannot be read: {_line(error)}")
+            continue
+        if page.read_text(encoding="utf-8", errors="replace") != fresh:
+            findings.problems.append(f"bench/{page.name} is not what bench/{record.name} gives")
 
 
 def _line(error: Exception) -> str:

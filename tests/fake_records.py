@@ -2,6 +2,7 @@
 
 from reslib.files import sha256, write_json
 from reslib.runs import Run
+from reslib.schedule import learning_rate
 
 ENVIRONMENT = {
     "commit": "c" * 40, "dirty": False, "device": "cuda", "device_name": "Some GPU", "threads": 1, "torch": "2.14.1",
@@ -18,7 +19,8 @@ def write_run(runs_dir, recipe, error=0.25, speed=1000.0, stop_at=None, weights=
     steps = range(recipe.eval_every, (stop_at or recipe.iterations) + 1, recipe.eval_every)
     rows = [
         {
-            "iteration": step, "epoch": step * recipe.batch_size / 50_000, "lr": recipe.lr, "train_loss": 1.0 + error,
+            "iteration": step, "epoch": step * recipe.batch_size / 50_000, "train_loss": 1.0 + error,
+            "lr": learning_rate(recipe, step - 1, False, []),
             "train_error": error + 0.1 * (1 - step / recipe.iterations), "test_loss": 1.5,
             "test_error": error + 0.2 * (1 - step / recipe.iterations), "val_error": None,
             "seconds": step * recipe.batch_size / speed, "images_per_second": speed,

@@ -13,7 +13,7 @@ from reslib.presets import PRESETS, cifar_recipe
 from reslib.studies import figure1, figure4
 
 QUICK = PRESETS["quick"]
-FIGURE6 = ("figure6.png", "figure6.pdf", "figure6_depth.png", "figure6_depth.pdf")
+FIGURE6 = ("figure6.png", "figure6.pdf")
 
 
 def trained(folder, dataset="cifar10", study=figure1, seeds=1):
@@ -28,7 +28,7 @@ def test_files_and_bytes_are_those_of_the_notebooks_calls(tmp_path):
     recipes = trained(folder, seeds=2)
     written = artefacts.write("figure1", folder, tmp_path / "out")
     assert [str(p.relative_to(tmp_path / "out")) for p in written] == [
-        "figures/figure1.png", "figures/figure1.pdf", "figures/depth.png", "figures/depth.pdf",
+        "figures/figure1.png", "figures/figure1.pdf",
     ]  # fmt: skip
     runs, curves = frames(folder / "runs", recipes)
     for path in figures.save_figure(figures.figure1(runs, curves), tmp_path / "notebook" / "figure1"):
@@ -66,7 +66,7 @@ def test_real_data_goes_before_synthetic(tmp_path):
 def test_nothing_is_drawn_without_records(tmp_path):
     assert artefacts.write_all(tmp_path / "quick", tmp_path / "out") == []
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="allowed are figure1, figure4"):
+    with pytest.raises(UserError, match="allowed are figure1, depth, figure4"):
         artefacts.write("figure2", tmp_path / "quick")
 
 
@@ -136,7 +136,9 @@ def test_claims_about_imagenet_are_a_table_and_stand_in_the_readme(tmp_path):
     assert {p.stem for p in paths} == {"figure4_claims", "figure4"}
     board = pd.read_csv(paths[0]).set_index("claim")["verdict"]
     assert board["plain-34 is worse than plain-18, in training too"] == "holds"
-    assert board["ResNet-34 is better than ResNet-18"] == "does not hold" and len(board) == 3
+    assert board["ResNet-34 is better than ResNet-18"] == "does not hold" and len(board) == 5
+    assert board["ResNet-34 is better than plain-34"] == "not enough evidence"
+    assert board["plain-18 and ResNet-18 are comparably accurate"] == "not enough evidence"  # 0 +- 1.4 points
     block = results_index.readme_block(folder.parent)
     assert "hold at this scale: plain-34 is worse" in block and "do not hold at this scale: ResNet-34 is" in block
     assert "[ImageNet](results/medium/tables/figure4_claims.md)" in block and "[CIFAR-10]" not in block

@@ -222,6 +222,29 @@ def test_imagenet_claims():
     assert judge("imagenet-plain", cifar)[0] == UNDECIDED
 
 
+@pytest.mark.parametrize(
+    "plain,residual,verdict",
+    [
+        ([28.0, 28.1, 27.9], [27.9, 28.0, 27.8], HOLDS),
+        ([28.0, 28.1, 27.9], [25.9, 26.0, 25.8], FAILS),  # two points apart
+        ([28.0, 29.1, 26.9], [27.9, 29.0, 26.8], UNDECIDED),  # the seeds differ by more than a point
+        ((30, 28.0), (30, 27.9), HOLDS),  # one seed each: two binomial standard errors are 0.57 points
+        ((30, 28.0), (30, 27.3), UNDECIDED),
+    ],
+)
+def test_comparable_accuracy_is_an_interval_within_a_point(plain, residual, verdict):
+    runs = fake_runs({"plain18": plain, "resnet18": residual}, dataset="imagenet", test_images=50_000)
+    found, evidence = judge("imagenet-shallow", runs)
+    assert found == verdict and evidence.startswith("validation plain-18 28.00, ResNet-18")
+
+
+def test_a_training_error_is_one_of_the_last_window():
+    runs = fake_runs({"plain18": (50, 40), "plain34": (60, 50)}, dataset="imagenette", iterations=1109, batch_size=64)
+    runs["eval_every"] = 56  # 19 windows of 56 and one of 45 iterations: 2,880 images
+    half = 200 * (0.5 * 0.5 / 2880 + 0.6 * 0.4 / 2880) ** 0.5
+    assert f"training plain-18 50.00, plain-34 60.00 (+10.00 ± {half:.2f}" in judge("imagenet-plain", runs)[1]
+
+
 @pytest.mark.parametrize("shift,verdict", [(-0.10, HOLDS), (0.10, FAILS), (0.0, UNDECIDED)])
 def test_convergence_is_judged_on_the_first_half(shift, verdict):
     runs = fake_runs({"plain18": (32, 28), "resnet18": (32, 28)}, dataset="imagenet", iterations=800)

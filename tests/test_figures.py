@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from fake_frames import fake_curves, fake_runs, lines, texts
 
-from reslib import figures, imagenet_scale, paper, tables
+from reslib import evidence, figures, imagenet_scale, paper, tables
 from reslib.data import SYNTHETIC_SIZES
 from reslib.notebook import open_study
 from reslib.presets import imagenet_recipe, preset_of
@@ -78,6 +78,15 @@ def test_footer_names_what_stands_behind_the_figure():
     for part in ("preset paper", "cifar10 (00ff)", "3 seeds each", "64,000 iterations", "Some GPU", "bf16"):
         assert part in footer
     assert "SYNTHETIC" not in footer
+
+
+def test_the_footer_says_which_networks_have_more_seeds():
+    runs = pd.concat([fake_runs({"plain20": [9, 9.1, 9.2]}), fake_runs({"plain32": (3, 9), "plain56": (9, 13)})])
+    assert "3 seeds of plain-20, 1 of each other" in evidence.evidence_line(runs)
+    runs = pd.concat([runs, fake_runs({"resnet20": [9, 9.1], "resnet32": [9, 9.1], "resnet56": [9, 9.1]})])
+    assert "3 seeds of plain-20, 1 seed of plain-32 and plain-56, 2 of each other" in evidence.evidence_line(runs)
+    twice = pd.concat([runs, fake_runs({"plain20": (5, 9)}, lr=0.05)])  # two recipes of one network
+    assert "1 to 3 seeds each" in evidence.evidence_line(twice)
 
 
 @pytest.mark.parametrize("draw", [figures.figure1, figures.figure6, lambda runs, _: figures.depth_view(runs)])
@@ -171,8 +180,8 @@ def test_figure4_says_at_which_scale_it_is_and_on_how_many_classes(tmp_path):
     runs = fake_runs(errors, dataset="imagenette", classes=10, train_images=9469).assign(**fields)
     sentence = (
         "protocol scaled by 1/4 (crop 56 of 224, shorter side 64 to 120 of 256 to 480, batch 64 of 256, lr 0.025 of "
-        "0.1), 1,109 iterations on 9,469 images (per image 1/4 of the paper's 600,000 on 1,281,167), lr divided by 10 "
-        "at 1/2 and 3/4 of them instead of on a plateau"
+        "0.1), 1,109 iterations on 9,469 images (per image 1/4 of the paper's 600,000 on 1,281,167; 7.5 "
+        "epochs of 120), lr divided by 10 at 1/2 and 3/4 of them instead of on a plateau"
     )
     said = texts(figures.figure4(runs, fake_curves(runs)))
     assert "imagenette (10 classes, 00ff)" in said
@@ -203,7 +212,8 @@ def test_the_scale_of_imagenet_runs_in_words():
     assert "117 iterations on 2,000 images (per image 1/8 of the paper's" in said("quick")
     assert "500 iterations on 2,000 images (per image 1/1.87 of the paper's" in said("quick", iterations=500)
     assert said("smoke").startswith("protocol scaled by 1/16 (crop 14 of 224, shorter side 16 to 30 of")
-    assert "4 iterations on 128 images (per image 1/16 of the paper's 600,000 on 1,281,167)" in said("smoke")
+    assert "4 iterations on 128 images (per image 1/16 of the paper's 600,000 on" in said("smoke")
+    assert "1,281,167; 0.5 epochs of 120)" in said("smoke")
     assert "(per image 1/1.5 of" in said("paper", iterations=400_000)
     assert "1 iterations on 1,281,167 images (per image 1/600,000 of" in said("paper", iterations=1)
 

@@ -68,6 +68,17 @@ def test_broken_files_are_left_out_and_named(tmp_path):
     assert (again.train_images == data.train_images).all() and again.fingerprint == data.fingerprint
 
 
+def test_validation_images_that_imagenet_trains_on_are_told_by_their_names(tmp_path):
+    root = make_set(tmp_path / "imagenette", classes=("n01440764", "n02102040"))
+    folder = root / "val" / "n01440764"
+    (folder / "n01440764_1.JPEG").rename(folder / "ILSVRC2012_val_00000293.JPEG")
+    (folder / "n01440764_0.JPEG").write_bytes(b"broken")
+    data = load_folder_set(root)
+    names = ["ILSVRC2012_val_00000293", "n01440764_2", "n02102040_0", "n02102040_1", "n02102040_2"]
+    assert len(data.test_labels) == len(names) and data.report["trained_on"] == (1, 2, 3, 4)
+    assert load_folder_set(root).report["trained_on"] == (1, 2, 3, 4)  # from the cache
+
+
 def test_streaming_replaces_broken_files_by_the_next_one(tmp_path):
     source = on_disk(broken_set(tmp_path))
     batches, helped = (FolderBatches(tiny(batch_size=5), source, "cpu", workers=w) for w in (0, 2))

@@ -1,5 +1,6 @@
 """Tables 2 to 5 against crops cut by hand, torchvision's own networks, and scores averaged by hand."""
 
+import dataclasses
 import os
 import pickle
 import urllib.error
@@ -239,6 +240,21 @@ def test_given_weights_are_mapped_and_code_is_refused(tmp_path, monkeypatch):
     assert any("only its classes' logits compete" in line for line in notes(result))
     again = tables(pd.DataFrame(), tmp_path / "runs", None, limit=1)  # no weights, no data: what was measured
     assert again["table2"].query("source == 'evaluated'")[TOP1].tolist() == evaluated[TOP1].tolist()
+
+
+def test_given_weights_are_not_tested_on_what_they_were_trained_on(tmp_path):
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), tmp_path / "resnet18.pth")
+    source = dataclasses.replace(make_source(), trained_on=(0, 2, 5))
+    scores = imagenet_tables.Scores(tmp_path, source, 0, "cpu")
+    (net,) = scores.given(tmp_path)
+    _, batches = net.load()
+    assert batches.sets["test"].tolist() == [1, 3, 4]
+    scores.limit = 2
+    assert len(scores._load_given(tmp_path / "resnet18.pth")[1].sets["test"]) == 2
+    everything = dataclasses.replace(source, trained_on=tuple(range(6)))
+    cells = row(tables(pd.DataFrame(), tmp_path / "runs", everything, tmp_path)["table2"], "ResNet-18 B")
+    assert cells["source"] == "not evaluated" and "are training images of ImageNet" in cells["note"]
 
 
 def test_synthetic_classes_are_not_imagenets(tmp_path):

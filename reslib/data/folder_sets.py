@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from .decode import BadImage, centre_view, decode_rgb
 from .folders import index_folder
 from .image_list import ImageList, cache_folder, fingerprint
 
+TRAINING_NAME = re.compile(r"(?:.*/)?n\d{8}_\d+\.\w+")  # of ImageNet's training images; others: ILSVRC2012_val_00000293
 MAX_STORED = 256  # pixels on a side: the shorter side of the paper's single-crop test
 
 
@@ -44,7 +46,8 @@ def load_folder_set(root: str | Path, size: int = 0, workers: int = 0) -> Folder
 
     Images are stored at size x size (shorter side resized, centre kept); size 0 keeps images that are already square
     and equal, and otherwise takes their median shorter side, at most 256. Unreadable images are left out and named in
-    report["skipped"]. UserError for a broken layout, a class without one readable image, or too little memory.
+    report["skipped"]; report["trained_on"]: the test images that have names of ImageNet's training images.
+    UserError for a broken layout, a class without one readable image, or too little memory.
     """
     started = time.perf_counter()
     root = Path(root).expanduser()
@@ -69,6 +72,8 @@ def load_folder_set(root: str | Path, size: int = 0, workers: int = 0) -> Folder
             raise UserError(f"no image of class {name!r} in {split} of {str(root)!r} can be decoded")
     seconds = time.perf_counter() - started
     report = {"skipped": skipped, "size": size, "cached": cached, "cache": str(path), "seconds": seconds}
+    names = filter(lambda name: name not in skipped, map(lists["test"].name, range(len(lists["test"]))))
+    report["trained_on"] = tuple(i for i, name in enumerate(names) if TRAINING_NAME.fullmatch(name))
     parts = (tensors[f"{split}_{part}"] for split in lists for part in ("images", "labels"))
     return FolderSet(*parts, list(lists["train"].classes), mark, report)
 

@@ -65,7 +65,8 @@ def load(dataset: str, data_root: str | Path, say=print) -> DataSource:
         say(f"note: {origin}")
     train, test = ImageSet(data.train_images, data.train_labels), ImageSet(data.test_images, data.test_labels)
     check_apart(train, test, str(root))
-    return DataSource(dataset, train, test, data.classes, data.fingerprint, origin, skipped=skipped)
+    seen = data.report["trained_on"]
+    return DataSource(dataset, train, test, data.classes, data.fingerprint, origin, skipped=skipped, trained_on=seen)
 
 
 def batches_for(recipe, source: DataSource, device) -> FolderBatches:

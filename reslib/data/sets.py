@@ -45,6 +45,7 @@ class DataSource:
     origin: str  # in which form it was found, for people
     synthetic: bool = False
     skipped: dict[str, str] = field(default_factory=dict)  # images left out because unreadable: name -> reason
+    trained_on: tuple[int, ...] = ()  # test images that are training images of ImageNet, by their file names
 
 
 def image_set(images, labels, what: str, classes: int) -> ImageSet:

@@ -34,6 +34,7 @@ from .style import (
 
 TRAIN = {"linestyle": (0, (3, 1.5)), "linewidth": 1.0}  # dashed, as in Figure 6
 TEST = {"linestyle": "-", "linewidth": 2.0}  # bold
+AUGMENTED = "training error: running, on augmented images"
 PAPER_LINES = {  # label: line style, words of the legend
     "_paper": (":", "test error, paper (Table 6)"),
     "_paper_train": ("-.", "bound of the training error, paper"),
@@ -70,7 +71,7 @@ def figure1(runs: pd.DataFrame, curves: pd.DataFrame, depths: tuple[int, ...] | 
     _share_limits(axes[0], shown, 20)
     _label_ends(axes[0], ends)
     stands_in = "" if depths == paper.FIGURE1_DEPTHS else "the paper's figure has 20 and 56 layers"
-    sign(fig, shown, " · ".join(filter(None, [stands_in, _notes(runs, shown)])))
+    sign(fig, shown, " · ".join(filter(None, [stands_in, AUGMENTED, _notes(runs, shown)])))
     return fig
 
 
@@ -140,7 +141,7 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     for ax, (title, models) in zip(axes[0], panels, strict=True):
         ends.append(_panel(ax, runs, shown, curves, [("train_error", TRAIN), ("test_error", TEST)], models))
         ax.set_title(title)
-        if ax is axes[0][0]:  # the other panels have the same axis; a label there would touch the line ends' labels
+        if ax is axes[0][0]:  # a label at the other panels would touch the line ends' labels
             ax.set_ylabel("error (%)")
         for model in (m for m in models if compares and m in set(shown["model"])):
             if model in paper.TABLE6:
@@ -148,9 +149,10 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
                 _paper_line(ax, row.mean if row.mean is not None else row.error, model, "_paper")
             if model in TRAINING_BOUNDS:
                 _paper_line(ax, TRAINING_BOUNDS[model][1], model, "_paper_train")
-    _share_limits(axes[0], shown, 20)
+    for ax in axes[0]:  # each panel compares depths: an axis for the plain nets would press the others together
+        _set_limits(ax, [_limits(ax, shown, 20, late=0.5)])
     _label_ends(axes[0], ends)
-    handles = [Line2D([], [], color=GREY, label="training error", **TRAIN)]
+    handles = [Line2D([], [], color=GREY, label="training error (augmented images)", **TRAIN)]
     handles.append(Line2D([], [], color=GREY, label="test error", **TEST))
     for label, (style, words) in PAPER_LINES.items():  # none after a short schedule, far from the paper's errors
         if _in_sight(axes[0], label):
@@ -158,6 +160,7 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     legend_above(fig, handles)
     bounds = [f"{paper.label(m)} {side} {level:g}%" for m, (side, level) in TRAINING_BOUNDS.items() if compares]
     words = [f"training errors that the paper gives: {', '.join(bounds)}"] if bounds else []
+    words += ["each panel has its own axis of errors"] if len({ax.get_ylim() for ax in axes[0] if ax.lines}) > 1 else []
     sign(fig, shown, " · ".join(filter(None, [*words, _notes(runs, shown)])))
     return fig
 
@@ -259,12 +262,19 @@ def _share_limits(axes: np.ndarray, shown: pd.DataFrame, paper_top: float | None
     """The panels are read against each other: one y axis for all that show something."""
     limits = [_limits(ax, shown, paper_top) for ax in axes if ax.lines] or [(0.0, paper_top or 100.0)]
     for ax in axes:
-        ax.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
-        ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+        _set_limits(ax, limits)
 
 
-def _limits(ax: Axes, shown: pd.DataFrame, paper_top: float | None) -> tuple[float, float]:
-    """0 to the paper's limit where the runs are of its scale and end below it; otherwise what the curves need."""
+def _set_limits(ax: Axes, limits: list[tuple[float, float]]) -> None:
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+    ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def _limits(ax: Axes, shown: pd.DataFrame, paper_top: float | None, late: float = 0.1) -> tuple[float, float]:
+    """0 to the paper's limit where the runs are of its scale and end below it; otherwise what the curves need.
+
+    late: from which part of the training on they are in sight.
+    """
     curves = [line for line in ax.lines if not line.get_label().startswith("_")]
     if not curves:
         return 0.0, paper_top or 100.0
@@ -272,8 +282,8 @@ def _limits(ax: Axes, shown: pd.DataFrame, paper_top: float | None) -> tuple[flo
     if paper_top and evidence.at_paper_scale(shown) and np.median(ends) < paper_top:
         return 0.0, paper_top
     last = max(line.get_xdata()[-1] for line in curves)
-    late = np.concatenate([np.asarray(y)[np.asarray(x) >= 0.1 * last] for x, y in (c.get_data() for c in curves)])
-    low, high = float(np.min(late)), float(np.max(late))
+    seen = np.concatenate([np.asarray(y)[np.asarray(x) >= late * last] for x, y in (c.get_data() for c in curves)])
+    low, high = float(np.min(seen)), float(np.max(seen))
     bottom = 0.0 if low < 0.6 * high else 5 * math.floor(low / 5 - 0.2)
     return bottom, min(100.0, 5 * math.ceil(high * 1.04 / 5))
 
@@ -281,7 +291,7 @@ def _limits(ax: Axes, shown: pd.DataFrame, paper_top: float | None) -> tuple[flo
 def _notes(runs: pd.DataFrame, shown: pd.DataFrame) -> str:
     notes = []
     if len(shown) and shown.groupby("model")["seed"].nunique().max() > 1:
-        notes.append("bands: smallest to largest of the seeds")
+        notes.append("lines: mean of the seeds; bands: smallest to largest")
     if "status" in runs and len(diverged := runs.loc[runs["status"] == "diverged", "model"].unique()):
         names = _list([paper.label(m) for m in diverged])
         notes.append(f"diverged, not drawn: {names}")
