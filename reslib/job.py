@@ -16,7 +16,7 @@ from .complexity import multiply_adds, weighted_layers
 from .engine import Step, make_optimizer, make_step
 from .errors import UserError
 from .networks import make_model
-from .numerics import resolve_device, resolve_precision
+from .numerics import CUBLAS, resolve_device, resolve_precision, use
 from .provenance import environment, now
 from .recipe import Recipe
 from .runs import Run
@@ -93,6 +93,7 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
     recipe = run.recipe
     distributed.check_divisible(recipe, group.world)
     device = group.device(resolve_device(execution.device))
+    use(device)
     set_deterministic(execution.deterministic, device)
     source = data.load(recipe.dataset, data_root)
     if len(prints := set(group.gather(source.fingerprint))) > 1:
@@ -153,7 +154,7 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
 def set_deterministic(wanted: bool, device: torch.device) -> None:
     """The same bits every time, or the fastest kernels."""
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        os.environ.setdefault(*CUBLAS)
     if wanted != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler: seconds
         torch.use_deterministic_algorithms(wanted)
     if device.type == "cuda":

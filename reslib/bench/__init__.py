@@ -16,7 +16,7 @@ import torch
 from ..cli import ArgumentError, add_common, number, results_of
 from ..errors import UserError, choose
 from ..files import make_folder
-from ..numerics import resolve_device
+from ..numerics import resolve_device, use
 
 CONTENDERS = "usual,fp32,fast"
 CIFAR_SETS = ("cifar10", "synthetic")
@@ -124,6 +124,7 @@ def measure(arguments, device, asked: dict, say=print, keep=lambda record: None)
             del os.environ["RESLIB_TUNE"]  # measured and kept: not again for every contender
         say(f"  settings: {record['tuned']}")
     if device.type == "cuda":
+        use(device)
         torch.backends.cudnn.benchmark = True
     source = data.load(record["dataset"], root)
     for model in asked["models"]:
