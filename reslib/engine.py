@@ -149,7 +149,7 @@ class CapturedStep(Step):
     def way(self) -> str:
         """How steps run: as a CUDA graph, or eager and why."""
         if self.graph is not None:
-            return "CUDA graph"
+            return "CUDA graph" + ", compiled" * getattr(self.loss, "compiled", False)
         return f"eager, not captured: {self.failed}" if self.failed else "eager"
 
     def __call__(self, x, y, iteration):
@@ -194,8 +194,15 @@ class CapturedStep(Step):
                 tensor.copy_(old)
 
     def _warm_up(self):
-        for _ in range(self.warmup):
-            self._body()
+        """The eager steps; once more without torch.compile where it fails, as it may only at the backward pass."""
+        try:
+            for _ in range(self.warmup):
+                self._body()
+        except Exception as error:
+            if not getattr(self.loss, "compiled", False) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            self.loss.give_up(error)
+            self._warm_up()
 
     def _body(self):
         self.optimizer.zero_grad(set_to_none=True)

@@ -27,7 +27,7 @@ from .schedule import learning_rate
 from .stand_ins import dataset_for
 from .stats import summarize, welch
 from .train import train
-from .tune import Choice, choice_for
+from .tune import Choice, choice_for, measures
 
 
 def add_arguments(parser) -> None:
@@ -52,7 +52,8 @@ def main(arguments) -> int:
         raise ArgumentError(str(error)) from error
     root = results_of(arguments) / preset.name
     device = resolve_device(execution.device)
-    if device.type == "cpu" and resolve_precision(arguments.fast, device) == "fp32":
+    may_measure = measures(recipes[0].iterations, execution.deterministic)
+    if device.type == "cpu" and resolve_precision(arguments.fast, device, may_measure) == "fp32":
         if reason := _never_other(recipes[0], execution):
             print(f"equivalence: fp32 is the fast path itself here: nothing to compare ({reason}; see --fast bf16)")
             return 0

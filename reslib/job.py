@@ -20,7 +20,7 @@ from .numerics import CUBLAS, resolve_device, resolve_precision, use
 from .provenance import environment, now
 from .recipe import Recipe
 from .runs import Run
-from .tune import EAGER, LAYOUTS, choice_for, keep_memory
+from .tune import EAGER, LAYOUTS, choice_for, keep_memory, measures
 from .window import Window
 
 
@@ -128,11 +128,14 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
         )
     own_network.check(recipe, state.network_source)
     state.network_source = state.network_source or own_network.source_of(recipe.model)
-    state.precision = state.precision or group.broadcast(resolve_precision(recipe.precision, device))
+    may_measure = measures(recipe.iterations, execution.deterministic)
+    state.precision = state.precision or group.broadcast(resolve_precision(recipe.precision, device, may_measure))
     if device.type == "cuda" and state.precision == "fp32":  # fp32 is what the fast path is proved against: no TF32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     step = make_step(recipe, model, optimizer, device, state.precision, group, execution.eager)
     step.layout = LAYOUTS[layout]
+    if device.type == "cuda" and not execution.eager:
+        compilation.compile_if_asked(step, lambda text: say(f"{recipe.run_name}: {text}"))
     job = Job(run, preset, group, device, source, batches, model, optimizer, step, window, state, costs, rows, sessions)
     if chosen:
         chosen = dataclasses.replace(chosen, **EAGER) if execution.eager else chosen

@@ -11,6 +11,7 @@ import torch
 from own_models import Small
 from training import tiny
 
+from reslib import compilation
 from reslib.engine import CapturedStep, Step, make_optimizer
 
 CPU = torch.device("cpu")
@@ -105,6 +106,48 @@ def test_the_reason_is_the_first_error_not_that_of_ending_the_capture(monkeypatc
     monkeypatch.setattr(CapturedStep, "_body", reads)
     with pytest.warns(UserWarning, match="a value was read on the host"):
         step(*batch(), 0)
+
+
+def test_a_compiler_that_fails_at_the_backward_pass_leaves_an_eager_captured_step(monkeypatch):
+    cuda, said = Cuda(monkeypatch), []
+    monkeypatch.setattr(compilation, "cannot_compile", lambda: "")
+    monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: (Broken.apply(loss(*x)[0]), loss(*x)[1]))
+    monkeypatch.setenv("RESLIB_TUNE", "compile=true")
+    step = made(CapturedStep)
+    step.model.compilable = True
+    compilation.compile_if_asked(step, said.append)
+    before = step.model.fc.weight.detach().clone()
+    step._capture(*batch())
+    assert said == ["not compiled: no Triton here"] and step.way == "CUDA graph" and cuda.captures == 1
+    assert torch.equal(step.model.fc.weight, before)
+
+
+class Broken(torch.autograd.Function):
+    """A loss whose backward pass cannot be compiled."""
+
+    @staticmethod
+    def forward(ctx, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("no Triton here")
+
+
+def test_compiled_passes_are_captured_only_where_asked_for(monkeypatch):
+    Cuda(monkeypatch)
+    monkeypatch.setattr(compilation, "cannot_compile", lambda: "")
+    monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: loss(*x))
+    said = []
+    for text, compilable, way in (("", True, "CUDA graph"), ("compile=true", True, "CUDA graph, compiled"),
+                                  ("compile=true", False, "CUDA graph")):  # fmt: skip
+        monkeypatch.setenv("RESLIB_TUNE", text)
+        step = made(CapturedStep)
+        step.model.compilable = compilable
+        compilation.compile_if_asked(step, said.append)
+        step._capture(*batch())
+        assert step.way == way
+    assert said == ["not compiled: a network of one's own without `compilable = True`"]
 
 
 def test_memory_that_runs_out_in_a_capture_is_said_and_the_stream_is_the_usual_one(monkeypatch):

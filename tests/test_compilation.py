@@ -199,9 +199,14 @@ NET = {"model": "resnet8", "options": "width=4", "iterations": 6, "eval_every": 
 
 def test_short_and_deterministic_runs_measure_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "measure", lambda: pytest.fail("measured"))
-    summary = train(tiny(), tmp_path, execution=EXECUTION, say=silent)
+    summary = train(tiny(precision="auto"), tmp_path, execution=EXECUTION, say=silent)
     assert summary["sessions"][0]["speed"]["why"] == "short or deterministic"
-    assert summary["sessions"][0]["step"] == "eager"
+    assert summary["sessions"][0]["step"] == "eager" and summary["precision"] == "fp32"
+    monkeypatch.setattr(tune, "LONG", 1)
+    exact = dataclasses.replace(EXECUTION, deterministic=True)
+    assert train(tiny(precision="auto"), tmp_path / "exact", execution=exact, say=silent)["precision"] == "fp32"
+    monkeypatch.setenv("RESLIB_TUNE", "precision=bf16")
+    assert train(tiny(precision="auto"), tmp_path / "given", execution=exact, say=silent)["precision"] == "bf16"
     assert tune.choice_for(64_000, deterministic=True).compile is False
 
 

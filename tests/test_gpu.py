@@ -10,6 +10,7 @@ from reslib.engine import CapturedStep, Step, make_optimizer, make_step, set_lea
 from reslib.equivalence import departure, first_steps
 from reslib.networks import make_model
 from reslib.recipe import Recipe
+from reslib.window import Window
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda")
@@ -133,6 +134,38 @@ def test_a_network_that_cannot_be_captured_takes_the_plain_steps(source, dropout
     assert tried == pytest.approx(losses(Step)[1], rel=1e-4)
     after = first_steps(RECIPE, source, GPU, "fp32", steps=5)  # another network of this process is captured as ever
     assert departure(first_steps(RECIPE, source, GPU, "fp32", steps=5, eager=True), after)["loss"] < 1e-4
+
+
+def test_compiled_passes_are_captured_where_asked_for(tmp_path, monkeypatch):
+    from reslib.job import Execution
+    from reslib.train import train
+
+    execution = Execution(device="cuda")
+    eager = train(RECIPE, tmp_path / "eager", execution=execution, say=silent)
+    monkeypatch.setenv("RESLIB_TUNE", "compile=true")
+    torch.use_deterministic_algorithms(False)
+    compiled = train(RECIPE, tmp_path / "compiled", execution=execution, say=silent)
+    assert compiled["sessions"][0]["step"] == "CUDA graph, compiled"
+    assert compiled["train_loss"] == pytest.approx(eager["train_loss"], rel=0.1)
+
+
+def test_nothing_waits_for_the_device_between_evaluations(source):
+    """Over 14 epochs, whose draws are copied to the device."""
+    torch.use_deterministic_algorithms(False)
+    recipe = RECIPE.replace(iterations=450, eval_every=450)
+    model = make_model(recipe, 10, None).to(GPU, memory_format=torch.channels_last).train()
+    optimizer = make_optimizer(recipe, model, GPU)
+    step, window = make_step(recipe, model, optimizer, GPU, "bf16"), Window(recipe, GPU)
+    batches = data.batches_for(recipe, source, GPU)
+    try:
+        for iteration in range(450):
+            if iteration == 3:  # captured by now
+                torch.cuda.set_sync_debug_mode("error")
+            set_learning_rate(optimizer, 0.01, 0.02 if iteration % 100 == 99 else 0.01)
+            window.add(*step(*batches.batch(iteration), iteration))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert step.way == "CUDA graph" and torch.isfinite(window.losses).all()
 
 
 def test_dropout_of_the_captured_step_is_a_function_of_the_iteration(source):
