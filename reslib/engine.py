@@ -230,7 +230,7 @@ def abandon(graph, stream, pool) -> None:
     """After a capture that failed, make `stream` current again and the device fit for plain steps.
 
     torch leaves the stream of the capture current, its memory pool open, so that no cached memory is given back any
-    more, and up to 2.12 the random numbers' generator in a state in which every dropout fails.
+    more, and in some versions the generator of random numbers in a state in which every dropout fails.
     """
     torch.cuda.set_stream(stream)
     graph.reset()

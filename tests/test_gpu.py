@@ -266,7 +266,7 @@ def test_bench_smoke(tmp_path):
 
     torch.use_deterministic_algorithms(False)
     argv = "bench --models resnet8 --batch-sizes 16 --devices cuda --dataset synthetic --rounds 1 --seconds 0.05"
-    argv += f" --workers 0 --results {tmp_path} --scaling --depths 8 --batches 16 --widths 8"
+    argv += f" --workers 0 --results {tmp_path} --scaling --depths 8 --batches 16 --widths 8 --start --tried"
     argv += " --contenders usual,fp32,fast,compiled --seeds-at-once 2 --seed-models resnet8"
     assert main(argv.split()) == 0
     assert len(list((tmp_path / "bench").glob("*.json"))) == 1
