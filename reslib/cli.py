@@ -67,6 +67,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as numerics.py says; torch is not imported here
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # where the terminal has no plus-minus sign, "?" stands for it
     try:

@@ -22,7 +22,7 @@ from . import convolutions, trials
 from .engine import Step
 from .machine import cores
 from .passes import Passes, difference, sound
-from .tune import COMPILE, LONG, MARGIN, Choice
+from .tune import COMPILE, LONG, MARGIN, Choice, asked
 
 PAYS_AFTER = 20.0  # times as long as the compilation must the rest of the run be
 SECONDS_PER_LAYER = 2.0  # of a compilation, until one has been timed here
@@ -61,6 +61,7 @@ class CompiledLoss:
         if self.reason:
             say(f"not compiled: {self.reason}")
         else:  # the random numbers of dropout are those of the eager step
+            allow_many()
             self.call = torch.compile(loss, dynamic=False, options={"fallback_random": True})
 
     def __call__(self, x, y, progress):
@@ -69,12 +70,32 @@ class CompiledLoss:
         try:
             result = self.call(x, y, progress)
         except Exception as error:  # compilers fail in many ways; a real error shows again in eager mode
-            self.reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            self.say(f"not compiled: {self.reason}")
-            self.call = self.eager
+            self.give_up(error)
             result = self.eager(x, y, progress)
         self.proved = True
         return result
+
+    @property
+    def compiled(self) -> bool:
+        """Whether passes are compiled, as far as is known."""
+        return self.call is not self.eager
+
+    def give_up(self, error: Exception) -> None:
+        """Eager from now on, said with the reason."""
+        self.reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        self.say(f"not compiled: {self.reason}")
+        self.call = self.eager
+
+
+def allow_many() -> None:
+    """Let torch compile one piece of code for more than eight networks and shapes; the ninth would silently be eager.
+
+    The code of a loss or block is one for all networks of a process.
+    """
+    import torch._dynamo.config as config
+
+    config.recompile_limit = max(config.recompile_limit, 1000)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 10_000)
 
 
 @cache
@@ -122,6 +143,19 @@ def accelerate(
         was = ", ".join(f"{name} {before.get(name, 'none')}" for name in changed)
         say(f"note: it was begun with {was}; continued otherwise, its bits are not those of an undisturbed run")
     return evidence
+
+
+def compile_if_asked(step: Step, say=print) -> None:
+    """Compile the passes of a step on a CUDA GPU where RESLIB_TUNE says compile=true; a step is captured with them.
+
+    Not by itself: what it gains there nobody has measured (`reslib bench --tried`). `step.way` says what came of it.
+    """
+    if not asked("compile"):
+        return
+    if reason := uncompilable(step):
+        say(f"not compiled: {reason}")
+    else:
+        step.loss = CompiledLoss(step.loss, say)
 
 
 def describe(precision: str, evidence: dict) -> str:
@@ -179,6 +213,11 @@ def unsuitable(step: Step) -> str:
     """Why a step's passes are left as they are whatever a measurement would say; empty if nothing speaks against it."""
     if type(step) is not Step or step.device.type != "cpu":
         return "not a plain step on the processor"
+    return uncompilable(step)
+
+
+def uncompilable(step: Step) -> str:
+    """Why torch.compile must not have a step's network; empty if nothing speaks against it."""
     if step.group.world > 1:
         return "one of several processes"
     if getattr(step.model, "activation_checkpointing", False):

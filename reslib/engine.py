@@ -149,48 +149,60 @@ class CapturedStep(Step):
     def way(self) -> str:
         """How steps run: as a CUDA graph, or eager and why."""
         if self.graph is not None:
-            return "CUDA graph"
+            return "CUDA graph" + ", compiled" * getattr(self.loss, "compiled", False)
         return f"eager, not captured: {self.failed}" if self.failed else "eager"
 
     def __call__(self, x, y, iteration):
-        if self.graph is None and not self.failed:
-            self._capture(x, y)
-        if self.failed:
-            return super().__call__(x, y, iteration)
-        self.x.copy_(x)
-        self.y.copy_(y)
-        self.progress.fill_(iteration / self.recipe.iterations)
-        if self.stochastic:
-            torch.cuda.manual_seed(mixed_seed("dropout", self.recipe.seed, iteration, 0))
-        self.graph.replay()
-        return self.result
+        with torch.cuda.device(self.device):  # graphs, streams and seeds are those of the current device
+            if self.graph is None and not self.failed:
+                self._capture(x, y)
+            if self.failed:
+                return super().__call__(x, y, iteration)
+            self.x.copy_(x)
+            self.y.copy_(y)
+            self.progress.fill_(iteration / self.recipe.iterations)
+            if self.stochastic:
+                torch.cuda.manual_seed(mixed_seed("dropout", self.recipe.seed, iteration, 0))
+            self.graph.replay()
+            return self.result
 
     def _capture(self, x, y):
-        self.x, self.y = x.clone(memory_format=torch.channels_last), y.clone()
+        self.x, self.y = x.clone(memory_format=self.layout), y.clone()
         tensors = [*self.model.parameters(), *self.model.buffers(), *momenta(self.optimizer)]
         saved = [t.detach().clone() for t in tensors]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        stream.wait_stream(before)
         with torch.cuda.stream(stream):
-            for _ in range(self.warmup):
-                self._body()
-        torch.cuda.current_stream().wait_stream(stream)
+            self._warm_up()
+        before.wait_stream(stream)
         self.optimizer.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        try:  # thread_local: a loader's pinning thread may use CUDA meanwhile
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            with empty_graph("error"), captured(graph, stream, pool):
                 self.result = self._body()
             self.graph = graph
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            self.failed = str(error).splitlines()[0]
-            torch.cuda.synchronize()
+        except (RuntimeError, Warning) as error:
+            abandon(graph, before, pool)
             self.optimizer.zero_grad(set_to_none=True)
-            warnings.warn(f"step not captured as a CUDA graph, training without: {self.failed}", stacklevel=2)
+            first = error.__context__ or error  # ending a broken capture fails too, with words that explain nothing
+            if isinstance(first, torch.OutOfMemoryError):
+                raise first from None
+            self.failed = (str(first).splitlines() or [type(first).__name__])[0]
+            warnings.warn(f"step not captured as a CUDA graph, training without: {self.failed}", stacklevel=3)
         with torch.no_grad():  # the warm-up steps must leave no trace
             for tensor, old in zip(tensors, saved, strict=True):
                 tensor.copy_(old)
+
+    def _warm_up(self):
+        """The eager steps; once more without torch.compile where it fails, as it may only at the backward pass."""
+        try:
+            for _ in range(self.warmup):
+                self._body()
+        except Exception as error:
+            if not getattr(self.loss, "compiled", False) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            self.loss.give_up(error)
+            self._warm_up()
 
     def _body(self):
         self.optimizer.zero_grad(set_to_none=True)
@@ -199,6 +211,35 @@ class CapturedStep(Step):
         loss.backward()
         self.optimizer.step()
         return loss.detach(), (logits.detach().argmax(1) != self.y).sum()
+
+
+def captured(graph, stream, pool=None):
+    """The block's work on the current device is captured. A loader's pinning thread may use CUDA meanwhile."""
+    return torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+
+
+@contextlib.contextmanager
+def empty_graph(action: str):
+    """Within the block torch's warning of a capture in which nothing was captured is an "error", or one to "ignore"."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(action, message="The CUDA Graph is empty")
+        yield
+
+
+def abandon(graph, stream, pool) -> None:
+    """After a capture that failed, make `stream` current again and the device fit for plain steps.
+
+    torch leaves the stream of the capture current, its memory pool open, so that no cached memory is given back any
+    more, and in some versions the generator of random numbers in a state in which every dropout fails.
+    """
+    torch.cuda.set_stream(stream)
+    graph.reset()
+    with contextlib.suppress(AttributeError, RuntimeError):  # not public; fails where the pool is closed
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
+    torch.cuda.synchronize()
+    with empty_graph("ignore"), captured(torch.cuda.CUDAGraph(), torch.cuda.Stream()):
+        pass  # a capture that ends well takes the generator out of that state
 
 
 def make_step(recipe, model, optimizer, device, precision, group=ALONE, eager: bool = False) -> Step:

@@ -27,7 +27,7 @@ from .schedule import learning_rate
 from .stand_ins import dataset_for
 from .stats import summarize, welch
 from .train import train
-from .tune import Choice, choice_for
+from .tune import Choice, choice_for, measures
 
 
 def add_arguments(parser) -> None:
@@ -52,19 +52,14 @@ def main(arguments) -> int:
         raise ArgumentError(str(error)) from error
     root = results_of(arguments) / preset.name
     device = resolve_device(execution.device)
-    if device.type == "cpu" and resolve_precision(arguments.fast, device) == "fp32":
+    may_measure = measures(recipes[0].iterations, execution.deterministic)
+    if device.type == "cpu" and resolve_precision(arguments.fast, device, may_measure) == "fp32":
         if reason := _never_other(recipes[0], execution):
             print(f"equivalence: fp32 is the fast path itself here: nothing to compare ({reason}; see --fast bf16)")
             return 0
     pairs = []
     for recipe in recipes:  # seed by seed, so that an interrupted comparison has both sides of what it has
-        reference = train(
-            recipe.replace(precision="fp32"),
-            root / "runs",
-            arguments.data_root,
-            preset.name,
-            dataclasses.replace(execution, eager=True),  # no CUDA graph, not compiled
-        )
+        reference = reference_run(recipe, root, arguments.data_root, preset.name, execution)
         fast = train(
             recipe.replace(precision=arguments.fast), root / "runs", arguments.data_root, preset.name, execution
         )
@@ -76,6 +71,26 @@ def main(arguments) -> int:
     write_text(path.with_suffix(".md"), markdown(record))
     print(f"\n{markdown(record)}\nwritten: {path} and {path.with_suffix('.md').name}")
     return 1 if record["verdict"] == "different" else 0
+
+
+def reference_run(recipe: Recipe, root: Path, data_root, preset: str, execution) -> dict:
+    """The summary of a recipe in fp32, every step of it eager, trained where there is none.
+
+    An ordinary fp32 run of the preset may have been captured, compiled or convolved otherwise. It is no reference, and
+    another is trained in a folder of its own.
+    """
+    plain = dataclasses.replace(execution, eager=True)  # no CUDA graph, not compiled
+    for folder in (root / "runs", root / "equivalence" / "runs"):
+        summary = train(recipe.replace(precision="fp32"), folder, data_root, preset, plain)
+        if _steps(summary) == {"eager"}:
+            return summary
+        print(f"{recipe.run_name} in {folder} is no reference: its steps are {', '.join(sorted(_steps(summary)))}")
+    raise UserError(f"remove {folder}: the reference in it was trained by other than eager steps")
+
+
+def _steps(summary: dict) -> set[str]:
+    """How the steps of a run were taken, over all its sessions."""
+    return {session.get("step", "unknown") for session in summary.get("sessions", [])} or {"unknown"}
 
 
 def _never_other(recipe: Recipe, execution) -> str:
@@ -113,7 +128,10 @@ def compare(model: str, preset: str, dataset: str, pairs: list[tuple[dict, dict]
         "preset": preset,
         "dataset": dataset,
         "precision": sorted({p[1]["precision"] for p in pairs}),
-        "steps": sorted({session.get("step", "") for p in pairs for session in p[1].get("sessions", [])}),
+        "steps": {
+            name: sorted(set().union(*map(_steps, side)))
+            for name, side in zip(("fp32", "fast"), zip(*pairs, strict=True), strict=True)
+        },
         "device_name": sorted({s["device_name"] for p in pairs for s in p}),
         "commit": sorted({s["commit"] for p in pairs for s in p}),
         "data_fingerprint": sorted({s["data_fingerprint"] for p in pairs for s in p}),
@@ -144,7 +162,8 @@ def markdown(record: dict) -> str:
     lines = [
         f"# Fast path beside fp32: {record['model']} on {record['dataset']}, preset {record['preset']}",
         "",
-        f"{', '.join(record['device_name'])}; fast path: {', '.join(record['precision'] + record['steps'])}; "
+        f"{', '.join(record['device_name'])}; steps of fp32: {', '.join(record['steps']['fp32'])}; "
+        f"of the fast path: {', '.join(record['precision'] + record['steps']['fast'])}; "
         f"commit {', '.join(c[:10] for c in record['commit'])}; data {', '.join(record['data_fingerprint'])}.",
         "",
         "| | seeds | final test error in % | mean ± std |",

@@ -27,7 +27,7 @@ from .recipe import Recipe
 from .runs import Run
 from .stopping import Interrupted, sigterm_raises
 from .train import train
-from .tune import DEFAULT_THREADS
+from .tune import DEFAULT_THREADS, measures
 
 EXECUTORS = ("auto", "inline", "local", "together", "ray")
 CPU_WORKERS = 4  # at most: beyond, the deepest net on one thread would last longer than all others together
@@ -154,7 +154,7 @@ def _local(todo, runs_dir, data_root, preset, execution, workers, say) -> list[s
     count = local_workers(execution, workers, len(todo))
     threads = max(1, DEFAULT_THREADS // count)
     say(f"{count} at once, {f'on {gpus} GPUs' if gpus else f'processes of {threads} threads'}")
-    if not gpus:
+    if not gpus and any(measures(recipe.iterations, execution.deterministic) for recipe in todo):
         faster_precision()  # measured once, before the workers disturb each other
     context = multiprocessing.get_context("spawn")
     queue, answers = context.Queue(), context.Queue()

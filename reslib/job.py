@@ -16,11 +16,11 @@ from .complexity import multiply_adds, weighted_layers
 from .engine import Step, make_optimizer, make_step
 from .errors import UserError
 from .networks import make_model
-from .numerics import resolve_device, resolve_precision
+from .numerics import CUBLAS, resolve_device, resolve_precision, use
 from .provenance import environment, now
 from .recipe import Recipe
 from .runs import Run
-from .tune import EAGER, LAYOUTS, choice_for, keep_memory
+from .tune import EAGER, LAYOUTS, choice_for, keep_memory, measures
 from .window import Window
 
 
@@ -93,6 +93,7 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
     recipe = run.recipe
     distributed.check_divisible(recipe, group.world)
     device = group.device(resolve_device(execution.device))
+    use(device)
     set_deterministic(execution.deterministic, device)
     source = data.load(recipe.dataset, data_root)
     if len(prints := set(group.gather(source.fingerprint))) > 1:
@@ -127,11 +128,14 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
         )
     own_network.check(recipe, state.network_source)
     state.network_source = state.network_source or own_network.source_of(recipe.model)
-    state.precision = state.precision or group.broadcast(resolve_precision(recipe.precision, device))
+    may_measure = measures(recipe.iterations, execution.deterministic)
+    state.precision = state.precision or group.broadcast(resolve_precision(recipe.precision, device, may_measure))
     if device.type == "cuda" and state.precision == "fp32":  # fp32 is what the fast path is proved against: no TF32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     step = make_step(recipe, model, optimizer, device, state.precision, group, execution.eager)
     step.layout = LAYOUTS[layout]
+    if device.type == "cuda" and not execution.eager:
+        compilation.compile_if_asked(step, lambda text: say(f"{recipe.run_name}: {text}"))
     job = Job(run, preset, group, device, source, batches, model, optimizer, step, window, state, costs, rows, sessions)
     if chosen:
         chosen = dataclasses.replace(chosen, **EAGER) if execution.eager else chosen
@@ -153,7 +157,7 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
 def set_deterministic(wanted: bool, device: torch.device) -> None:
     """The same bits every time, or the fastest kernels."""
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        os.environ.setdefault(*CUBLAS)
     if wanted != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler: seconds
         torch.use_deterministic_algorithms(wanted)
     if device.type == "cuda":

@@ -48,9 +48,15 @@ def exact_statistics(model: nn.Module, batches, device, precision: str = "fp32")
     """
     norms, training = batch_norms(model), model.training
     kept = [(m.running_mean.clone(), m.running_var.clone(), m.num_batches_tracked.clone(), m.momentum) for m in norms]
+    calls = dict.fromkeys(norms, 0)
+
+    def cumulative(norm, inputs):  # as momentum=None, which reads the count from the device at every call
+        calls[norm] += 1
+        norm.momentum = 1 / calls[norm]
+
+    hooks = [norm.register_forward_pre_hook(cumulative) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # cumulative average over equal batches
     try:
         model.eval()  # no dropout: only the batch-norm layers look at their batch
         for norm in norms:
@@ -60,6 +66,8 @@ def exact_statistics(model: nn.Module, batches, device, precision: str = "fp32")
                 model(x)
         yield model
     finally:
+        for hook in hooks:
+            hook.remove()
         for norm, (mean, var, count, momentum) in zip(norms, kept, strict=True):
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(var)

@@ -10,6 +10,7 @@ import torch
 from .errors import UserError, choose
 
 PRECISIONS = ("auto", "fp32", "bf16")
+CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what it asks for to be deterministic, before its first call
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -29,14 +30,30 @@ def resolve_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def resolve_precision(asked: str, device: torch.device) -> str:
-    """ "auto" as the faster of "fp32" and "bf16": always bf16 where a CUDA GPU has it, measured on other devices."""
+def use(device: torch.device) -> None:
+    """Make a CUDA device the current one: pinned memory, and what torch does without naming a device, are of that."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
+def resolve_precision(asked: str, device: torch.device, measured: bool = True) -> str:
+    """ "auto" as the faster of "fp32" and "bf16": always bf16 where a CUDA GPU has it, as measured on a processor.
+
+    measured: whether it may be measured there (tune.measures); if not, what RESLIB_TUNE says, or fp32.
+    """
     choose("precision", asked, PRECISIONS)
     if asked != "auto":
         return asked
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return faster_precision() if device.type == "cpu" else "fp32"
+        with torch.cuda.device(device):  # asked of the current one
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type != "cpu":
+        return "fp32"
+    if measured:
+        return faster_precision()
+    from . import tune
+
+    return tune.asked("precision") or "fp32"
 
 
 @cache

@@ -84,7 +84,7 @@ def divergence(job: Job) -> str:
     iteration = job.window.non_finite(job.state.iteration, job.group)
     if iteration is not None:
         return f"the loss of iteration {iteration} is not finite"
-    if not all(bool(torch.isfinite(p).all()) for p in job.model.parameters()):
+    if not bool(torch.stack([torch.isfinite(p).all() for p in job.model.parameters()]).all()):  # one wait for a GPU
         return f"the weights after iteration {job.state.iteration} are not finite"
     return ""
 

@@ -26,7 +26,7 @@ from .files import folder_of, write_json
 from .machine import cores, user_cache
 from .models import build_model
 
-VERSION = 4  # of what is measured; a change makes cached choices stale
+VERSION = 5  # of what is measured; a change makes cached choices stale
 MARGIN = 1.03  # a candidate must beat the plainer one by this factor: noise must not decide
 PRECISIONS = ("fp32", "bf16")
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -90,6 +90,16 @@ def choice() -> Choice:
     return Choice(**known | given | ({"origin": "given"} if given else {}))
 
 
+def asked(field: str):
+    """What RESLIB_TUNE says of a field; None where it says nothing."""
+    return _given().get(field)
+
+
+def measures(iterations: int, deterministic: bool = False) -> bool:
+    """Whether a run is trained as measured: one that is long enough and need not give the same bits again."""
+    return iterations >= LONG and not deterministic
+
+
 def choice_for(iterations: int, deterministic: bool = False, threads: int | None = None) -> Choice:
     """The choice for one run. Where nothing may depend on a measurement, or none would pay, torch's own settings.
 
@@ -97,7 +107,7 @@ def choice_for(iterations: int, deterministic: bool = False, threads: int | None
     """
     given = _given()
     given.pop("measure", None)
-    if deterministic or iterations < LONG:
+    if not measures(iterations, deterministic):
         chosen = Choice("", torch.get_num_threads(), **EAGER, origin="default")
         given.pop("precision", None)
         chosen = dataclasses.replace(chosen, **given, **({"origin": "given"} if given else {}))
@@ -125,13 +135,13 @@ def measure(rounds: int = 5) -> Choice:
         named[f"{best} contiguous, 1 thread"] = layouts["contiguous"]
         threads, counts = DEFAULT_THREADS, {DEFAULT_THREADS}
         if "OMP_NUM_THREADS" not in os.environ:
-            counts |= {n for n in (cores(), cores() // 2, cores() // 4) if n > 1}
+            counts |= {n for n in (cores(), cores() // 2, cores() // 4) if n >= 1}
         if len(counts) > 1:
             probe = Probe(best, layout=layout)
             walls = {n: _compare({n: probe}, rounds, threads=n, clock=time.perf_counter)[n] for n in sorted(counts)}
             fastest = min(walls, key=walls.get)
             threads = fastest if walls[fastest] * MARGIN < walls[threads] else threads
-            named |= {f"{best}, {n} threads": s for n, s in walls.items()}
+            named |= {f"{best}, {n} threads" if n > 1 else f"{best}, 1 thread, wall clock": s for n, s in walls.items()}
     finally:
         torch.set_num_threads(before)
         torch.set_rng_state(state)

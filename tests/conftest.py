@@ -13,6 +13,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, at its first call
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 

@@ -1,15 +1,17 @@
 """The benchmark at tiny sizes; of speed only the import of the package is tested, in processor time."""
 
 import json
+import queue
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from reslib import bench, compilation, data, figures, tune
-from reslib.bench import compare, contenders, loading, peer, records, report, roofline, scaling, seeds
+from reslib.bench import compare, contenders, loading, peer, records, report, roofline, scaling, seeds, start
 from reslib.cli import main
 from reslib.data.sets import DataSource, image_set
 from reslib.models import build_model
@@ -70,8 +72,10 @@ def test_reslib_contender_takes_the_steps_it_says(source):
     assert any((p != q).any() for p, q in zip(before, made.model.parameters(), strict=True))
     assert int(made.model.bn1.num_batches_tracked) == 3
     parts = made.parts(1)
-    assert set(parts) == {"data", "forward", "backward", "optimiser", "metrics"} and made.iteration == 4
-    assert int(made.model.bn1.num_batches_tracked) == 4  # a step in parts is a whole step
+    assert set(parts) == {"data", "forward", "backward", "optimiser", "metrics"}
+    assert (
+        made.iteration == int(made.model.bn1.num_batches_tracked) == 5
+    )  # a step in parts is a whole step; one untimed
 
 
 def test_floors_by_hand(source):
@@ -180,6 +184,86 @@ def test_what_was_measured_before_a_failure_is_kept(tmp_path, monkeypatch, sourc
     assert len(json.loads(path.read_text())["comparisons"]) == 1
 
 
+def test_a_part_that_fails_is_named_and_the_rest_goes_on(tmp_path, monkeypatch, source, capsys):
+    def fails(*args, **kwargs):
+        raise RuntimeError("the seventh seed")
+
+    monkeypatch.setattr(data, "load", lambda name, root: source)
+    monkeypatch.setattr(compare, "Roofline", lambda device, size: roofline.Roofline(device, size=64))
+    monkeypatch.setattr(seeds, "seeds_at_once", fails)
+    argv = "bench --models none --batch-sizes 8 --devices cpu --dataset synthetic --rounds 1 --seconds 0.01"
+    argv += f" --scaling --depths 8 --batches 4 --widths 4 --no-memory --seeds-at-once 2 --results {tmp_path}"
+    assert main(argv.split()) == 1
+    (path,) = (tmp_path / "bench").glob("*.json")
+    record = json.loads(path.read_text())
+    assert len(record["scaling"]) == 3
+    assert record["failed"] == {"resnet20, 2 seeds at once": "RuntimeError: the seventh seed"}
+    assert "the seventh seed" in path.with_suffix(".md").read_text()
+
+
+def test_a_contender_that_cannot_be_set_up_is_named_and_the_others_are_measured(monkeypatch, source):
+    def made(name, *rest, **more):
+        if name == "blocks":
+            raise RuntimeError("InductorError: no compiler")
+        return Fake(name, 100, 8, [])
+
+    monkeypatch.setattr(compare, "contender", made)
+    monkeypatch.setattr(compare, "Roofline", lambda device, size: roofline.Roofline(device, size=16))
+    names, quiet = ["eager", "blocks", "freed"], {"memory": False, "say": lambda text: None}
+    record = compare.compare(names, "resnet8", 8, source, CPU, 1, 0.01, **quiet)
+    assert [row["contender"] for row in record["contenders"]] == ["eager", "freed"]
+    assert record["failed"] == {"blocks": "RuntimeError: InductorError: no compiler"}
+    assert "- blocks: failed, RuntimeError: InductorError" in "\n".join(report._comparison(record))
+    with pytest.raises(RuntimeError, match="no compiler"):  # nothing to compare with
+        compare.compare(names[1:], "resnet8", 8, source, CPU, 1, 0.01, **quiet)
+
+
+def test_at_the_time_limit_the_less_important_is_left_out(tmp_path, monkeypatch, source, capsys):
+    monkeypatch.setattr(data, "load", lambda name, root: source)
+    monkeypatch.setattr(compare, "compare", lambda *rest: time.sleep(0.3))
+    monkeypatch.setattr(report, "_comparison", lambda part: ["compared"])
+    argv = "bench --models resnet8 --batch-sizes 8,4 --devices cpu --dataset synthetic"
+    argv += " --time-limit 0.2s --start --tried"
+    assert main([*argv.split(), "--results", str(tmp_path)]) == 0
+    (path,) = (tmp_path / "bench").glob("*.json")
+    record = json.loads(path.read_text())
+    tried = "resnet8, batch 8: what was tried beside the eager step"
+    assert len(record["comparisons"]) == 1 and record["left_out"] == ["resnet8, batch 4", "start to first step", tried]
+    assert "left out resnet8, batch 4; start to first step" in capsys.readouterr().out
+    assert "Left out at the time limit: resnet8, batch 4" in path.with_suffix(".md").read_text()
+
+
+def test_turns_end_at_the_time_limit(monkeypatch, source):
+    monkeypatch.setattr(compare, "contender", lambda name, *rest, **more: Fake(name, 100, 8, []))
+    monkeypatch.setattr(compare, "Roofline", lambda device, size: roofline.Roofline(device, size=16))
+    record = compare.compare(
+        ["eager"], "resnet8", 8, source, CPU, 5, 0.01, memory=False, say=lambda text: None, end=time.monotonic()
+    )
+    assert record["rounds"] == 1 and len(record["contenders"][0]["images_per_second_turns"]) == 1
+
+
+def test_parts_of_a_captured_step_are_said_to_be_eager(monkeypatch, source):
+    class Captured(Fake):
+        captured = True
+
+    monkeypatch.setattr(compare, "contender", lambda name, *rest, **more: Captured(name, 100, 8, []))
+    monkeypatch.setattr(compare, "Roofline", lambda device, size: roofline.Roofline(device, size=16))
+    record = compare.compare(["fast"], "resnet8", 8, source, CPU, 1, 0.01, memory=False, say=lambda text: None)
+    assert "Data to metrics of fast: of eager steps" in "\n".join(report._comparison(record))
+
+
+@pytest.mark.long
+def test_start_to_the_first_step():
+    found = start.start(data.load("synthetic"), CPU)
+    assert 0 < found["import_seconds"] < found["first_step_seconds"] and "first step" in report._start(found)
+
+
+def test_a_start_that_fails_says_why(monkeypatch):
+    monkeypatch.setattr(start, "CODE", "raise SystemExit('no data')")
+    found = start.start(data.load("synthetic"), CPU)
+    assert found == {"failed": "no data"} and "no data" in report._start(found)
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
@@ -238,6 +322,22 @@ def test_cost_of_seeds_is_counted_in_single_runs(source, monkeypatch):
     frame = records.seeds([{"environment": {"device_name": "here (2 threads)"}, "seeds": [record]}])
     assert set(frame.device) == {"here"} and len(frame) == 4
     assert figures.seeds_figure(frame).axes[0].get_title("left").startswith("3 seeds of ResNet-8")
+
+
+class Dead:
+    exitcode = -9
+
+
+def test_a_process_of_a_seed_that_dies_is_noticed_at_once():
+    """Its companions wait for it at the barrier, for ten minutes."""
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError, match="exit code -9"):
+        seeds._answers([Dead()], queue.Queue())
+    failed = queue.Queue()
+    failed.put("OutOfMemoryError: no memory")
+    with pytest.raises(RuntimeError, match="no memory"):
+        seeds._answers([Dead()], failed)
+    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.long

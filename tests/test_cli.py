@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import re
 import subprocess
 import sys
@@ -304,3 +305,12 @@ def test_output_that_has_no_sign_for_a_letter_degrades(tmp_path, monkeypatch):
     assert main(["status", "--preset=smoke", f"--results={tmp_path / '±'}"]) == 0
     sys.stdout.flush()
     assert f"{tmp_path}/?/smoke".encode() in bytes_out.getvalue()
+
+
+def test_cublas_is_told_before_anything_may_call_it(monkeypatch):
+    """It reads its setting once: --deterministic of a later run in the process would come too late."""
+    from reslib.numerics import CUBLAS
+
+    monkeypatch.delenv(CUBLAS[0], raising=False)
+    assert main(["nonsense"]) == 2
+    assert os.environ[CUBLAS[0]] == CUBLAS[1]

@@ -199,9 +199,14 @@ NET = {"model": "resnet8", "options": "width=4", "iterations": 6, "eval_every": 
 
 def test_short_and_deterministic_runs_measure_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "measure", lambda: pytest.fail("measured"))
-    summary = train(tiny(), tmp_path, execution=EXECUTION, say=silent)
+    summary = train(tiny(precision="auto"), tmp_path, execution=EXECUTION, say=silent)
     assert summary["sessions"][0]["speed"]["why"] == "short or deterministic"
-    assert summary["sessions"][0]["step"] == "eager"
+    assert summary["sessions"][0]["step"] == "eager" and summary["precision"] == "fp32"
+    monkeypatch.setattr(tune, "LONG", 1)
+    exact = dataclasses.replace(EXECUTION, deterministic=True)
+    assert train(tiny(precision="auto"), tmp_path / "exact", execution=exact, say=silent)["precision"] == "fp32"
+    monkeypatch.setenv("RESLIB_TUNE", "precision=bf16")
+    assert train(tiny(precision="auto"), tmp_path / "given", execution=exact, say=silent)["precision"] == "bf16"
     assert tune.choice_for(64_000, deterministic=True).compile is False
 
 
@@ -239,3 +244,16 @@ def test_a_compiled_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
     eager = train(recipe, tmp_path / "eager", execution=EXECUTION, say=silent)
     assert eager["sessions"][0]["step"] == "eager"
     assert eager["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-4)  # dropout's masks are the same
+
+
+def test_more_networks_are_compiled_than_torch_allows_for_one_piece_of_code(monkeypatch):
+    """Beyond its limit of eight torch goes on eagerly, without a word in a record."""
+    import torch._dynamo.config as config
+
+    monkeypatch.setattr(config, "recompile_limit", 8)
+    compiled = []
+    compilation.allow_many()
+    call = torch.compile(lambda x: x + 1, dynamic=False, backend=lambda graph, inputs: compiled.append(1) or graph)
+    for size in range(2, 14):
+        call(torch.zeros(size))
+    assert len(compiled) == 12

@@ -66,8 +66,9 @@ def test_departure_by_hand():
     assert departure(left, right) == {"loss": 0.25, "weights": pytest.approx(0.2)}
 
 
-def summary(error, precision, status="finished"):
+def summary(error, precision, status="finished", step="eager"):
     return {
+        "sessions": [{"step": step}],
         "test_error": error,
         "precision": precision,
         "status": status,
@@ -91,6 +92,7 @@ def test_interval_is_welchs():
     assert (record["low"], record["high"]) == (pytest.approx(interval.low), pytest.approx(interval.high))
     assert record["difference"] == pytest.approx(0.1) and record["verdict"] == "no difference found"
     page = markdown(record)
+    assert record["steps"] == {"fp32": ["eager"], "fast": ["eager"]} and "steps of fp32: eager" in page
     assert "+0.10 points" in page and "no difference found" in page and "8.15 ± 0.13" in page
     json.dumps(record, allow_nan=False)
 
@@ -131,6 +133,22 @@ def test_command_trains_both_ways(tmp_path, monkeypatch, capsys):
     record = json.loads((tmp_path / "smoke" / "equivalence" / "resnet20-synthetic.json").read_text())
     assert record["fp32_errors"] == record["fast_errors"] == [50.0, 51.0]
     assert "no difference found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steps", [["CUDA graph"], ["eager", "eager, winograd"], []])
+def test_a_fast_run_in_fp32_is_no_reference(tmp_path, monkeypatch, steps):
+    """It may lie among the preset's runs from `train --precision fp32`, or have been begun by it."""
+    asked = []
+
+    def train(recipe, runs_dir, root, preset, execution):
+        asked.append((recipe.precision, execution.eager, runs_dir))
+        sessions = [{"step": step} for step in (["eager"] if "equivalence" in runs_dir.parts else steps)]
+        return summary(0.5, "fp32") | {"sessions": sessions}
+
+    monkeypatch.setattr(equivalence, "train", train)
+    found = equivalence.reference_run(RECIPE, tmp_path, None, "smoke", Execution())
+    assert asked == [("fp32", True, tmp_path / "runs"), ("fp32", True, tmp_path / "equivalence" / "runs")]
+    assert found["sessions"] == [{"step": "eager"}]
 
 
 def test_wrong_arguments(capsys):

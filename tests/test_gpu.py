@@ -1,15 +1,16 @@
 """What only a CUDA GPU can show: the captured step is the eager step, a resumed run is the same run."""
 
-import dataclasses
-
 import pytest
 import torch
+from own_models import Small
+from training import rows_of, silent, stop_after
 
 from reslib import data
 from reslib.engine import CapturedStep, Step, make_optimizer, make_step, set_learning_rate
 from reslib.equivalence import departure, first_steps
 from reslib.networks import make_model
 from reslib.recipe import Recipe
+from reslib.window import Window
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda")
@@ -24,8 +25,7 @@ def source():
 
 
 @pytest.fixture(autouse=True)
-def exact(monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+def exact():
     tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     torch.use_deterministic_algorithms(True)
@@ -76,6 +76,98 @@ def test_learning_rate_reaches_the_captured_graph(source):
     assert (model.fc.weight - before).abs().max() > 1e-5
 
 
+def test_weights_change_with_every_replay(source):
+    model = make_model(RECIPE, 10, None).to(GPU, memory_format=torch.channels_last).train()
+    step = make_step(RECIPE, model, make_optimizer(RECIPE, model, GPU), GPU, "fp32")
+    x, y = data.batches_for(RECIPE, source, GPU).batch(0)
+    ends = []
+    for iteration in range(3):  # the first call captures and replays too
+        step(x, y, iteration)
+        ends.append(model.fc.weight.detach().clone())
+    assert step.way == "CUDA graph"
+    assert not torch.equal(ends[0], ends[1]) and not torch.equal(ends[1], ends[2])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_a_step_on_another_device_than_the_current_one_is_captured_there(source):
+    torch.cuda.set_device(0)
+    eager, captured = (first_steps(RECIPE, source, torch.device("cuda:1"), "fp32", 10, eager=e) for e in (True, False))
+    away = departure(eager, captured)
+    assert torch.cuda.current_device() == 0
+    assert away["loss"] < 1e-4 and away["weights"] < 1e-2, away
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_workers_of_two_devices_capture_each_on_its_own(tmp_path):
+    from reslib.executor import execute
+    from reslib.job import Execution
+    from reslib.runs import Run
+
+    recipes = [RECIPE.replace(seed=s) for s in range(2)]
+    assert execute(recipes, tmp_path, execution=Execution(device="cuda"), executor="local", say=silent) == []
+    for recipe in recipes:
+        summary = Run(tmp_path, recipe).summary()
+        assert summary["sessions"][0]["step"] == "CUDA graph" and summary["train_error"] < 0.9
+
+
+class Reads(Small):
+    """Its forward pass reads a value on the host, which no capture allows."""
+
+    def forward(self, x):
+        assert x.abs().sum().item() > 0
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_network_that_cannot_be_captured_takes_the_plain_steps(source, dropout):
+    def losses(kind):
+        torch.manual_seed(0)
+        model = Reads(10, dropout).to(GPU, memory_format=torch.channels_last).train()
+        step = kind(RECIPE, model, make_optimizer(RECIPE, model, GPU), GPU, "fp32")
+        batches = data.batches_for(RECIPE, source, GPU)
+        return step, [float(step(*batches.batch(i), i)[0]) for i in range(4)]
+
+    stream = torch.cuda.current_stream()
+    with pytest.warns(UserWarning, match="not captured as a CUDA graph"):
+        step, tried = losses(CapturedStep)
+    assert torch.cuda.current_stream() == stream and step.way.startswith("eager, not captured: ")
+    assert tried == pytest.approx(losses(Step)[1], rel=1e-4)
+    after = first_steps(RECIPE, source, GPU, "fp32", steps=5)  # another network of this process is captured as ever
+    assert departure(first_steps(RECIPE, source, GPU, "fp32", steps=5, eager=True), after)["loss"] < 1e-4
+
+
+def test_compiled_passes_are_captured_where_asked_for(tmp_path, monkeypatch):
+    from reslib.job import Execution
+    from reslib.train import train
+
+    execution = Execution(device="cuda")
+    eager = train(RECIPE, tmp_path / "eager", execution=execution, say=silent)
+    monkeypatch.setenv("RESLIB_TUNE", "compile=true")
+    torch.use_deterministic_algorithms(False)
+    compiled = train(RECIPE, tmp_path / "compiled", execution=execution, say=silent)
+    assert compiled["sessions"][0]["step"] == "CUDA graph, compiled"
+    assert compiled["train_loss"] == pytest.approx(eager["train_loss"], rel=0.1)
+
+
+def test_nothing_waits_for_the_device_between_evaluations(source):
+    """Over 14 epochs, whose draws are copied to the device."""
+    torch.use_deterministic_algorithms(False)
+    recipe = RECIPE.replace(iterations=450, eval_every=450)
+    model = make_model(recipe, 10, None).to(GPU, memory_format=torch.channels_last).train()
+    optimizer = make_optimizer(recipe, model, GPU)
+    step, window = make_step(recipe, model, optimizer, GPU, "bf16"), Window(recipe, GPU)
+    batches = data.batches_for(recipe, source, GPU)
+    try:
+        for iteration in range(450):
+            if iteration == 3:  # captured by now
+                torch.cuda.set_sync_debug_mode("error")
+            set_learning_rate(optimizer, 0.01, 0.02 if iteration % 100 == 99 else 0.01)
+            window.add(*step(*batches.batch(iteration), iteration))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert step.way == "CUDA graph" and torch.isfinite(window.losses).all()
+
+
 def test_dropout_of_the_captured_step_is_a_function_of_the_iteration(source):
     recipe = RECIPE.replace(model="nin", batch_size=8)
     model = make_model(recipe, 10, None).to(GPU, memory_format=torch.channels_last).train()
@@ -104,18 +196,20 @@ def test_evaluation_between_replays_changes_nothing(source):
     assert losses(True) == pytest.approx(losses(False), rel=1e-5)
 
 
-def test_resumed_run_is_the_same_run(tmp_path):
+def test_resumed_run_is_the_same_run(tmp_path, monkeypatch):
+    """Stopped within a window and before a drop of the rate: momenta, rate, window and averages are taken up again."""
     from reslib.job import Execution
     from reslib.train import Interrupted, train
 
     recipe = RECIPE.replace(eval_every=10)
     execution = Execution(device="cuda", deterministic=True)
-    whole = train(recipe, tmp_path / "whole", execution=execution, say=lambda text: None)
-    with pytest.raises(Interrupted):
-        cut = dataclasses.replace(execution, time_limit=0.0)
-        train(recipe, tmp_path / "cut", execution=cut, say=lambda text: None)
-    resumed = train(recipe, tmp_path / "cut", execution=execution, say=lambda text: None)
-    assert resumed["test_error"] == whole["test_error"] and len(resumed["sessions"]) == 2
+    whole = train(recipe, tmp_path / "whole", execution=execution, say=silent)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="iteration 17 of 40"):
+        stop_after(patch, 17)
+        train(recipe, tmp_path / "cut", execution=execution, say=silent)
+    resumed = train(recipe, tmp_path / "cut", execution=execution, say=silent)
+    assert [s["from_iteration"] for s in resumed["sessions"]] == [0, 17]
+    assert rows_of(tmp_path / "cut", recipe) == rows_of(tmp_path / "whole", recipe)
     assert resumed["weights_sha256"] == whole["weights_sha256"]
 
 
@@ -172,7 +266,7 @@ def test_bench_smoke(tmp_path):
 
     torch.use_deterministic_algorithms(False)
     argv = "bench --models resnet8 --batch-sizes 16 --devices cuda --dataset synthetic --rounds 1 --seconds 0.05"
-    argv += f" --workers 0 --results {tmp_path} --scaling --depths 8 --batches 16 --widths 8"
+    argv += f" --workers 0 --results {tmp_path} --scaling --depths 8 --batches 16 --widths 8 --start --tried"
     argv += " --contenders usual,fp32,fast,compiled --seeds-at-once 2 --seed-models resnet8"
     assert main(argv.split()) == 0
     assert len(list((tmp_path / "bench").glob("*.json"))) == 1

@@ -77,6 +77,19 @@ def test_exact_statistics_are_the_averages_over_the_training_images():
     assert model.norm.running_mean.abs().sum() == 0
 
 
+def test_the_count_of_batches_is_not_read_from_the_device(monkeypatch):
+    """torch's own cumulative average reads it at every call of every layer, and a GPU is waited for."""
+    batches, model = batches_of(tiny(train_size=60)), Small()
+
+    class Unread(torch.Tensor):
+        def __float__(self):
+            raise AssertionError("read")
+
+    model.norm.num_batches_tracked = model.norm.num_batches_tracked.as_subclass(Unread)
+    with exact_statistics(model, batches.eval_batches("train", 20), CPU):
+        assert model.norm.momentum == pytest.approx(1 / 3)
+
+
 def test_exact_statistics_of_a_deep_net_normalise_every_layer():
     from reslib.models import build_model
 

@@ -87,3 +87,13 @@ def test_measuring_leaves_threads_and_random_state_alone(monkeypatch):
         "fp32, 1 thread", "bf16, 1 thread", f"{chosen.precision} contiguous, 1 thread"
     }  # fmt: skip
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
+
+
+def test_one_thread_is_a_candidate_on_two_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(tune, "cores", lambda: 2)
+    monkeypatch.setattr(tune, "DEFAULT_THREADS", 2)
+    monkeypatch.setattr(tune, "Probe", lambda *words, **options: None)
+    monkeypatch.setattr(tune, "_compare", lambda probes, rounds, threads, clock=None: dict.fromkeys(probes, threads))
+    chosen = tune.measure(rounds=1)
+    assert chosen.threads == 1 and {"fp32, 1 thread, wall clock", "fp32, 2 threads"} <= set(chosen.seconds)

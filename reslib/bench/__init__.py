@@ -2,6 +2,7 @@
 
 Command: `reslib bench --models resnet20,resnet56`. Time: about 3 minutes a model on two CPU cores or on a GPU.
 All of it, with how cost grows and several seeds at once: `reslib bench --whole`, about half an hour.
+With little time, on a GPU: `reslib bench --whole --time-limit 8m --rounds 3 --seconds 1`, the most important first.
 Writes results/bench/<device>-<date>.json and .md.
 """
 
@@ -9,14 +10,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import math
 import os
+import time
 
 import torch
 
-from ..cli import ArgumentError, add_common, number, results_of
+from ..cli import ArgumentError, add_common, duration, number, results_of
 from ..errors import UserError, choose
 from ..files import make_folder
-from ..numerics import resolve_device
+from ..numerics import resolve_device, use
 
 CONTENDERS = "usual,fp32,fast"
 CIFAR_SETS = ("cifar10", "synthetic")
@@ -64,6 +68,10 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("--loader-preset", default="medium", help="whose crop and batch size --loader uses")
     parser.add_argument("--whole", action="store_true", help="all of this for the paper's networks: one command")
+    parser.add_argument("--start", action="store_true", help="seconds from a process's start to its first step")
+    parser.add_argument(
+        "--time-limit", type=duration, default=None, metavar="8m", help="begin no further part or turn after this"
+    )
     parser.add_argument("--tune", action="store_true", help="measure this processor's settings anew, compilation too")
 
 
@@ -79,30 +87,30 @@ def main(arguments) -> int:
         asked = _checked(arguments)
     except UserError as error:
         raise ArgumentError(str(error)) from error
+    failed = False
     for device in asked["devices"]:
         print(f"{device_name(device)}:")
         report = Report(results_of(arguments) / "bench")
         make_folder(report.folder)
         try:
-            measure(arguments, device, asked, keep=report.write)
+            record = measure(arguments, device, asked, keep=report.write)
+            failed |= bool(record and record["failed"])
         finally:
             if report.path:
                 print(f"written: {report.path} and {report.path.with_suffix('.md').name}", flush=True)
-    return 0
+    return int(failed)
 
 
 def measure(arguments, device, asked: dict, say=print, keep=lambda record: None) -> dict:
-    """Everything that was asked for, on one device, as one record; keep(record) is called after each part of it."""
+    """Everything that was asked for, on one device, as one record; keep(record) is called after each part of it.
+
+    A part that fails is named with its reason, and the rest goes on. After the time limit no part is begun.
+    """
     from .. import data, tune
     from ..provenance import environment, now
-    from .compare import compare
-    from .loading import loading
-    from .records import TRIED
-    from .scaling import scaling
-    from .seeds import seeds_at_once
 
-    root, rounds, seconds = arguments.data_root, arguments.rounds, arguments.seconds
-    memory = not arguments.no_memory
+    root = arguments.data_root
+    end = math.inf if arguments.time_limit is None else time.monotonic() + arguments.time_limit
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     record = {
         "date": now(),
@@ -115,6 +123,9 @@ def measure(arguments, device, asked: dict, say=print, keep=lambda record: None)
         "scaling": [],
         "seeds": [],
         "loading": [],
+        "start": {},
+        "failed": {},
+        "left_out": [],
     }
     if device.type == "cpu":
         if arguments.tune:
@@ -124,53 +135,77 @@ def measure(arguments, device, asked: dict, say=print, keep=lambda record: None)
             del os.environ["RESLIB_TUNE"]  # measured and kept: not again for every contender
         say(f"  settings: {record['tuned']}")
     if device.type == "cuda":
+        use(device)
         torch.backends.cudnn.benchmark = True
     source = data.load(record["dataset"], root)
-    for model in asked["models"]:
-        for batch in asked["batch_sizes"]:
-            say(f"{model}, batch {batch}")
-            record["comparisons"].append(
-                compare(
-                    asked["contenders"],
-                    model,
-                    batch,
-                    source,
-                    device,
-                    rounds,
-                    seconds,
-                    root,
-                    arguments.workers,
-                    memory,
-                    say,
-                )
-            )
-            keep(record)
-    if arguments.tried:
-        model, batch = (asked["models"] or ["resnet20"])[0], asked["batch_sizes"][0]
-        say(f"{model}, batch {batch}: what was tried beside the eager step")
-        record["comparisons"].append(
-            compare(("eager", *TRIED), model, batch, source, device, rounds, seconds, root, memory=False, say=say)
-        )
+    for name, part in _parts(arguments, device, asked, source, record, end, say).items():
+        if time.monotonic() >= end:
+            record["left_out"].append(name)
+            continue
+        say(name)
+        try:
+            part()
+        except Exception as error:
+            if arguments.traceback:
+                raise
+            record["failed"][name] = reason(error)
+            say(f"  failed: {record['failed'][name]}")
         keep(record)
-    if arguments.seeds_at_once:
-        for model in asked["seed_models"]:
-            say(f"{model}, {arguments.seeds_at_once} seeds at once")
-            record["seeds"].append(
-                seeds_at_once(model, arguments.seeds_at_once, source, device, rounds, seconds, root, say=say)
-            )
-            keep(record)
-    if arguments.scaling:
-        say("scaling")
-        axes = {name: asked[name] for name in ("depths", "batches", "widths")}
-        record["scaling"] = scaling(source, device, min(rounds, 3), seconds, root, memory, **axes, say=say)
-        keep(record)
-    if arguments.loader:
-        dataset = arguments.loader_dataset or data.choose_dataset("imagenet", root)
-        say(f"loader: {arguments.loader_model} on {dataset}")
-        steps, preset = arguments.loader_steps, arguments.loader_preset
-        record["loading"].append(loading(arguments.loader_model, dataset, device, rounds, steps, root, preset))
+    if record["left_out"]:
+        say(f"time limit: left out {'; '.join(record['left_out'])}")
         keep(record)
     return record
+
+
+def _parts(arguments, device, asked, source, record, end, say) -> dict:
+    """Name -> a function that adds its part to the record; the most important first, should the time run out."""
+    from .. import data
+    from .compare import compare
+    from .loading import loading
+    from .records import TRIED
+    from .scaling import scaling
+    from .seeds import seeds_at_once
+    from .start import start
+
+    root, rounds, seconds = arguments.data_root, arguments.rounds, arguments.seconds
+    memory, workers, parts = not arguments.no_memory, arguments.workers, {}
+
+    def side_by_side(names, model, batch, memory):
+        made = compare(names, model, batch, source, device, rounds, seconds, root, workers, memory, say, end)
+        record["comparisons"].append(made)
+
+    def seeds(model):
+        made = seeds_at_once(model, arguments.seeds_at_once, source, device, rounds, seconds, root, say=say, end=end)
+        record["seeds"].append(made)
+
+    for model in asked["models"]:
+        for batch in asked["batch_sizes"]:
+            names = asked["contenders"]
+            parts[f"{model}, batch {batch}"] = functools.partial(side_by_side, names, model, batch, memory)
+    if arguments.start:
+        parts["start to first step"] = lambda: record.update(start=start(source, device, root))
+    for model in asked["seed_models"] if arguments.seeds_at_once else ():
+        parts[f"{model}, {arguments.seeds_at_once} seeds at once"] = functools.partial(seeds, model)
+    if arguments.tried and (tried := TRIED.get(device.type)):
+        model, batch = (asked["models"] or ["resnet20"])[0], asked["batch_sizes"][0]
+        name = f"{model}, batch {batch}: what was tried beside the eager step"
+        parts[name] = functools.partial(side_by_side, ("eager", *tried), model, batch, False)
+    if arguments.scaling:
+        axes = {name: asked[name] for name in ("depths", "batches", "widths")}
+        few = min(rounds, 3)
+        points = functools.partial(scaling, source, device, few, seconds, root, memory, **axes, say=say, end=end)
+        parts["scaling"] = lambda: record.update(scaling=points())
+    if arguments.loader:
+        dataset = arguments.loader_dataset or data.choose_dataset("imagenet", root)
+        model, steps, preset = arguments.loader_model, arguments.loader_steps, arguments.loader_preset
+        turns = functools.partial(loading, model, dataset, device, rounds, steps, root, preset)
+        parts[f"loader: {model} on {dataset}"] = lambda: record["loading"].append(turns())
+    return parts
+
+
+def reason(error: Exception) -> str:
+    """An error in a line of the record."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 GLANCES = {"smoke": "--models resnet8 --batch-sizes 16 --workers 0 --rounds 2 --seconds 0.1"}
@@ -183,6 +218,7 @@ def glance(preset: str, dataset: str, data_root, device) -> dict:
     add_arguments(parser)
     words = f"{GLANCES.get(preset, GLANCE)} --contenders usual,eager --no-memory --dataset {dataset}".split()
     arguments = parser.parse_args([*words, *(["--data-root", str(data_root)] if data_root else [])])
+    arguments.traceback = True  # a glance has one part: without it there is nothing to show
     return measure(arguments, device, _checked(arguments), say=_silent)
 
 
@@ -193,8 +229,8 @@ def _silent(text) -> None:
 def _everything(arguments) -> None:
     """Fill in what --whole stands for."""
     gpu = any(resolve_device(name).type == "cuda" for name in _words(arguments.devices))
-    arguments.models = "resnet20,resnet56,resnet110,resnet1202" if gpu else "resnet20,resnet56"
-    arguments.scaling = arguments.loader = arguments.tried = True
+    arguments.models = "resnet20,resnet110,resnet56,resnet1202" if gpu else "resnet20,resnet56"
+    arguments.scaling = arguments.loader = arguments.tried = arguments.start = True
     arguments.seeds_at_once = arguments.seeds_at_once or 5
 
 

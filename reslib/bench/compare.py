@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 
 from ..models import build_model
 from ..recipe import parse_options
@@ -13,24 +15,41 @@ from .roofline import Roofline, floors
 EVALUATIONS = 128  # of such a run, every 500 iterations
 
 
-def compare(names, model, batch, source, device, rounds, seconds, root=None, workers=None, memory=True, say=print):
-    """Every contender's images/s on one model and batch size, over `rounds` turns of about `seconds`: one record."""
+def compare(
+    names, model, batch, source, device, rounds, seconds, root=None, workers=None, memory=True, say=print, end=math.inf
+):
+    """Every contender's images/s on one model and batch size, over `rounds` turns of about `seconds`: one record.
+
+    A contender that cannot be set up is named with the reason; without the first, the measure, there is no comparison.
+    end: no turn begins after it (time.monotonic), but for the first.
+    """
+    from . import reason
+
     recipe = recipe_for(model, batch, source)
-    made = []
+    made, failed = [], {}
     try:
         for name in names:
             say(f"  {name}: setting up")
-            made.append(contender(name, recipe, source, device, root, workers, cold=True, say=say))
+            try:
+                made.append(contender(name, recipe, source, device, root, workers, cold=True, say=say))
+            except Exception as error:
+                if name == names[0]:
+                    raise
+                failed[name] = reason(error)
+                say(f"  {name}: failed, {failed[name]}")
+                continue
             say(f"  {name}: {made[-1].what}; ready after {made[-1].setup_seconds:.1f} s")
         roofline = Roofline(device, size=None if seconds >= 1 else 512)  # a glance waits for no large product
         steps = {c.name: _steps_for(c, seconds) for c in made}
         rates = {c.name: [] for c in made}
-        for turn in range(rounds):
-            for c in made if turn % 2 == 0 else reversed(made):  # what drifts, drifts for all
+        turns = 0
+        while turns < rounds and (not turns or time.monotonic() < end):
+            for c in made if turns % 2 == 0 else reversed(made):  # what drifts, drifts for all
                 c.run(_warm(c))
                 rates[c.name].append(steps[c.name] * batch / c.run(steps[c.name]))
                 c.settle()
             roofline.measure()
+            turns += 1
         machine = roofline.summary()
         net = build_model(model, len(source.classes), **parse_options(recipe.options))
         rows = []
@@ -47,10 +66,19 @@ def compare(names, model, batch, source, device, rounds, seconds, root=None, wor
         for c in made:
             c.close()
     made.clear()
-    if memory:
-        for row in rows:
+    for row in rows if memory else ():
+        try:
             row["peak_memory_mib"] = peak_memory(row["contender"], recipe, root, device, workers)
-    return {"model": model, "batch_size": batch, "rounds": rounds, "machine": machine, "contenders": rows}
+        except Exception as error:  # the speeds are worth keeping
+            say(f"  {row['contender']}: peak memory not measured, {reason(error)}")
+    return {
+        "model": model,
+        "batch_size": batch,
+        "rounds": turns,
+        "machine": machine,
+        "contenders": rows,
+        "failed": failed,
+    }
 
 
 def _warm(c) -> int:

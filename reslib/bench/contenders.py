@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import time
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class Reslib:
                 chosen = dataclasses.replace(chosen, compile=False)
             elif way != "fast":
                 chosen = dataclasses.replace(chosen, **tune.EAGER | {"compile": way == "compiled"})
-            chosen = dataclasses.replace(chosen, layout="contiguous") if way == "contiguous" else chosen
+        chosen = dataclasses.replace(chosen, layout="contiguous") if way == "contiguous" else chosen
         self.threads = threads or chosen.threads
         chosen, layout = dataclasses.replace(chosen, threads=self.threads), tune.LAYOUTS[chosen.layout]
         model = make_model(recipe, len(source.classes), Path())
@@ -68,13 +69,14 @@ class Reslib:
         self.captured = type(self.step) is not Step
         self.speed = {}
         if way == "blocks":
+            compilation.allow_many()
             for block in (m for m in self.model.modules() if isinstance(m, Block)):
                 block.compile(dynamic=False)
         with self.settings(), _caches(not cold):
             if cpu:
                 first = functools.partial(self.batches.batch, 0)
                 self.speed = compilation.accelerate(self.step, chosen, first, LONG_RUN, say=say)
-            elif way == "compiled":
+            elif way == "compiled" or (way == "fast" and tune.asked("compile")):
                 self.step.loss = compilation.CompiledLoss(self.step.loss, say)
             self.window = Window(recipe, device)
             self.iteration, self.lr = 0, recipe.lr
@@ -85,8 +87,9 @@ class Reslib:
     def _describe(self) -> str:
         if self.speed:
             return f"{compilation.describe(self.precision, self.speed)}, images as uint8 in memory"
-        compiled = isinstance(self.step.loss, compilation.CompiledLoss) and not self.step.loss.reason
-        parts = [f"{self.precision}, channels-last, images as uint8 on the device"]
+        compiled = not self.captured and getattr(self.step.loss, "compiled", False)  # a captured step says so itself
+        layout = "contiguous" if self.name == "contiguous" else "channels-last"
+        parts = [f"{self.precision}, {layout}, images as uint8 on the device"]
         parts += [f"step: {self.step.way}"] + ["passes through torch.compile"] * compiled
         return ", ".join(parts)
 
@@ -130,8 +133,9 @@ class Reslib:
         step = self.step
         step.optimizer.zero_grad(set_to_none=True)  # a captured step leaves its gradients behind
         with self.settings():
-            clock = Clock(self.device)
-            for _ in range(steps):
+            for number in range(steps + 1):
+                if number < 2:  # not of the first: it asks for the memory of eager steps and looks for their kernels
+                    clock = Clock(self.device)
                 x, y = self._next()
                 x = x.contiguous(memory_format=step.layout)
                 clock.lap("data")
@@ -149,9 +153,7 @@ class Reslib:
 
     def evaluation(self, images: int = 1000) -> float:
         """Seconds per image of the test pass, in large batches."""
-        batches = [
-            b for b, _ in zip(self.batches.eval_batches("test", 500), range(max(1, images // 500)), strict=False)
-        ]
+        batches = list(itertools.islice(self.batches.eval_batches("test"), max(1, images // 500)))
         with self.settings(), self.step.convolutions():
             error_and_loss(self.model, batches[:1], self.device, self.precision)
             synchronize(self.device)

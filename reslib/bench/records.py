@@ -9,7 +9,6 @@ import pandas as pd
 
 from ..errors import UserError
 from ..runs import read_json
-from ..tune import MARGIN
 from .report import PARTS
 
 COMMITTED = Path(__file__).resolve().parent.parent.parent / "results" / "bench"  # of the checkout
@@ -78,45 +77,6 @@ def latest(frame: pd.DataFrame, *contenders: str) -> pd.DataFrame:
     return pd.concat(kept, ignore_index=True) if kept else frame.iloc[:0]
 
 
-BF16_FULL_RATE = 1.5  # of the fp32 rate of matrix products: from there on bf16 counts as running at full rate
-CPU_GOALS = {True: {"resnet20": 3.0, "resnet56": 2.5}, False: {"resnet20": 1.8, "resnet56": 1.5}}  # bf16 at full rate?
-CUDA_GOALS = {"resnet20": (10.0, 3.0), "resnet110": (8.0, 12.0), "resnet1202": (None, 90.0)}  # ratio; minutes to 64k
-SHARE_GOAL, START_GOAL = 0.6, 60.0  # of the matrix rate, ResNet-20; seconds of setting up on a GPU
-
-
-def goals(frame: pd.DataFrame) -> pd.DataFrame:
-    """What was aimed at and what the records say; a device kind without a record is named as not measured."""
-    rows, frame = [], latest(frame, "usual", "fast")
-
-    def row(device, model, goal, measured, reached):
-        verdict = {None: "not measured", True: "reached", False: "missed"}[reached]
-        rows.append({"hardware": device, "network": model, "goal": goal, "measured": measured, "verdict": verdict})
-
-    for (device, kind, model), group in frame.groupby(["device", "kind", "model"], sort=False) if len(frame) else ():
-        fast, rates = group[group["contender"] == "fast"].iloc[0], group.set_index("contender")["images_per_second"]
-        minutes, ratio = 60 * fast["hours_to_64k"], fast["ratio"]
-        least, limit = CUDA_GOALS.get(model, (None, None)) if kind == "cuda" else (None, None)
-        if kind == "cpu":
-            least = CPU_GOALS[bool(fast["bf16_rate"] >= BF16_FULL_RATE)].get(model)
-        if least:
-            row(device, model, f"at least {least:g}x the usual loop", f"{ratio:.2f}x", bool(ratio >= least))
-        if limit:
-            row(device, model, f"64k iterations in {limit:g} minutes", f"{minutes:.1f} minutes", bool(minutes < limit))
-            start = fast["setup_seconds"]
-            row(device, model, f"set up in {START_GOAL:g} s", f"{start:.1f} s", bool(start < START_GOAL))
-        if kind == "cpu" and model == "resnet20":
-            share = fast["share_of_matrix_rate"]
-            row(device, model, f"{SHARE_GOAL:.0%} of the matrix rate", f"{share:.0%}", bool(share >= SHARE_GOAL))
-        if kind == "cpu" and "fp32" in rates:
-            against = rates["fast"] / rates["fp32"]
-            row(device, model, "not slower than eager fp32", f"{against:.2f}x", bool(against >= 1 / MARGIN))
-    if "cuda" not in set(frame["kind"] if len(frame) else ()):
-        for model, (least, limit) in CUDA_GOALS.items():
-            aim = f"at least {least:g}x the usual loop; " if least else ""
-            row("a CUDA GPU", model, f"{aim}64k iterations in {limit:g} minutes", "", None)
-    return pd.DataFrame(rows)
-
-
 def scaling(records: list[dict]) -> pd.DataFrame:
     """A row per point of `--scaling`; of points measured again on one device the last."""
     rows = []
@@ -144,6 +104,7 @@ def seeds(records: list[dict]) -> pd.DataFrame:
     rows = [
         {
             "device": hardware(record),
+            "kind": record["environment"].get("device"),
             **{k: part[k] for k in ("model", "batch_size", "seeds", "precision", "processes_at_once")},
             "way": way,
             "images_per_second": rate,
@@ -154,6 +115,20 @@ def seeds(records: list[dict]) -> pd.DataFrame:
         for way, rate in part["images_per_second"].items()
     ]
     return pd.DataFrame(rows)
+
+
+def starts(records: list[dict]) -> pd.DataFrame:
+    """A row per device: seconds to the first step of a new process and of its imports, as measured last."""
+    rows = [
+        {
+            "device": hardware(record),
+            "kind": record["environment"]["device"],
+            **{k: record["start"][k] for k in ("first_step_seconds", "import_seconds", "torch_import_seconds")},
+        }
+        for record in records
+        if "first_step_seconds" in record.get("start", {})
+    ]
+    return pd.DataFrame(rows).drop_duplicates("device", keep="last") if rows else pd.DataFrame()
 
 
 def loading(records: list[dict]) -> pd.DataFrame:
@@ -176,37 +151,61 @@ def loading(records: list[dict]) -> pd.DataFrame:
     return frame.drop_duplicates(same, keep="last") if rows else frame
 
 
-TRIED = {  # contender: (what, what was expected of it before it was measured, what became of it)
-    "contiguous": (
-        "NCHW instead of channels-last",
-        "slower: oneDNN works on blocks of channels and has to reorder at every layer that is not a convolution",
-        "measured anew on every processor (tune.py); channels-last unless it loses",
-    ),
-    "freed": (
-        "memory given back to the system after every step",
-        "an eighth slower in fp32: each step's activations are mapped and zeroed anew, page by page",
-        "dropped; glibc is told to keep memory (tune.py)",
-    ),
-    "bf16": (
-        "bf16 autocast",
-        "twice as fast by the processor's flags",
-        "measured on every processor; kept only where it wins",
-    ),
-    "blocks": (
-        "torch.compile of each residual block: a compilation per shape, not per layer",
-        "as fast as compiling the whole net, at a fraction of the compile time",
-        "dropped on processors; see the text",
-    ),
-    "compiled": (
-        "torch.compile of the whole net with its loss",
-        "a third faster: batch norm, ReLU and addition are fused",
-        "kept where a trial on the network itself wins and the run is long enough",
-    ),
-    "convolved": (
-        "3x3 convolutions by Winograd's minimal filtering, larger ones by Fourier transforms",
-        "a third less time: convolutions are most of a step, and a quarter of the multiply-adds is left",
-        "kept for the layers where a trial wins, compiled or not",
-    ),
+TRIED = {  # kind of device: {contender: (what, what was expected before it was measured, what became of it)}
+    "cpu": {
+        "contiguous": (
+            "NCHW instead of channels-last",
+            "slower: oneDNN works on blocks of channels and has to reorder at every layer that is not a convolution",
+            "measured anew on every processor (tune.py); channels-last unless it loses",
+        ),
+        "freed": (
+            "memory given back to the system after every step",
+            "an eighth slower in fp32: each step's activations are mapped and zeroed anew, page by page",
+            "dropped; glibc is told to keep memory (tune.py)",
+        ),
+        "bf16": (
+            "bf16 autocast",
+            "twice as fast by the processor's flags",
+            "measured on every processor; kept only where it wins",
+        ),
+        "blocks": (
+            "torch.compile of each residual block: a compilation per shape, not per layer",
+            "as fast as compiling the whole net, at a fraction of the compile time",
+            "dropped on processors; see the text",
+        ),
+        "compiled": (
+            "torch.compile of the whole net with its loss",
+            "a third faster: batch norm, ReLU and addition are fused",
+            "kept where a trial on the network itself wins and the run is long enough",
+        ),
+        "convolved": (
+            "3x3 convolutions by Winograd's minimal filtering, larger ones by Fourier transforms",
+            "a third less time: convolutions are most of a step, and a quarter of the multiply-adds is left",
+            "kept for the layers where a trial wins, compiled or not",
+        ),
+    },
+    "cuda": {
+        "fast": (
+            "the whole step as one CUDA graph",
+            "several times as fast: a thin net's kernels end before Python has launched the next",
+            "kept: how every run trains that can be captured",
+        ),
+        "blocks": (
+            "torch.compile of each residual block, then captured",
+            "a third faster than captured alone: batch norm, ReLU and addition are bound by memory traffic",
+            "not measured on a GPU when this was written",
+        ),
+        "compiled": (
+            "torch.compile of the whole net with its loss, then captured",
+            "as the blocks, after a longer compilation",
+            "not measured on a GPU when this was written; RESLIB_TUNE=compile=true asks for it",
+        ),
+        "contiguous": (
+            "NCHW instead of channels-last, captured",
+            "slower: tensor cores work on channels-last, and other layouts are converted at every convolution",
+            "not measured on a GPU when this was written",
+        ),
+    },
 }
 
 
@@ -214,9 +213,9 @@ def tried(records: list[dict]) -> pd.DataFrame:
     """What was tried beside the eager step: predicted, measured (from the records), and what became of it."""
     rows = []
     frame = latest(comparisons(records), "eager", "contiguous")
-    for (device, model), group in frame.groupby(["device", "model"], sort=False) if len(frame) else ():
+    for (device, kind, model), group in frame.groupby(["device", "kind", "model"], sort=False) if len(frame) else ():
         ratios = group.set_index("contender")["ratio"]  # of turns side by side, to the first contender: eager
-        for name, (what, expected, became) in TRIED.items():
+        for name, (what, expected, became) in TRIED.get(kind, {}).items():
             if name in ratios:
                 rows.append(
                     {

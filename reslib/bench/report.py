@@ -62,6 +62,8 @@ def markdown(record: dict) -> str:
         lines += ["", *_seeds(part)]
     if record["scaling"]:
         lines += ["", *_scaling(record["scaling"])]
+    if start := record.get("start"):
+        lines += ["", _start(start)]
     for part in record["loading"]:
         rates = part["images_per_second"]
         lines += [
@@ -72,7 +74,19 @@ def markdown(record: dict) -> str:
             "| ---: | ---: | ---: |",
             "| " + " | ".join(f"{rates[k]:.0f}" for k in ("loader_alone", "model_alone", "both")) + " |",
         ]
+    lines += [line for name, why in record.get("failed", {}).items() for line in ("", f"{name} failed: {why}")]
+    if left := record.get("left_out"):
+        lines += ["", f"Left out at the time limit: {'; '.join(left)}."]
     return "\n".join(lines) + "\n"
+
+
+def _start(start: dict) -> str:
+    if "failed" in start:
+        return f"Start to first step: failed, {start['failed']}"
+    return (
+        f"A new process has taken its first step of ResNet-20 after {start['first_step_seconds']:.1f} s; torch is "
+        f"imported in {start['torch_import_seconds']:.1f} s, reslib in {start['import_seconds']:.1f} s more."
+    )
 
 
 def _comparison(part: dict) -> list[str]:
@@ -102,6 +116,8 @@ def _comparison(part: dict) -> list[str]:
     lines += [
         "",
         *(f"- {row['contender']}: {row['what']}" for row in part["contenders"]),
+        *(f"- {name}: failed, {why}" for name, why in part.get("failed", {}).items()),
+        *_of_eager_steps(part),
         "",
         f"Roofline: a {machine['matrix_size']}² matrix product reaches "
         f"{_giga(machine['fp32_multiply_adds_per_second'])} (fp32) and "
@@ -124,6 +140,17 @@ def _comparison(part: dict) -> list[str]:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _of_eager_steps(part: dict) -> list[str]:
+    """What the parts of a step are where the step itself has no seams."""
+    names = [row["contender"] for row in part["contenders"] if row.get("parts_are_of_the_eager_step")]
+    if not names:
+        return []
+    return [
+        "",
+        f"Data to metrics of {', '.join(names)}: of eager steps, with a wait after each; the step has no seams.",
+    ]
 
 
 def _seeds(part: dict) -> list[str]:

@@ -31,7 +31,11 @@ class Roofline:
             name: tuple(torch.randn(n, n, device=device).to(kind) for _ in range(2))
             for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16))
         }
-        count = n * n * (16 if cuda or size is None else 1)  # 256 MiB on a processor: no cache holds it
+        count = (
+            n * n * (1 if size is not None else 4 if cuda else 16)
+        )  # 1 GiB on a GPU, 256 MiB else: no cache holds it
+        if cuda:  # a quarter, at most, of what contenders leave
+            count = min(count, torch.cuda.mem_get_info(device)[0] // 4 // 8)
         self.source, self.target = torch.zeros(count, device=device), torch.ones(count, device=device)
         self.rates: dict[str, list[float]] = {"fp32": [], "bf16": [], "copy": []}
 

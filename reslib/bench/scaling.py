@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 
 from ..errors import UserError
 from .contenders import Reslib, recipe_for
@@ -14,8 +16,13 @@ WIDTHS = {"cuda": (8, 16, 32, 64), "cpu": (8, 16, 32, 64)}
 DEPTHS["mps"], BATCHES["mps"], WIDTHS["mps"] = DEPTHS["cpu"], BATCHES["cpu"], WIDTHS["cpu"]
 
 
-def scaling(source, device, rounds, seconds, root=None, memory=True, depths=(), batches=(), widths=(), say=print):
-    """Records (axis, value, model, batch_size, width, images_per_second, ...); one that does not fit says why."""
+def scaling(
+    source, device, rounds, seconds, root=None, memory=True, depths=(), batches=(), widths=(), say=print, end=math.inf
+):
+    """Records (axis, value, model, batch_size, width, images_per_second, ...); one that does not fit says why.
+
+    end: points that would begin after it (time.monotonic) are left out, and said to be.
+    """
     depths = depths or DEPTHS[device.type]
     grid = [("depth", d, f"resnet{d}", 128, 16) for d in depths]
     grid += [("batch", b, "resnet20", b, 16) for b in batches or BATCHES[device.type]]
@@ -23,6 +30,9 @@ def scaling(source, device, rounds, seconds, root=None, memory=True, depths=(), 
     records = []
     for axis, value, model, batch, width in grid:
         record = {"axis": axis, "value": value, "model": model, "batch_size": batch, "width": width}
+        if time.monotonic() >= end:
+            records.append(record | {"failed": "left out: time limit"})
+            continue
         try:
             record |= _one(model, batch, width, source, device, rounds, seconds, root, memory)
             say(f"  {axis} {value}: {record['images_per_second']:.0f} images/s")

@@ -9,6 +9,7 @@ stacked       one network with stacked parameters: torch.func.vmap turns every c
 from __future__ import annotations
 
 import copy
+import math
 import multiprocessing
 import statistics
 import time
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from .. import data
 from ..machine import cores
 from ..networks import make_model
-from ..numerics import autocast, resolve_precision
+from ..numerics import autocast, resolve_precision, use
 from ..together import on_stream
 from .clock import synchronize
 from .contenders import Reslib, recipe_for
@@ -29,21 +30,33 @@ from .contenders import Reslib, recipe_for
 PATIENCE = 600.0  # seconds for a process to set up and take its turns
 
 
-def seeds_at_once(model, count, source, device, rounds, seconds, root=None, batch: int = 128, say=print) -> dict:
-    """Images/s of all seeds together by each way, medians of alternating turns, and the cost of N seeds in runs."""
+def seeds_at_once(
+    model, count, source, device, rounds, seconds, root=None, batch: int = 128, say=print, end=math.inf
+) -> dict:
+    """Images/s of all seeds together by each way, medians of alternating turns, and the cost of N seeds in runs.
+
+    A way that fails is named with the reason. end: no turn begins after it (time.monotonic), but for the first.
+    """
+    from . import reason
+
     recipes = [recipe_for(model, batch, source).replace(seed=s) for s in range(count)]
     way = "fast" if device.type == "cuda" else "eager"
     alone = Reslib(way, recipes[0], source, device)
     ways = {"one in turn": alone.run}
-    ways["together"] = Together(way, recipes, source, device).run
     failed = {}
-    try:
-        ways["stacked"] = Stacked(recipes, source, device).run
-    except RuntimeError as error:  # vmap has no rule for some operation of this network
-        failed["stacked"] = " ".join(str(error).split())[:200]
+    for name, make in (
+        ("together", lambda: Together(way, recipes, source, device)),
+        ("stacked", lambda: Stacked(recipes, source, device)),  # vmap may lack a rule for what a network does
+    ):
+        try:
+            ways[name] = make().run
+        except Exception as error:
+            failed[name] = reason(error)
     steps = max(2, round(seconds / max(alone.run(2) / 2, 1e-6)))
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds):
+        if turn and time.monotonic() >= end:
+            break
         for name in ways if turn % 2 == 0 else reversed(ways):
             each = steps if name == "one in turn" else max(2, steps // count)
             seeds = 1 if name == "one in turn" else count
@@ -53,7 +66,10 @@ def seeds_at_once(model, count, source, device, rounds, seconds, root=None, batc
     ways.clear()
     del alone
     at_once = count if device.type == "cuda" else min(count, cores())
-    rates["processes"] = processes(way, recipes[:at_once], device, root, steps, rounds)
+    try:
+        rates["processes"] = processes(way, recipes[:at_once], device, root, steps, len(rates["one in turn"]))
+    except Exception as error:
+        failed["processes"] = reason(error)
     one = statistics.median(rates["one in turn"])
     medians = {name: statistics.median(values) for name, values in rates.items() if values}
     for name, value in medians.items():
@@ -138,7 +154,7 @@ class Stacked:
 
 
 def processes(way, recipes, device, root, steps: int, rounds: int) -> list[float]:
-    """Images/s in all of one process per recipe, that start each turn together."""
+    """Images/s in all of one process per recipe, that start each turn together. RuntimeError when one of them dies."""
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(len(recipes)), context.Queue()
     threads = max(1, cores() // len(recipes)) if device.type == "cpu" else None
@@ -147,9 +163,7 @@ def processes(way, recipes, device, root, steps: int, rounds: int) -> list[float
     for worker in workers:
         worker.start()
     try:
-        taken = [answers.get(timeout=PATIENCE) for _ in workers]
-    except Empty:
-        return []
+        taken = _answers(workers, answers)
     finally:
         for worker in workers:
             worker.terminate()
@@ -158,15 +172,42 @@ def processes(way, recipes, device, root, steps: int, rounds: int) -> list[float
     return [len(recipes) * steps * recipes[0].batch_size / seconds for seconds in slowest]
 
 
+def _answers(workers, answers) -> list[list[float]]:
+    """What each of the processes sends; RuntimeError as soon as one of them ends without it, or after PATIENCE."""
+    taken, end = [], time.monotonic() + PATIENCE
+    while len(taken) < len(workers):
+        try:
+            times = answers.get(timeout=0.2)
+        except Empty:
+            if dead := [w.exitcode for w in workers if w.exitcode]:
+                raise RuntimeError(f"a process ended with exit code {dead[0]}") from None
+            if time.monotonic() > end:
+                raise RuntimeError(f"a process was not ready after {PATIENCE:.0f} s") from None
+            continue
+        if isinstance(times, str):
+            raise RuntimeError(times)
+        taken.append(times)
+    return taken
+
+
 def _process(recipe, way, device, root, steps, rounds, threads, barrier, answers):
-    source = data.load(recipe.dataset, root)
-    made = Reslib(way, recipe, source, torch.device(device), threads=threads, say=_silent)
-    made.run(2)
-    times = []
-    for _ in range(rounds):
-        barrier.wait(PATIENCE)
-        times.append(made.run(steps))
-    answers.put(times)
+    from . import reason
+
+    device = torch.device(device)
+    use(device)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # as in the process that measures the other ways
+    try:
+        source = data.load(recipe.dataset, root)
+        made = Reslib(way, recipe, source, device, threads=threads, say=_silent)
+        made.run(2)
+        times = []
+        for _ in range(rounds):
+            barrier.wait(PATIENCE)
+            times.append(made.run(steps))
+        answers.put(times)
+    except Exception as error:
+        answers.put(reason(error))
 
 
 def _silent(text) -> None:
