@@ -21,7 +21,8 @@ from .recipe import Recipe
 
 REFERENCE = "paper"
 MOVING = "moving instead of exact batch-norm statistics"
-WELCH, PAIRED = "Welch, over seeds", "paired t, over seeds"
+MOVING_POOLED = f"{MOVING}, all depths"
+WELCH, PAIRED, POOLED = "Welch, over seeds", "paired t, over seeds", "paired t, over runs"
 BINOMIAL = "binomial, one seed: test images only"
 NOT_TRAINED = "not yet trained"
 NOT_PLANNED = "not part of this preset"
@@ -32,18 +33,24 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def table(groups: dict[str, list[Recipe]], runs: pd.DataFrame, statistics: bool = True) -> pd.DataFrame:
+def table(
+    groups: dict[str, list[Recipe]], runs: pd.DataFrame, statistics: bool = True, pool: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """A row per deviation: its mean test error minus the reference's, in points, with the 95% interval.
 
     groups: recipes by name; "paper" holds the reference, "paper (X)" that of a group named "... (X)"; a group without
     recipes is not part of the preset and has a row that says so. runs: records, of every seed that is there. The
     interval is Welch's over seeds; with one seed on a side it is binomial and knows nothing of the spread between
     seeds, so that it can call two runs alike but never different. statistics: add the row of moving against exact
-    batch-norm statistics, measured on the reference runs themselves.
+    batch-norm statistics, measured on the reference runs themselves; pool: runs of several networks, for a further row.
     """
     rows = []
     if statistics:
         rows.append(_moving_against_exact(of_group(groups[REFERENCE], runs)))
+    if pool is not None and len(pool) and pool["model"].nunique() > 1:
+        networks = f"{pool['model'].nunique()} plain and residual nets"
+        rows.append(_moving_against_exact(pool) | {"deviation": MOVING_POOLED, "model": networks})
+        rows[-1]["interval"] = rows[-1]["interval"].replace(PAIRED, POOLED)
     for name, recipes in groups.items():
         if name == REFERENCE or name.startswith(f"{REFERENCE} ("):
             continue
@@ -71,7 +78,10 @@ def caption(text: str, runs: pd.DataFrame) -> str:
 
 def fidelity_caption(runs: pd.DataFrame) -> str:
     """The caption of the fidelity table."""
-    text = "What deviations from the paper's protocol cost, each alone. Test error at the last iteration."
+    text = (
+        "What deviations from the paper's protocol cost, each alone. Test error at the last iteration. Exact statistics "
+        "are of many unaugmented training images, after training; all depths: the runs of Figure 6."
+    )
     return caption(text, runs)
 
 
@@ -118,7 +128,7 @@ def difference(reference: pd.DataFrame, group: pd.DataFrame) -> dict:
 
 
 def _moving_against_exact(reference: pd.DataFrame) -> dict:
-    """Both errors of the same networks.
+    """Both errors of the same networks; exact: statistics of unaugmented training images (measure.exact_bn_error).
 
     The paper does not say which statistics it tested with. Those of the ImageNet models that its authors released are
     averages over a large training batch, taken after training (README of github.com/KaimingHe/deep-residual-networks).

@@ -83,7 +83,8 @@ def fidelity(folder: Path, out: Path | None = None, dataset: str | None = None) 
     runs, _, dataset = study_frames("fidelity", folder, dataset)
     if runs.empty:
         return []
-    rows = ablation.table(studies.fidelity(preset_of(Path(folder).name), dataset, 0), runs)
+    pool = study_frames("figure6", folder, dataset, curves=False)[0]
+    rows = ablation.table(studies.fidelity(preset_of(Path(folder).name), dataset, 0), runs, pool=pool)
     return _table(ablation.printed(rows), out or folder, "fidelity", ablation.fidelity_caption(runs)) + _figure(
         ablation.forest(rows, runs), out or folder, "fidelity"
     )

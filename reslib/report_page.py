@@ -201,7 +201,7 @@ def _board(board: pd.DataFrame, preset: str) -> str:
             cells.append(f'<td role="cell" data-name="{name}"{look}>{escape(row[name])}</td>')
         lines.append(f'<tr role="row">{"".join(cells)}</tr>')
     heads = "".join(f'<th scope="col" role="columnheader">{name}</th>' for name in names)
-    caption = f"Scoreboard of preset {preset}, judged on its records by criteria fixed beforehand"
+    caption = f"Scoreboard of preset {preset}, judged on its records by the criteria of reslib/claims.py"
     return _scroll(
         f'<table class="board" role="table"><caption>{escape(caption)}</caption><thead role="rowgroup">'
         f'<tr role="row">{heads}</tr></thead><tbody role="rowgroup">{"".join(lines)}</tbody></table>',

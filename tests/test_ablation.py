@@ -68,6 +68,13 @@ def test_exact_statistics_are_compared_on_the_same_networks():
     assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
     assert row["reference error"] == pytest.approx(100 * exact.mean())
     assert ablation.MOVING not in set(ablation.table(groups, runs, statistics=False)["deviation"])
+    other = runs[~runs["nesterov"]].assign(model="plain56")
+    pool = pd.concat([runs[~runs["nesterov"]], other.assign(exact_bn_test_error=other["test_error"] - 0.001)])
+    pooled = ablation.table(groups, runs, pool=pool).iloc[1]
+    expected = ttest_rel(100 * pool["test_error"], 100 * pool["exact_bn_test_error"]).confidence_interval()
+    assert pooled["deviation"] == ablation.MOVING_POOLED and pooled["interval"] == ablation.POOLED
+    assert pooled["n"] == 6 and pooled["model"] == "2 plain and residual nets"
+    assert (pooled["low"], pooled["high"]) == pytest.approx((expected.low, expected.high))
 
 
 def test_one_seed_never_decides():
