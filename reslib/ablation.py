@@ -79,8 +79,8 @@ def caption(text: str, runs: pd.DataFrame) -> str:
 def fidelity_caption(runs: pd.DataFrame) -> str:
     """The caption of the fidelity table."""
     text = (
-        "What deviations from the paper's protocol cost, each alone. Test error at the last iteration. Exact statistics "
-        "are of many unaugmented training images, after training; all depths: the runs of Figure 6."
+        "What deviations from the paper's protocol cost, each alone. Test error at the last iteration. Exact "
+        "statistics are of many unaugmented training images, after training; all depths: the runs of Figure 6."
     )
     return caption(text, runs)
 

@@ -77,7 +77,7 @@ class MemoryBatches:
     is filled from the next, and iterations are what counts.
     """
 
-    def __init__(self, recipe: Recipe, source: DataSource, device: torch.device):
+    def __init__(self, recipe: Recipe, source: DataSource, device: torch.device | str):
         train, validation, test = split(source, recipe)
         size = train.images.shape[1]
         for part in (train, test):
@@ -85,6 +85,7 @@ class MemoryBatches:
                 found = tuple(part.images.shape[1:3])
                 raise UserError(f"{source.name}: images of {found} pixels, expected {size, size}")
         check_fits(recipe, size, source.name)
+        device = torch.device(device)
         self.recipe, self.device = recipe, device
         self.count = len(train)
         self.pad = size // 8 if recipe.augmentation == "crop-flip" else 0  # 4 pixels of 32
