@@ -234,7 +234,7 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     for words, side in (("← better ", "right"), (" worse →", "left")):  # on their sides of zero
         ax.text(0, 1.01, words, transform=ax.get_xaxis_transform(), ha=side, va="bottom", fontsize=8, color="#444444")
     handles = [
-        Line2D([], [], color=COLOURS[0], marker="o", linewidth=2, label="95% interval over seeds"),
+        Line2D([], [], color=COLOURS[0], marker="o", linewidth=2, label="95% interval over seeds or runs"),
         Line2D([], [], color=COLOURS[0], marker="o", markerfacecolor="white", linewidth=1, linestyle=(0, (3, 1.5)),
                label="one seed: binomial interval, without the spread between seeds"),
     ]  # fmt: skip

@@ -246,14 +246,14 @@ def test_a_compiled_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
     assert eager["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-4)  # dropout's masks are the same
 
 
-def test_more_networks_are_compiled_than_torch_allows_for_one_piece_of_code(monkeypatch):
+def test_more_networks_are_compiled_than_torch_allows_for_one_piece_of_code():
     """Beyond its limit of eight torch goes on eagerly, without a word in a record."""
     import torch._dynamo.config as config
 
-    monkeypatch.setattr(config, "recompile_limit", 8)
     compiled = []
-    compilation.allow_many()
     call = torch.compile(lambda x: x + 1, dynamic=False, backend=lambda graph, inputs: compiled.append(1) or graph)
-    for size in range(2, 14):
-        call(torch.zeros(size))
+    with config.patch(recompile_limit=8):
+        compilation.allow_many()
+        for size in range(2, 14):
+            call(torch.zeros(size))
     assert len(compiled) == 12

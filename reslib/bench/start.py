@@ -15,15 +15,15 @@ from .contenders import Reslib, recipe_for
 
 CODE = """
 import json, sys, time
-begun = time.time()
+begun = time.monotonic()
 import torch
-with_torch = time.time()
+with_torch = time.monotonic()
 import reslib.notebook  # the largest of the package's imports
-imported = time.time()
+imported = time.monotonic()
 from reslib.bench.start import first_step
 first_step(*json.loads(sys.argv[1]))
 seconds = {"torch_import_seconds": with_torch - begun, "import_seconds": imported - with_torch}
-print(json.dumps(seconds | {"first_step_seconds": time.time() - float(sys.argv[2])}))
+print(json.dumps(seconds | {"first_step_seconds": time.monotonic() - float(sys.argv[2])}))
 """
 PATIENCE = 300.0  # seconds
 
@@ -33,7 +33,7 @@ def start(source, device, root=None) -> dict:
     ResNet-20 done, data loaded from the disk. `failed` says why there are none."""
     asked = json.dumps([source.name, str(root) if root else None, str(device)])
     try:
-        command = [sys.executable, "-c", CODE, asked, str(time.time())]
+        command = [sys.executable, "-c", CODE, asked, str(time.monotonic())]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
         return json.loads(done.stdout.splitlines()[-1])
     except subprocess.CalledProcessError as error:
