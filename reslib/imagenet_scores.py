@@ -50,7 +50,6 @@ class Network:
     seed: int = 0
     preset: str = ""
     centre: float | None = None  # top-1 error in its record
-    left_out: int = 0  # test images that it was trained on
 
     @property
     def key(self) -> tuple[str, str]:
@@ -165,8 +164,7 @@ class Scores:
         why = self._agreed(why)
         found = (self.source.name, self.source.fingerprint) if self.source else ("", "")
         load = None if why else (lambda: self._load_given(file))
-        seen = len(self.source.trained_on) if self.source else 0
-        return Network("evaluated", model, shortcut, file.name, mark, *found, self.limit, load, why, left_out=seen)
+        return Network("evaluated", model, shortcut, file.name, mark, *found, self.limit, load, why)
 
     def _load_trained(self, path: Path, size: int):
         model, recipe = load_network(path)

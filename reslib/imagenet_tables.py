@@ -156,8 +156,7 @@ def _measured(name: str, nets: list[Network], scores: Scores, how: str) -> dict:
         cells[CENTRE] = _error([float(scores.of(net, "centre")["top1"])])
     except UserError:  # an older measurement without it, and the weights are gone
         cells[CENTRE] = ""
-    seen = f"; without {net.left_out:,} validation images that ImageNet trains on" if net.left_out else ""
-    return cells | {"note": f"{net.name}, sha256 {net.weights[:12]}{seen}"}
+    return cells | {"note": f"{net.name}, sha256 {net.weights[:12]}"}
 
 
 def _ensembles(nets: list[Network], scores: Scores, asked: dict[str, list[str]]) -> list[dict]:

@@ -25,7 +25,6 @@ FIGURES = {  # stem: what it shows
     "figure4": "Figure 4: plain and residual nets of 18 and 34 layers on ImageNet",
     "figure4_crops": "Training crops of Figure 4",
     "figure6": "Figure 6: plain and residual nets on CIFAR-10",
-    "figure6_depth": "Figure 6's nets: final error against the number of layers",
     "figure7": "Figure 7: standard deviations of layer responses",
     "gradients_start": "Norms of activations and gradients by layer, before training",
     "gradients_training": "Norms of activations and gradients by layer, during training",
