@@ -114,17 +114,9 @@ def _row(name: str, model: str, group: pd.DataFrame, reference: pd.DataFrame) ->
     if len(group):
         row |= {"error": 100 * group["test_error"].mean(), "finding": "no reference runs"}
     if len(group) and len(reference):
-        row |= difference(reference, group)
+        d = evidence.difference(reference, group)
+        row |= _finding(d.value, d.low, d.high, WELCH if d.over_seeds else BINOMIAL)
     return row
-
-
-def difference(reference: pd.DataFrame, group: pd.DataFrame) -> dict:
-    """difference (group - reference, in points), low, high, interval and finding."""
-    one, two = (stats.summarize(rows["test_error"] * 100) for rows in (reference, group))
-    if min(one.n, two.n) > 1 and not (one.zero_variance or two.zero_variance):
-        d = stats.welch(reference["test_error"] * 100, group["test_error"] * 100)
-        return _finding(d.difference, d.low, d.high, WELCH)
-    return _binomial(one.mean, two.mean, *(evidence.images_behind(r, "test_error") for r in (reference, group)))
 
 
 def _moving_against_exact(reference: pd.DataFrame) -> dict:
@@ -148,15 +140,8 @@ def _moving_against_exact(reference: pd.DataFrame) -> dict:
     if s.n > 1 and not s.zero_variance:
         return row | _finding(s.mean, s.low, s.high, PAIRED)
     images = evidence.images_behind(runs, "test_error")
-    return row | _binomial(exact.mean(), moving.mean(), images, images)
-
-
-def _binomial(first: float, second: float, first_images: int, second_images: int) -> dict:
-    """Of two errors in %: twice the standard error of their difference, as if of separate test images."""
-    half = 200 * math.hypot(
-        stats.binomial_error(first / 100, first_images), stats.binomial_error(second / 100, second_images)
-    )
-    return _finding(second - first, second - first - half, second - first + half, BINOMIAL)
+    d = evidence.binomial_difference(exact.mean(), moving.mean(), images, images)
+    return row | _finding(d.value, d.low, d.high, BINOMIAL)
 
 
 def _all_diverged(runs: int) -> str:

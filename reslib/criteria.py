@@ -67,10 +67,11 @@ def comparable(first: str, second: str):
     """A criterion: the test errors of two networks differ by no more than COMPARABLE_POINTS."""
 
     def judged(frames: Frames) -> tuple[str, str]:
-        _, low, high, text = evidence.difference(frames.of(first), frames.of(second))
-        if low > COMPARABLE_POINTS or high < -COMPARABLE_POINTS:
+        pair = frames.of(first), frames.of(second)
+        d, text = evidence.difference(*pair), evidence.in_words(*pair)
+        if d.low > COMPARABLE_POINTS or d.high < -COMPARABLE_POINTS:
             return FAILS, text
-        within = -COMPARABLE_POINTS <= low and high <= COMPARABLE_POINTS
+        within = -COMPARABLE_POINTS <= d.low and d.high <= COMPARABLE_POINTS
         return (HOLDS, text) if within else (UNDECIDED, f"{text}; the interval is too wide to tell")
 
     return judged

@@ -255,32 +255,49 @@ def _settings_in_words(labels: pd.Series) -> str:
 
 def compare(first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error") -> tuple[int, str]:
     """Sign of second - first in a column of errors, 0 if within its uncertainty, and the comparison in words (in %)."""
-    value, low, high, text = difference(first, second, column)
-    return int(np.sign(value)) if low > 0 or high < 0 else 0, text
+    d = difference(first, second, column)
+    return int(np.sign(d.value)) if d.low > 0 or d.high < 0 else 0, in_words(first, second, column)
 
 
-def difference(
-    first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error"
-) -> tuple[float, float, float, str]:
-    """second - first in a column of errors, in points: mean, lower and upper bound, and the comparison in words.
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A difference of two errors in points, and its 95% interval."""
 
-    Bounds: the 95% Welch interval over seeds; with a single seed on a side, or seeds that are all equal, twice the
-    binomial standard error of the two errors.
+    value: float
+    low: float
+    high: float
+    over_seeds: bool  # Welch's; False: binomial, of the images alone
+
+
+def difference(first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error") -> Difference:
+    """second - first in a column of errors.
+
+    Interval: Welch's over seeds; with a single seed on a side, or seeds that are all equal, twice the binomial
+    standard error of the two errors.
     """
     one, two = (stats.summarize(rows[column] * 100) for rows in (first, second))
-    value = two.mean - one.mean
     if min(one.n, two.n) > 1 and not (one.zero_variance or two.zero_variance):
         d = stats.welch(first[column] * 100, second[column] * 100)
-        low, high, words = d.low, d.high, f"{value:+.2f}, 95% {d.low:+.2f} to {d.high:+.2f}"
-    else:
-        sides = ((one, first), (two, second))
-        half = 200 * math.hypot(*(stats.binomial_error(s.mean / 100, images_behind(r, column)) for s, r in sides))
-        low, high, words = value - half, value + half, f"{value:+.2f} ± {half:.2f}, binomial"
-    names = [paper.label(rows["model"].iloc[0]) for rows in (first, second)]
+        return Difference(d.difference, d.low, d.high, True)
+    return binomial_difference(one.mean, two.mean, *(images_behind(rows, column) for rows in (first, second)))
+
+
+def binomial_difference(first: float, second: float, first_images: int, second_images: int) -> Difference:
+    """second - first of two errors in %, give or take twice its standard error, as if of separate images."""
+    errors = ((first, first_images), (second, second_images))
+    half = 200 * math.hypot(*(stats.binomial_error(error / 100, images) for error, images in errors))
+    return Difference(second - first, second - first - half, second - first + half, False)
+
+
+def in_words(first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error") -> str:
+    """Two networks' errors in a column and their difference: "test plain-20 9.00, plain-56 13.00 (+4.00, 95% ...)"."""
+    d = difference(first, second, column)
+    interval = f", 95% {d.low:+.2f} to {d.high:+.2f}" if d.over_seeds else f" ± {d.high - d.value:.2f}, binomial"
     kind = column.removesuffix("_error").replace("train", "training")
     if is_imagenet(first).all():
         kind = kind.replace("test", "validation")
-    return value, low, high, f"{kind} {names[0]} {one.mean:.2f}, {names[1]} {two.mean:.2f} ({words})"
+    errors = (f"{paper.label(rows['model'].iloc[0])} {100 * rows[column].mean():.2f}" for rows in (first, second))
+    return f"{kind} {', '.join(errors)} ({d.value:+.2f}{interval})"
 
 
 def images_behind(rows: pd.DataFrame, column: str) -> int:
