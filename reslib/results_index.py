@@ -115,18 +115,12 @@ def _verdicts(boards: dict[str, pd.DataFrame], folder: str) -> list[str]:
     for verdict, title in ((claims.HOLDS, "Claims that hold"), (claims.FAILS, "Claims that do not hold")):
         found = rows[rows["verdict"] == verdict]
         if len(found):
-            told = (f"{claim}{_seeds(text)}" for claim, text in zip(found["claim"], found["evidence"], strict=True))
+            single = found["evidence"].str.contains(claims.ONE_SEED).map({True: " (with single seeds)", False: ""})
+            told = found["claim"] + single
             lines.append(f"{title} at this scale: {'; '.join(told)}.")
     links = {"claims": "CIFAR-10", "figure4_claims": "ImageNet"}
     where = ", ".join(f"[{links[stem]}]({folder}/{stem}.md)" for stem in boards)
     return [" ".join([*lines, f"Criteria, evidence and the claims for which it is not enough: {where}."]) + "\n"]
-
-
-def _seeds(evidence_text: str) -> str:
-    """What a verdict that rests on single seeds is followed by."""
-    if claims.ONE_SEED not in evidence_text:
-        return ""
-    return " (one seed)" if "n = 1," in evidence_text else " (one seed of some nets)"
 
 
 def _markdown(table: pd.DataFrame, columns: dict[str, str]) -> str:
