@@ -1,36 +1,28 @@
-"""The benchmark at tiny sizes; of speed only the import of the package is tested, in processor time."""
+"""What the benchmark measures, at tiny sizes."""
 
-import json
 import queue
-import subprocess
-import sys
 import time
 
-import numpy as np
 import pytest
 import torch
+from bench_source import CPU, make_source, set_up
 
-from reslib import bench, compilation, data, figures, tune
-from reslib.bench import compare, contenders, loading, peer, records, report, roofline, scaling, seeds, start
+from reslib import compilation, data, figures, tune
+from reslib.bench import compare, contenders, loading, peer, records, report, roofline, scaling, seeds
 from reslib.cli import main
-from reslib.data.sets import DataSource, image_set
 from reslib.models import build_model
 
-CPU = torch.device("cpu")
 MACHINE = {"fp32_multiply_adds_per_second": 1e9, "bf16_multiply_adds_per_second": 2e9, "copy_bytes_per_second": 1e9}
 
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch, tmp_path):
-    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1,compile=false")
+    set_up(monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def source():
-    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
-    part = image_set(images, np.arange(64) % 10, "synthetic", 10)
-    return DataSource("synthetic", part, part, list("abcdefghij"), "0" * 16, "test", synthetic=True)
+    return make_source()
 
 
 def test_usual_loop_sees_normalised_images_and_counts_every_one(source):
@@ -147,60 +139,6 @@ def test_ratios_are_taken_turn_by_turn(monkeypatch, source):
     assert usual["seconds_to_the_end_of_64k"] == pytest.approx(whole)
 
 
-def test_command_writes_json_and_markdown(tmp_path, capsys, monkeypatch, source):
-    monkeypatch.setattr(data, "load", lambda name, root: source)
-    monkeypatch.setattr(compare, "Roofline", lambda device, size: roofline.Roofline(device, size=64))
-    argv = "bench --models resnet8 --batch-sizes 8 --devices cpu --dataset synthetic --rounds 1 --seconds 0.01"
-    argv += f" --workers 0 --no-memory --contenders fp32,fast --results {tmp_path}"
-    argv += " --scaling --depths 8 --batches 4,8 --widths 4"
-    assert main(argv.split()) == 0
-    (path,) = (tmp_path / "bench").glob("*.json")
-    record = json.loads(path.read_text())
-    assert record["environment"]["torch"] == torch.__version__ and record["dataset"] == "synthetic"
-    assert [c["contender"] for c in record["comparisons"][0]["contenders"]] == ["fp32", "fast"]
-    page = path.with_suffix(".md").read_text()
-    assert page == report.markdown(record) and "## resnet8, batch 8" in page
-    out = capsys.readouterr().out.splitlines()
-    assert [line for line in page.splitlines() if line and line not in out] == [] and out.count(
-        page.splitlines()[0]
-    ) == 1
-    again = report.Report(tmp_path / "bench")
-    again.write(record)
-    assert again.path != path and path.exists()  # a second one of the day replaces nothing
-
-
-def test_what_was_measured_before_a_failure_is_kept(tmp_path, monkeypatch, source):
-    def fails(*args, **kwargs):
-        raise RuntimeError("the seventh seed")
-
-    monkeypatch.setattr(data, "load", lambda name, root: source)
-    monkeypatch.setattr(compare, "Roofline", lambda device, size: roofline.Roofline(device, size=64))
-    monkeypatch.setattr(seeds, "seeds_at_once", fails)
-    argv = "bench --models resnet8 --batch-sizes 8 --devices cpu --dataset synthetic --rounds 1 --seconds 0.01"
-    argv += f" --workers 0 --no-memory --contenders fp32 --seeds-at-once 2 --results {tmp_path}"
-    with pytest.raises(RuntimeError, match="the seventh seed"):
-        main([*argv.split(), "--traceback"])
-    (path,) = (tmp_path / "bench").glob("*.json")
-    assert len(json.loads(path.read_text())["comparisons"]) == 1
-
-
-def test_a_part_that_fails_is_named_and_the_rest_goes_on(tmp_path, monkeypatch, source, capsys):
-    def fails(*args, **kwargs):
-        raise RuntimeError("the seventh seed")
-
-    monkeypatch.setattr(data, "load", lambda name, root: source)
-    monkeypatch.setattr(compare, "Roofline", lambda device, size: roofline.Roofline(device, size=64))
-    monkeypatch.setattr(seeds, "seeds_at_once", fails)
-    argv = "bench --models none --batch-sizes 8 --devices cpu --dataset synthetic --rounds 1 --seconds 0.01"
-    argv += f" --scaling --depths 8 --batches 4 --widths 4 --no-memory --seeds-at-once 2 --results {tmp_path}"
-    assert main(argv.split()) == 1
-    (path,) = (tmp_path / "bench").glob("*.json")
-    record = json.loads(path.read_text())
-    assert len(record["scaling"]) == 3
-    assert record["failed"] == {"resnet20, 2 seeds at once": "RuntimeError: the seventh seed"}
-    assert "the seventh seed" in path.with_suffix(".md").read_text()
-
-
 def test_a_contender_that_cannot_be_set_up_is_named_and_the_others_are_measured(monkeypatch, source):
     def made(name, *rest, **more):
         if name == "blocks":
@@ -216,21 +154,6 @@ def test_a_contender_that_cannot_be_set_up_is_named_and_the_others_are_measured(
     assert "- blocks: failed, RuntimeError: InductorError" in "\n".join(report._comparison(record))
     with pytest.raises(RuntimeError, match="no compiler"):  # nothing to compare with
         compare.compare(names[1:], "resnet8", 8, source, CPU, 1, 0.01, **quiet)
-
-
-def test_at_the_time_limit_the_less_important_is_left_out(tmp_path, monkeypatch, source, capsys):
-    monkeypatch.setattr(data, "load", lambda name, root: source)
-    monkeypatch.setattr(compare, "compare", lambda *rest: time.sleep(0.3))
-    monkeypatch.setattr(report, "_comparison", lambda part: ["compared"])
-    argv = "bench --models resnet8 --batch-sizes 8,4 --devices cpu --dataset synthetic"
-    argv += " --time-limit 0.2s --start --tried"
-    assert main([*argv.split(), "--results", str(tmp_path)]) == 0
-    (path,) = (tmp_path / "bench").glob("*.json")
-    record = json.loads(path.read_text())
-    tried = "resnet8, batch 8: what was tried beside the eager step"
-    assert len(record["comparisons"]) == 1 and record["left_out"] == ["resnet8, batch 4", "start to first step", tried]
-    assert "left out resnet8, batch 4; start to first step" in capsys.readouterr().out
-    assert "Left out at the time limit: resnet8, batch 4" in path.with_suffix(".md").read_text()
 
 
 def test_turns_end_at_the_time_limit(monkeypatch, source):
@@ -250,34 +173,6 @@ def test_parts_of_a_captured_step_are_said_to_be_eager(monkeypatch, source):
     monkeypatch.setattr(compare, "Roofline", lambda device, size: roofline.Roofline(device, size=16))
     record = compare.compare(["fast"], "resnet8", 8, source, CPU, 1, 0.01, memory=False, say=lambda text: None)
     assert "Data to metrics of fast: of eager steps" in "\n".join(report._comparison(record))
-
-
-@pytest.mark.long
-def test_start_to_the_first_step():
-    found = start.start(data.load("synthetic"), CPU)
-    assert 0 < found["import_seconds"] < found["first_step_seconds"] and "first step" in report._start(found)
-
-
-def test_a_start_that_fails_says_why(monkeypatch):
-    monkeypatch.setattr(start, "CODE", "raise SystemExit('no data')")
-    found = start.start(data.load("synthetic"), CPU)
-    assert found == {"failed": "no data"} and "no data" in report._start(found)
-
-
-@pytest.mark.parametrize(
-    ("argument", "said"),
-    [
-        ("--models resnet21", "resnet21"),
-        ("--contenders usual,slow", "slow"),
-        ("--batch-sizes 12,x", "12,x"),
-        ("--rounds 0", "--rounds: '0': allowed is"),
-        ("--seeds-at-once=-1", "--seeds-at-once: '-1': allowed is"),
-        ("--seed-models resnet21", "resnet21"),
-    ],
-)
-def test_wrong_arguments_are_refused_before_anything_is_measured(argument, said, capsys):
-    assert main(["bench", "--devices", "cpu", *argument.split()]) == 2
-    assert said in capsys.readouterr().err
 
 
 def test_scaling_goes_on_after_what_does_not_fit(source):
@@ -395,14 +290,6 @@ def test_loading_measures_all_three():
     assert [bar.get_width() for bar in ax.patches] == [12, 24, 36] and "ResNet-18 on synthetic" in ax.get_title("left")
 
 
-def test_whole_measures_the_loader_too(monkeypatch):
-    monkeypatch.setattr(bench, "measure", lambda arguments, *rest, **more: asked.append(arguments))
-    asked = []
-    for words in (["bench"], ["bench", "--whole"]):
-        assert main(words) == 0
-    assert [a.loader for a in asked] == [False, True] and asked[1].scaling and asked[1].seeds_at_once == 5
-
-
 def test_without_a_compiler_eager_is_used_and_said(monkeypatch, source):
     monkeypatch.setenv("CXX", "no-such-compiler")
     compilation.cannot_compile.cache_clear()
@@ -419,10 +306,3 @@ def test_compilation_that_fails_falls_back_once(monkeypatch):
     said = []
     loss = compilation.CompiledLoss(lambda x, y, progress: (x.sum(), x), said.append)
     assert [loss(torch.ones(2), None, None)[0] for _ in range(2)] == [2, 2] and said == ["not compiled: broken"]
-
-
-def test_importing_reslib_costs_little_beyond_torch():
-    """Processor time, which neighbours hardly disturb; the notebook's imports are the largest."""
-    code = "import time, torch; begun = time.process_time(); import reslib.notebook; print(time.process_time() - begun)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 2.0

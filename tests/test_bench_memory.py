@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bench_source import set_up
 
 from reslib import data
 from reslib.bench import contenders, memory
@@ -11,8 +12,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch, tmp_path):
-    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1,compile=false")
+    set_up(monkeypatch, tmp_path)
 
 
 def test_peak_memory_is_of_the_contender_whatever_its_parent_holds():

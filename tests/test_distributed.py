@@ -249,3 +249,5 @@ def test_micro_batches_must_be_shared_evenly():
     check_divisible(tiny(accumulation=4), 2)
     with pytest.raises(UserError, match="accumulation 1 cannot be shared by 2 processes: set it to a multiple of 2"):
         check_divisible(tiny(), 2)
+    with pytest.raises(UserError, match="batch_size 16 cannot be shared equally by 3 processes: allowed are 1, 2"):
+        check_divisible(tiny(batch_size=16, accumulation=4), 3)
