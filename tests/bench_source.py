@@ -19,3 +19,10 @@ def set_up(monkeypatch, tmp_path) -> None:
     """A cache of the test's own, and given settings."""
     monkeypatch.setenv("RESLIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1,compile=false")
+
+
+def record_of(**parts) -> dict:
+    """A record as `load_records` gives it, of a machine called "here", with these parts."""
+    environment = {"device_name": "here (2 threads)", "device": "cpu", "torch": "2.14.1", "commit": "c" * 40}
+    head = {"file": "here.json", "date": "2026-01-02", "load": 0.5, "dataset": "synthetic", "environment": environment}
+    return head | parts

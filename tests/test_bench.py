@@ -5,7 +5,8 @@ import time
 
 import pytest
 import torch
-from bench_source import CPU, make_source, set_up
+from bench_source import CPU, make_source, record_of, set_up
+from fake_frames import texts
 
 from reslib import compilation, data, figures, tune
 from reslib.bench import compare, contenders, loading, peer, records, report, roofline, scaling, seeds
@@ -214,9 +215,13 @@ def test_cost_of_seeds_is_counted_in_single_runs(source, monkeypatch):
     assert record["cost_in_runs"] == pytest.approx({"one in turn": 3, "together": 1.5, "stacked": 6, "processes": 0.75})
     page = "\n".join(report._seeds(record))
     assert "| together | 200 | 1.50 |" in page and "at a time" in page
-    frame = records.seeds([{"environment": {"device_name": "here (2 threads)"}, "seeds": [record]}])
+    frame = records.seeds([record_of(seeds=[record])])
     assert set(frame.device) == {"here"} and len(frame) == 4
-    assert figures.seeds_figure(frame).axes[0].get_title("left").startswith("3 seeds of ResNet-8")
+    figure = figures.seeds_figure(frame)
+    assert figure.axes[0].get_title("left").startswith("3 seeds of ResNet-8")
+    assert "here · data synthetic · torch 2.14.1 · commit cccccccccc · 2026-01-02 · load at the start 0.5" in texts(
+        figure
+    )
 
 
 class Dead:
@@ -282,7 +287,7 @@ def test_loading_measures_all_three():
     assert all(rate > 0 for rate in record["images_per_second"].values())
     rates = {name: [10.0 * number, 12.0 * number] for number, name in enumerate(record["images_per_second"], 1)}
     record |= {"images_per_second_turns": rates, "images_per_second": {name: turns[1] for name, turns in rates.items()}}
-    whole = {"environment": {"device_name": "here (2 threads)"}, "date": "2026-01-02", "loading": [record]}
+    whole = record_of(loading=[record])
     frame = records.loading([whole | {"date": "2026-01-01"}, whole])  # measured again: the last counts
     assert len(frame) == 3 and set(frame.date) == {"2026-01-02"} and set(frame.device) == {"here"}
     (ax,) = figures.loading_figure(frame).axes

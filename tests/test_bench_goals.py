@@ -1,6 +1,7 @@
 """The goals of the benchmark are judged from its records; figures without records say so."""
 
 import pandas as pd
+from bench_source import record_of
 
 from reslib import figures
 from reslib.bench import goals, records
@@ -63,7 +64,7 @@ def test_every_goal_has_a_row_without_any_record():
 
 def test_starts_come_from_the_records():
     found = {"first_step_seconds": 11.0, "import_seconds": 0.5, "torch_import_seconds": 2.0}
-    record = {"environment": {"device_name": "here (2 threads)", "device": "cpu"}, "start": found}
+    record = record_of(start=found)
     starts = judged(starts=records.starts([record, {**record, "start": {"failed": "no data"}}]))
     assert starts["here", "resnet20", "first step within 10 s of the start"] == ("11.0 s", "missed")
     assert starts["here", "", "imported in 2 s beyond torch"] == ("0.5 s", "reached")

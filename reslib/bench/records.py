@@ -31,6 +31,21 @@ def hardware(record: dict) -> str:
     return re.sub(r" \(\d+ threads?\)$", "", record["environment"]["device_name"])
 
 
+def origin(record: dict) -> dict:
+    """Where a record's numbers come from: its file, the machine, software, data and date, as columns of a frame."""
+    env = record["environment"]
+    return {
+        "file": record["file"],
+        "device": hardware(record),
+        "kind": env["device"],
+        "date": record["date"],
+        "load": record["load"],
+        "torch": env["torch"],
+        "commit": env["commit"][:10],
+        "dataset": record["dataset"],
+    }
+
+
 def comparisons(records: list[dict]) -> pd.DataFrame:
     """A row per record, network, batch size and contender."""
     rows = []
@@ -41,15 +56,8 @@ def comparisons(records: list[dict]) -> pd.DataFrame:
                 memory = (row.get("peak_memory_mib") or {}).values()
                 rows.append(
                     {
-                        "file": record["file"],
+                        **origin(record),
                         "comparison": f"{record['file']}#{number}",
-                        "device": hardware(record),
-                        "kind": record["environment"]["device"],
-                        "date": record["date"],
-                        "load": record["load"],
-                        "torch": record["environment"]["torch"],
-                        "commit": record["environment"]["commit"][:10],
-                        "dataset": record["dataset"],
                         "model": part["model"],
                         "batch_size": part["batch_size"],
                         **{k: row[k] for k in ("contender", "what", "precision", "images_per_second", "ratio")},
@@ -86,7 +94,7 @@ def scaling(records: list[dict]) -> pd.DataFrame:
             turns = point.get("images_per_second_turns") or [None]
             rows.append(
                 {
-                    "device": hardware(record),
+                    **origin(record),
                     **{k: point.get(k) for k in ("axis", "value", "model", "batch_size", "width", "precision")},
                     "images_per_second": point.get("images_per_second"),
                     "low": min(turns),
@@ -103,8 +111,7 @@ def seeds(records: list[dict]) -> pd.DataFrame:
     """A row per way of training several seeds at once."""
     rows = [
         {
-            "device": hardware(record),
-            "kind": record["environment"].get("device"),
+            **origin(record),
             **{k: part[k] for k in ("model", "batch_size", "seeds", "precision", "processes_at_once")},
             "way": way,
             "images_per_second": rate,
@@ -121,8 +128,7 @@ def starts(records: list[dict]) -> pd.DataFrame:
     """A row per device: seconds to the first step of a new process and of its imports, as measured last."""
     rows = [
         {
-            "device": hardware(record),
-            "kind": record["environment"]["device"],
+            **origin(record),
             **{k: record["start"][k] for k in ("first_step_seconds", "import_seconds", "torch_import_seconds")},
         }
         for record in records
@@ -135,13 +141,12 @@ def loading(records: list[dict]) -> pd.DataFrame:
     """A row per device, network and part of `--loader` (loader alone, network alone, both), as measured last."""
     rows = [
         {
-            "device": hardware(record),
+            **origin(record),
             **{k: part[k] for k in ("model", "dataset", "crop_size", "batch_size", "precision")},
             "part": name.replace("_", " "),
             "images_per_second": rate,
             "low": min(part["images_per_second_turns"][name]),
             "high": max(part["images_per_second_turns"][name]),
-            "date": record["date"],
         }
         for record in records
         for part in record.get("loading", [])

@@ -118,7 +118,8 @@ def scaling_figure(frame: pd.DataFrame) -> Figure:
         legend_above(fig, handles, columns=2)
     failed = frame[frame["failed"] != ""] if devices else frame
     notes = [f"{r.axis} {r.value}: {r.failed}" for r in failed.itertuples()]
-    sign(fig, None, " · ".join(["batch 128, 16 filters, ResNet-20 where not varied", *notes]))
+    said = ["batch 128, 16 filters, ResNet-20 where not varied", *filter(None, [evidence(frame)]), *notes]
+    sign(fig, None, " · ".join(said))
     return fig
 
 
@@ -161,9 +162,12 @@ def seeds_figure(frame: pd.DataFrame) -> Figure:
         ax.grid(axis="y", visible=False)
         ax.set_title(f"{count} seeds of {_label(model)} on {device}", loc="left")
         for place, cost in zip(places, group["cost_in_runs"], strict=True):
-            ax.text(cost, place, f" {cost:.2f}", va="center", fontsize=7.5)
+            ax.annotate(
+                f"{cost:.2f}", (cost, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7.5,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},  # the dashed line ends at the number
+            )  # fmt: skip
     axes[-1][0].set_xlabel("time of all seeds in single runs (dashed: one after the other)")
-    sign(fig, None)
+    sign(fig, None, evidence(frame))
     return fig
 
 
@@ -185,7 +189,7 @@ def loading_figure(frame: pd.DataFrame) -> Figure:
         for place, rate, high in zip(places, group["images_per_second"], group["high"], strict=True):
             ax.text(high, place, f"  {rate:,.0f}", va="center", fontsize=7.5)
     axes[-1][0].set_xlabel("images/s (median; line: range of the turns)")
-    sign(fig, None)
+    sign(fig, None, evidence(frame))
     return fig
 
 
