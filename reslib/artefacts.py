@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import ablation, claims, figures, studies, tables
+from . import ablation, claims, equivalence_records, figures, studies, tables
+from .bench import records as bench
 from .errors import choose
 from .frames import find_measurement, frames
 from .presets import preset_of
@@ -145,6 +146,23 @@ def imagenet_claims_table(folder: Path, dataset: str) -> pd.DataFrame:
     return claims.rows_of(claims.scoreboard(runs, curves), *(claim.id for claim in claims.IMAGENET_CLAIMS))
 
 
+def speed(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """figures/speed and others, from the records of `reslib bench` and `reslib equivalence`, alike for all presets."""
+    results = Path(folder).parent
+    found = bench.load_records(results / "bench")
+    drawn = {}
+    if found:
+        compared = bench.latest(bench.comparisons(found), "usual", "fast")
+        rows = [rows for _, rows in compared.groupby("device")] if len(compared) else []
+        drawn |= {figures.numbered("speed", n): figures.contenders_figure(part) for n, part in enumerate(rows)}
+        drawn["speed_scaling"] = figures.scaling_figure(bench.scaling(found))
+        drawn["speed_seeds"] = figures.seeds_figure(bench.seeds(found))
+        drawn["speed_loading"] = figures.loading_figure(bench.loading(found))
+    if len(pairs := equivalence_records.frame(results)):
+        drawn["speed_equivalence"] = figures.equivalence_figure(pairs)
+    return [path for stem, figure in drawn.items() for path in _figure(figure, out or folder, stem)]
+
+
 ARTEFACTS = {  # name: the function that writes it
     "figure1": figure1,
     "depth": depth,
@@ -158,6 +176,7 @@ ARTEFACTS = {  # name: the function that writes it
     "cifar10": cifar10,
     "claims": scoreboard,
     "figure4_claims": imagenet_scoreboard,
+    "speed": speed,
 }
 NOTEBOOKS = {  # stem of a file in figures/ or tables/: the notebook that makes it, where the names differ
     "depth": "figure6",

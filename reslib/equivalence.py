@@ -1,22 +1,23 @@
 """`reslib equivalence`: is the fast path as good as fp32? Both train the same seeds; their final errors are compared.
 
 Command: `reslib equivalence --model resnet20 --preset medium --seeds 5`. Time: twice that of the runs.
-The runs are ordinary records of the preset, found again if they exist; the fast ones are those of the study itself.
+The fast runs are those of the study itself, found again if they exist. The references are kept beside the record, in
+results/equivalence/<preset>, and so are both sides of a changed preset.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 import torch
 
-from . import data
+from . import data, equivalence_records
 from .cli import MAX_SEEDS, ArgumentError, add_common, add_execution, execution_of, number, results_of
 from .compilation import accelerate, cannot_compile
 from .convolutions import Convolutions, fourier
 from .engine import Step, make_optimizer, make_step, set_learning_rate
+from .equivalence_records import ways
 from .errors import UserError
 from .files import write_json, write_text
 from .networks import check_network, make_model
@@ -25,7 +26,6 @@ from .presets import cifar_recipe, preset_of
 from .recipe import Recipe
 from .schedule import learning_rate
 from .stand_ins import dataset_for
-from .stats import summarize, welch
 from .train import train
 from .tune import Choice, choice_for, measures
 
@@ -50,47 +50,48 @@ def main(arguments) -> int:
         check_network(recipes[0])
     except UserError as error:
         raise ArgumentError(str(error)) from error
-    root = results_of(arguments) / preset.name
+    results = results_of(arguments)
+    root = results / equivalence_records.FOLDER / preset.name
+    # a preset's own runs are those of the study; changed ones serve this comparison alone
+    folder = (root if preset.changes else results / preset.name) / "runs"
     device = resolve_device(execution.device)
     may_measure = measures(recipes[0].iterations, execution.deterministic)
     if device.type == "cpu" and resolve_precision(arguments.fast, device, may_measure) == "fp32":
         if reason := _never_other(recipes[0], execution):
             print(f"equivalence: fp32 is the fast path itself here: nothing to compare ({reason}; see --fast bf16)")
             return 0
-    pairs = []
+    pairs, runs = [], {side: [] for side in equivalence_records.SIDES}
     for recipe in recipes:  # seed by seed, so that an interrupted comparison has both sides of what it has
-        reference = reference_run(recipe, root, arguments.data_root, preset.name, execution)
-        fast = train(
-            recipe.replace(precision=arguments.fast), root / "runs", arguments.data_root, preset.name, execution
-        )
+        reference, where = reference_run(recipe, (folder, root / "runs"), arguments.data_root, preset.name, execution)
+        chosen = recipe.replace(precision=arguments.fast)
+        fast = train(chosen, folder, arguments.data_root, preset.name, execution)
         pairs.append((reference, fast))
+        for side, path in zip(runs, (where, folder / chosen.run_name), strict=True):
+            runs[side].append(path.relative_to(results).as_posix())
         print(f"seed {recipe.seed}: fp32 {_percent(reference)}, fast path ({fast['precision']}) {_percent(fast)}")
-    record = compare(arguments.model, preset.name, dataset, pairs)
-    path = root / "equivalence" / f"{arguments.model}-{dataset}.json"
+    record = equivalence_records.compare(arguments.model, preset.name, dataset, pairs) | {"runs": runs}
+    text = equivalence_records.markdown(record)
+    path = root / f"{arguments.model}-{dataset}.json"
     write_json(path, record)
-    write_text(path.with_suffix(".md"), markdown(record))
-    print(f"\n{markdown(record)}\nwritten: {path} and {path.with_suffix('.md').name}")
+    write_text(path.with_suffix(".md"), text)
+    print(f"\n{text}\nwritten: {path} and {path.with_suffix('.md').name}")
     return 1 if record["verdict"] == "different" else 0
 
 
-def reference_run(recipe: Recipe, root: Path, data_root, preset: str, execution) -> dict:
-    """The summary of a recipe in fp32, every step of it eager, trained where there is none.
+def reference_run(recipe: Recipe, folders: tuple[Path, Path], data_root, preset: str, execution) -> tuple[dict, Path]:
+    """The summary of a recipe in fp32, every step of it eager, and its run directory.
 
-    An ordinary fp32 run of the preset may have been captured, compiled or convolved otherwise. It is no reference, and
-    another is trained in a folder of its own.
+    One of the study, in the first folder, will do if it is there. It may have been captured, compiled or convolved
+    otherwise: then it is no reference, and one is trained in the second folder.
     """
     plain = dataclasses.replace(execution, eager=True)  # no CUDA graph, not compiled
-    for folder in (root / "runs", root / "equivalence" / "runs"):
-        summary = train(recipe.replace(precision="fp32"), folder, data_root, preset, plain)
-        if _steps(summary) == {"eager"}:
-            return summary
-        print(f"{recipe.run_name} in {folder} is no reference: its steps are {', '.join(sorted(_steps(summary)))}")
-    raise UserError(f"remove {folder}: the reference in it was trained by other than eager steps")
-
-
-def _steps(summary: dict) -> set[str]:
-    """How the steps of a run were taken, over all its sessions."""
-    return {session.get("step", "unknown") for session in summary.get("sessions", [])} or {"unknown"}
+    exact = recipe.replace(precision="fp32")
+    for folder in (folders[0],) * (folders[0] / exact.run_name).exists() + folders[1:]:
+        summary = train(exact, folder, data_root, preset, plain)
+        if ways(summary) == {"eager"}:
+            return summary, folder / exact.run_name
+        print(f"{exact.run_name} in {folder} is no reference: its steps are {', '.join(sorted(ways(summary)))}")
+    raise UserError(f"remove {folder / exact.run_name}: the reference in it was trained by other than eager steps")
 
 
 def _never_other(recipe: Recipe, execution) -> str:
@@ -112,80 +113,6 @@ def _large_kernels(recipe: Recipe) -> bool:
 def _percent(summary: dict) -> str:
     error = summary["test_error"]
     return summary["status"] if error is None else f"{100 * error:.2f}%"
-
-
-def compare(model: str, preset: str, dataset: str, pairs: list[tuple[dict, dict]]) -> dict:
-    """Final test errors in percent of (fp32, fast) summaries, their difference with Welch's 95% interval, a verdict.
-
-    Verdict: "different" when the interval leaves out 0 or one side alone diverges, "no difference found" otherwise,
-    with the smallest difference that these seeds could have shown; "too few seeds" below two.
-    """
-    diverged = [sum(s["status"] == "diverged" for s in side) for side in zip(*pairs, strict=True)]
-    kept = [p for p in pairs if all(s["status"] == "finished" for s in p)]
-    errors = [[100 * s["test_error"] for s in side] for side in zip(*kept, strict=True)] if kept else [[], []]
-    record = {
-        "model": model,
-        "preset": preset,
-        "dataset": dataset,
-        "precision": sorted({p[1]["precision"] for p in pairs}),
-        "steps": {
-            name: sorted(set().union(*map(_steps, side)))
-            for name, side in zip(("fp32", "fast"), zip(*pairs, strict=True), strict=True)
-        },
-        "device_name": sorted({s["device_name"] for p in pairs for s in p}),
-        "commit": sorted({s["commit"] for p in pairs for s in p}),
-        "data_fingerprint": sorted({s["data_fingerprint"] for p in pairs for s in p}),
-        "fp32_errors": errors[0],
-        "fast_errors": errors[1],
-        "diverged": {"fp32": diverged[0], "fast": diverged[1]},
-        "images_per_second": {
-            name: [s["images_per_second"] for s in side]
-            for name, side in zip(("fp32", "fast"), zip(*pairs, strict=True), strict=True)
-        },
-    }
-    if len(kept) < 2:
-        return record | {"verdict": "different" if diverged[0] != diverged[1] else "too few seeds"}
-    result = welch(*errors)
-    different = not result.low <= 0 <= result.high or diverged[0] != diverged[1]
-    return record | {
-        "difference": result.difference,
-        "low": result.low,
-        "high": result.high,
-        "degrees": None if math.isnan(result.degrees) else result.degrees,
-        "detectable": (result.high - result.low) / 2,
-        "verdict": "different" if different else "no difference found",
-    }
-
-
-def markdown(record: dict) -> str:
-    """The comparison as a Markdown page."""
-    lines = [
-        f"# Fast path beside fp32: {record['model']} on {record['dataset']}, preset {record['preset']}",
-        "",
-        f"{', '.join(record['device_name'])}; steps of fp32: {', '.join(record['steps']['fp32'])}; "
-        f"of the fast path: {', '.join(record['precision'] + record['steps']['fast'])}; "
-        f"commit {', '.join(c[:10] for c in record['commit'])}; data {', '.join(record['data_fingerprint'])}.",
-        "",
-        "| | seeds | final test error in % | mean ± std |",
-        "| --- | ---: | --- | ---: |",
-    ]
-    for name in ("fp32", "fast"):
-        values = record[f"{name}_errors"]
-        summary = summarize(values) if values else None
-        shown = "" if summary is None else f"{summary.mean:.2f}" + (f" ± {summary.std:.2f}" if summary.n > 1 else "")
-        lines.append(f"| {name} | {len(values)} | {', '.join(f'{v:.2f}' for v in values)} | {shown} |")
-    lines.append("")
-    if "difference" in record:
-        lines.append(
-            f"Difference fast - fp32: {record['difference']:+.2f} points, 95% interval {record['low']:+.2f} to "
-            f"{record['high']:+.2f} (Welch). Verdict: {record['verdict']}; a difference of {record['detectable']:.2f} "
-            "points or more would have shown."
-        )
-    else:
-        lines.append(f"Verdict: {record['verdict']}.")
-    if any(record["diverged"].values()):
-        lines.append(f"Diverged: {record['diverged']['fp32']} in fp32, {record['diverged']['fast']} on the fast path.")
-    return "\n".join(lines) + "\n"
 
 
 @dataclasses.dataclass(frozen=True)

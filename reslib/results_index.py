@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import artefacts, claims, evidence, tables
+from . import artefacts, claims, equivalence_records, evidence, tables
 from .errors import UserError
 from .files import write_text
 from .notebooks import notebook_names
@@ -47,6 +47,8 @@ def write_index(results: Path) -> list[Path]:
     parts = [HEAD, *(section(folder) for folder in folders)]
     if any((results / "bench").glob("[!.]*.json")):
         parts.append(bench_section(results))
+    if equivalence_records.paths(results):
+        parts.append(equivalence_section(results))
     write_text(written[0], "\n".join(parts))
     readme = results.parent / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
@@ -173,6 +175,11 @@ WHAT = {
     "gradients_cures": "what batch norm and each initialisation cure",
     "fidelity": "what deviations from the protocol cost",
     "future_work": "pre-activation beside the original unit",
+    "speed": "reslib beside the usual loop, and where a step's time goes",
+    "speed_scaling": "speed and memory against depth, batch size and width",
+    "speed_seeds": "what several seeds at once cost",
+    "speed_loading": "the ImageNet loader beside the network",
+    "speed_equivalence": "final errors of the fast path beside eager fp32",
     "cifar10": "Table 6: test errors on CIFAR-10",
     "claims": "the paper's claims about CIFAR-10 and whether they hold here",
     "figure4_claims": "the paper's claims about ImageNet and whether they hold here",
@@ -259,5 +266,29 @@ def bench_section(results: Path) -> str:
             cells = [env["device_name"], commit, record["load"], record["date"][:10]]
         except (UserError, LookupError, TypeError):
             cells = ["damaged", "", "", ""]
+        lines.append(f"| {' | '.join(map(str, [link, *cells]))} |")
+    return "\n".join(lines) + "\n"
+
+
+EQUIVALENCE = "## equivalence\n"
+
+
+def equivalence_section(results: Path) -> str:
+    """The records of `reslib equivalence`: each with its difference, its interval and the command that makes it."""
+    lines = [EQUIVALENCE, "The fast path beside eager fp32 steps, the same seeds trained both ways.", ""]
+    lines += [
+        "| record | fast - fp32 (points) | 95% interval | seeds | verdict | made by |",
+        "| --- | ---: | --- | ---: | --- | --- |",
+    ]
+    for path in equivalence_records.paths(results):
+        link = f"[{path.parent.name}: {path.stem}]({path.relative_to(results).with_suffix('.md').as_posix()})"
+        try:
+            record = read_json(path)
+            seeds = len(record["runs"]["fast"])
+            shown = [f"{record[key]:+.2f}" if key in record else "" for key in ("difference", "low", "high")]
+            command = f"reslib equivalence --model {record['model']} --preset {record['preset']} --seeds {seeds}"
+            cells = [shown[0], " to ".join(filter(None, shown[1:])), seeds, record["verdict"], f"`{command}`"]
+        except (UserError, LookupError, TypeError, ValueError):
+            cells = ["", "", "", "damaged", ""]
         lines.append(f"| {' | '.join(map(str, [link, *cells]))} |")
     return "\n".join(lines) + "\n"

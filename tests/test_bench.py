@@ -185,6 +185,31 @@ def test_scaling_goes_on_after_what_does_not_fit(source):
     assert "failed" in records[3] and "images_per_second" not in records[3]
 
 
+def test_scaling_leaves_out_what_main_memory_cannot_hold(monkeypatch, source):
+    """Reckoned from the smaller point of the same axis; a batch is not held back by what depth needs."""
+    asked = []
+
+    def one(model, batch, *rest):
+        asked.append((model, batch))
+        return {"images_per_second": 1.0, "peak_memory_mib": {"process": 1024.0}}
+
+    monkeypatch.setattr(scaling, "_one", one)
+    monkeypatch.setattr(scaling, "available_memory", lambda: 9 * 2**30)
+    axes = {"depths": [20, 110, 218], "batches": [4096], "widths": [16]}
+    said = []
+    points = scaling.scaling(source, CPU, 1, 0.01, **axes, say=said.append)
+    assert asked == [("resnet20", 128), ("resnet110", 128), ("resnet218", 128), ("resnet20", 4096), ("resnet20", 128)]
+    asked.clear()
+    axes = {"depths": [20, 218], "batches": [4096], "widths": [16]}
+    points = scaling.scaling(source, CPU, 1, 0.01, **axes, say=said.append)
+    assert asked == [("resnet20", 128), ("resnet20", 4096), ("resnet20", 128)]
+    assert points[1]["failed"] == "left out: about 10.9 GiB needed, 9.0 GiB free"
+    monkeypatch.setattr(scaling, "available_memory", lambda: None)  # not said by the system
+    assert scaling.scaling(source, CPU, 1, 0.01, depths=[20, 218], batches=[4], widths=[4], say=said.append)[1][
+        "failed"
+    ]
+
+
 def test_stacked_seeds_train_as_each_does_alone(source):
     """Losses of three steps, of networks whose parameters are stacked, beside those of the step that trains one."""
     recipes = [contenders.recipe_for("resnet8", 8, source).replace(seed=s, lr=0.01) for s in (0, 1)]

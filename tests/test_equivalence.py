@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from matplotlib.text import Text
 
-from reslib import data, equivalence
+from reslib import data, equivalence, equivalence_records, figures, results_index, verify
 from reslib.compilation import cannot_compile
-from reslib.equivalence import Trajectory, compare, departure, first_steps, markdown
+from reslib.equivalence import Trajectory, departure, first_steps
+from reslib.equivalence_records import compare, markdown
 from reslib.job import Execution
 from reslib.recipe import Recipe
 from reslib.tune import Choice
@@ -129,8 +131,9 @@ def test_command_trains_both_ways(tmp_path, monkeypatch, capsys):
     argv = f"equivalence --preset smoke --seeds 2 --fast bf16 --device cpu --results {tmp_path}"
     assert main(argv.split()) == 0
     assert [(p, s) for p, s, _ in asked] == [("fp32", 0), ("bf16", 0), ("fp32", 1), ("bf16", 1)]
-    assert all(folder == tmp_path / "smoke" / "runs" for *_, folder in asked)
-    record = json.loads((tmp_path / "smoke" / "equivalence" / "resnet20-synthetic.json").read_text())
+    own, study = tmp_path / "equivalence" / "smoke" / "runs", tmp_path / "smoke" / "runs"
+    assert [folder for *_, folder in asked] == [own, study, own, study]
+    record = json.loads((tmp_path / "equivalence" / "smoke" / "resnet20-synthetic.json").read_text())
     assert record["fp32_errors"] == record["fast_errors"] == [50.0, 51.0]
     assert "no difference found" in capsys.readouterr().out
 
@@ -138,17 +141,57 @@ def test_command_trains_both_ways(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("steps", [["CUDA graph"], ["eager", "eager, winograd"], []])
 def test_a_fast_run_in_fp32_is_no_reference(tmp_path, monkeypatch, steps):
     """It may lie among the preset's runs from `train --precision fp32`, or have been begun by it."""
-    asked = []
+    asked, study, own = [], tmp_path / "smoke" / "runs", tmp_path / "equivalence" / "smoke" / "runs"
+    name = RECIPE.replace(precision="fp32").run_name
+    (study / name).mkdir(parents=True)
 
     def train(recipe, runs_dir, root, preset, execution):
         asked.append((recipe.precision, execution.eager, runs_dir))
-        sessions = [{"step": step} for step in (["eager"] if "equivalence" in runs_dir.parts else steps)]
-        return summary(0.5, "fp32") | {"sessions": sessions}
+        return summary(0.5, "fp32") | {"sessions": [{"step": s} for s in (["eager"] if runs_dir == own else steps)]}
 
     monkeypatch.setattr(equivalence, "train", train)
-    found = equivalence.reference_run(RECIPE, tmp_path, None, "smoke", Execution())
-    assert asked == [("fp32", True, tmp_path / "runs"), ("fp32", True, tmp_path / "equivalence" / "runs")]
-    assert found["sessions"] == [{"step": "eager"}]
+    found, where = equivalence.reference_run(RECIPE, (study, own), None, "smoke", Execution())
+    assert asked == [("fp32", True, study), ("fp32", True, own)]
+    assert found["sessions"] == [{"step": "eager"}] and where == own / name
+
+
+def test_a_record_is_that_of_its_runs(tmp_path):
+    """Trained, drawn, indexed and verified; an edited record, page or run is found."""
+    from reslib.cli import main
+
+    preset = "smoke+train_size=64"
+    argv = f"equivalence --preset {preset} --model resnet8 --seeds 2 --fast bf16 --dataset synthetic --device cpu"
+    assert main([*argv.split(), "--results", str(tmp_path)]) in (0, 1)
+    path = tmp_path / "equivalence" / preset / "resnet8-synthetic.json"
+    record = json.loads(path.read_text())
+    assert equivalence_records.rebuilt(record, tmp_path) == record
+    assert all((tmp_path / run / "metrics.csv").exists() for side in record["runs"].values() for run in side)
+    rows = equivalence_records.frame(tmp_path, tmp_path)
+    assert list(rows["side"]) == ["fp32", "fast"] and rows["errors"].str.len().eq(2).all()
+    texts = [t.get_text() for t in figures.equivalence_figure(rows).findobj(Text)]
+    assert record["verdict"] in texts and "fast - fp32 (points, 95%)" in texts
+    assert f"[{preset}: resnet8-synthetic](equivalence/{preset}/resnet8-synthetic.md)" in (
+        results_index.equivalence_section(tmp_path)
+    )
+
+    def problems():
+        findings = verify.Findings()
+        verify.check_equivalence(tmp_path, findings)
+        return findings.problems
+
+    assert problems() == []
+    page = path.with_suffix(".md")
+    page.write_text(page.read_text().replace("Verdict", "verdict"))
+    assert problems() == [f"equivalence/{preset}/{path.name}: {page.name} is not what the record gives"]
+    path.write_text(json.dumps(record | {"fast_errors": [0.0, 0.0]}))
+    assert problems() == [f"equivalence/{preset}/{path.name} is not what the runs it names give"]
+    (tmp_path / record["runs"]["fast"][0] / "summary.json").unlink()
+    assert any("cannot be read" in text for text in problems())
+
+
+def test_without_a_record_the_figure_says_how_to_make_one(tmp_path):
+    figure = figures.equivalence_figure(equivalence_records.frame(tmp_path))
+    assert "not measured: reslib equivalence" in [t.get_text() for t in figure.findobj(Text)]
 
 
 def test_wrong_arguments(capsys):

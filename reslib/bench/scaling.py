@@ -1,19 +1,26 @@
-"""How cost grows: images/s and memory against depth, batch size and width, of reslib's fast path."""
+"""How cost grows: images/s and memory against depth, batch size and width.
+
+Of the fast path on a GPU, of eager steps elsewhere.
+"""
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 import time
 
+from .. import tune
 from ..errors import UserError
+from ..machine import available_memory
 from .contenders import Reslib, recipe_for
-from .memory import peak_memory
+from .memory import MIB, peak_memory
 
-DEPTHS = {"cuda": (20, 32, 44, 56, 110, 218, 542, 1202), "cpu": (20, 32, 44, 56, 110, 218)}
-BATCHES = {"cuda": (32, 64, 128, 256, 512, 1024, 2048, 4096), "cpu": (32, 64, 128, 256, 512, 1024)}
-WIDTHS = {"cuda": (8, 16, 32, 64), "cpu": (8, 16, 32, 64)}
-DEPTHS["mps"], BATCHES["mps"], WIDTHS["mps"] = DEPTHS["cpu"], BATCHES["cpu"], WIDTHS["cpu"]
+DEPTHS = (20, 32, 44, 56, 110, 218, 542, 1202)
+BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+WIDTHS = (8, 16, 32, 64)
+SPARE = 2**30  # bytes of main memory that are not asked for: the system kills whoever takes the last of it
+UNKNOWN = 8 * 2**30  # what may be used where the system does not say what is free
 
 
 def scaling(
@@ -21,17 +28,21 @@ def scaling(
 ):
     """Records (axis, value, model, batch_size, width, images_per_second, ...); one that does not fit says why.
 
+    What a point needs of main memory is reckoned from the one before it on its axis, in proportion to the value.
     end: points that would begin after it (time.monotonic) are left out, and said to be.
     """
-    depths = depths or DEPTHS[device.type]
-    grid = [("depth", d, f"resnet{d}", 128, 16) for d in depths]
-    grid += [("batch", b, "resnet20", b, 16) for b in batches or BATCHES[device.type]]
-    grid += [("width", w, "resnet20", 128, w) for w in widths or WIDTHS[device.type]]
+    grid = [("depth", d, f"resnet{d}", 128, 16) for d in depths or DEPTHS]
+    grid += [("batch", b, "resnet20", b, 16) for b in batches or BATCHES]
+    grid += [("width", w, "resnet20", 128, w) for w in widths or WIDTHS]
     records = []
     for axis, value, model, batch, width in grid:
         record = {"axis": axis, "value": value, "model": model, "batch_size": batch, "width": width}
         if time.monotonic() >= end:
             records.append(record | {"failed": "left out: time limit"})
+            continue
+        if reason := _too_large(record, records):
+            records.append(record | {"failed": reason})
+            say(f"  {axis} {value}: {reason}")
             continue
         try:
             record |= _one(model, batch, width, source, device, rounds, seconds, root, memory)
@@ -43,9 +54,24 @@ def scaling(
     return records
 
 
+def _too_large(record: dict, before: list[dict]) -> str:
+    """Why a point would not fit into main memory, or ""."""
+    smaller = [r for r in before if r["axis"] == record["axis"] and (r.get("peak_memory_mib") or {}).get("process")]
+    if not smaller:
+        return ""
+    free = available_memory() or UNKNOWN
+    needed = smaller[-1]["peak_memory_mib"]["process"] * MIB * record["value"] / smaller[-1]["value"]
+    if needed + SPARE <= free:
+        return ""
+    return f"left out: about {needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free"
+
+
 def _one(model, batch, width, source, device, rounds, seconds, root, memory) -> dict:
     recipe = recipe_for(model, batch, source, "" if width == 16 else f"width={width}")
     way = "fast" if device.type == "cuda" else "eager"  # a compilation per point would take longer than the points
+    peak = (
+        peak_memory(way, recipe, root, device, steps=2) if memory else None
+    )  # first: this process keeps what it takes
     made = Reslib(way, recipe, source, device)
     once = made.run(1)
     steps = max(1, round(seconds / max(once, 1e-6)))
@@ -58,6 +84,6 @@ def _one(model, batch, width, source, device, rounds, seconds, root, memory) -> 
         "setup_seconds": made.setup_seconds,
     }
     made.close()
-    if memory:
-        result["peak_memory_mib"] = peak_memory(way, recipe, root, device, steps=2)
-    return result
+    gc.collect()  # a network refers to itself
+    tune.release_memory()
+    return result | ({"peak_memory_mib": peak} if memory else {})

@@ -6,10 +6,11 @@ from .depth import depth_view
 from .diagrams import block_diagram
 from .images import image_grid
 from .probes import figure7, gradients_figure
-from .speed import contenders_figure, loading_figure, scaling_figure, seeds_figure
+from .speed import contenders_figure, equivalence_figure, loading_figure, numbered, scaling_figure, seeds_figure
 from .style import save_figure
 
 __all__ = [
-    "block_diagram", "contenders_figure", "depth_view", "evidence_line", "figure1", "figure4", "figure6", "figure7",
-    "gradients_figure", "image_grid", "loading_figure", "save_figure", "scaling_figure", "seed_band", "seeds_figure",
+    "block_diagram", "contenders_figure", "depth_view", "equivalence_figure", "evidence_line", "figure1",
+    "figure4", "figure6", "figure7", "gradients_figure", "image_grid", "loading_figure", "numbered", "save_figure",
+    "scaling_figure", "seed_band", "seeds_figure",
 ]  # fmt: skip

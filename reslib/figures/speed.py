@@ -44,6 +44,11 @@ def contenders_figure(frame: pd.DataFrame) -> Figure:
     return fig
 
 
+def numbered(stem: str, number: int) -> str:
+    """The name of a device's figure among several: stem, stem_2, stem_3 ..."""
+    return stem if number == 0 else f"{stem}_{number + 1}"
+
+
 def evidence(frame: pd.DataFrame) -> str:
     """Hardware, software, data and date of a device's rows."""
     columns = ("device", "dataset", "torch", "commit", "date", "load")
@@ -189,6 +194,42 @@ def loading_figure(frame: pd.DataFrame) -> Figure:
         for place, rate, high in zip(places, group["images_per_second"], group["high"], strict=True):
             ax.text(high, place, f"  {rate:,.0f}", va="center", fontsize=7.5)
     axes[-1][0].set_xlabel("images/s (median; line: range of the turns)")
+    sign(fig, None, evidence(frame))
+    return fig
+
+
+def equivalence_figure(frame: pd.DataFrame) -> Figure:
+    """Final test errors of fp32 and the fast path, a dot per seed (left), and their difference with its 95% interval.
+
+    frame: rows of `equivalence_records.frame`. A record per row of panels.
+    """
+    groups = list(frame.groupby("file", sort=False)) if len(frame) else []
+    fig, axes = new_figure(
+        8.6, 1.0 + 1.35 * max(1, len(groups)), max(1, len(groups)), 2, gridspec_kw={"width_ratios": [1.6, 1]}
+    )
+    if not groups:
+        for ax in axes[0]:
+            say(ax, "not measured: reslib equivalence")
+    for (left, right), (_, group) in zip(axes, groups, strict=False):
+        first = group.iloc[0]
+        for place, row in zip((1, 0), group.to_dict("records"), strict=True):
+            ink = CONTENDERS["fast"] if row["side"] == "fast" else OTHERS
+            left.plot(row["errors"], [place] * len(row["errors"]), "o", color=ink, markersize=4.5, alpha=0.7)
+            if row["errors"]:
+                left.plot([row["mean"]] * 2, [place - 0.28, place + 0.28], color=ink, linewidth=1.6)
+        left.set_yticks((1, 0), group["steps"].str.replace("fp32, eager", "fp32, eager (reference)"))
+        left.set(ylim=(-0.6, 1.6), xlabel="final test error (%)")
+        left.set_title(f"{_label(first['model'])} on {first['dataset']}, {first['preset']}", loc="left")
+        left.grid(axis="y", visible=False)
+        if pd.isna(first["difference"]):
+            say(right, first["verdict"])
+            continue
+        right.axvline(0, color="#888888", linewidth=0.9, linestyle=(0, (4, 2)))
+        right.plot([first["low"], first["high"]], [0, 0], color="#222222", linewidth=1.4)
+        right.plot(first["difference"], 0, "o", color="#222222", markersize=5)
+        reach = 1.15 * max(abs(first["low"]), abs(first["high"]), 1e-9)
+        right.set(xlim=(-reach, reach), ylim=(-0.6, 0.6), yticks=(), xlabel="fast - fp32 (points, 95%)")
+        right.set_title(first["verdict"], loc="left")
     sign(fig, None, evidence(frame))
     return fig
 
