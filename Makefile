@@ -22,7 +22,7 @@ test: install
 	  $(BIN)/python -m pytest -q -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks \
 	  >$(STAMP).notebooks 2>&1 & notebooks=$$!; \
 	trap 'kill $$notebooks' INT TERM; \
-	$(BIN)/python -m pytest -q tests; tests=$$?; \
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests; tests=$$?; \
 	wait $$notebooks; checked=$$?; cat $(STAMP).notebooks; exit $$((tests ? tests : checked))
 
 test-long: install

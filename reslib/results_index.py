@@ -24,6 +24,8 @@ Written by `reslib verify --write-index` from the records; `reslib verify` check
   pandas frame.
 - `figures/`, `tables/`: drawn from the records (errors in percent); `measurements/`: what the probes measured.
 - `notebooks/`: the executed notebooks.
+
+Beside them `bench/` holds the records of `reslib bench`, `equivalence/` those of `reslib equivalence` with their runs.
 """
 TABLE6_COLUMNS = {  # column of the README: column of tables/cifar10.csv
     "model": "model",

@@ -24,5 +24,6 @@ def set_up(monkeypatch, tmp_path) -> None:
 def record_of(**parts) -> dict:
     """A record as `load_records` gives it, of a machine called "here", with these parts."""
     environment = {"device_name": "here (2 threads)", "device": "cpu", "torch": "2.14.1", "commit": "c" * 40}
+    environment["threads"] = 2
     head = {"file": "here.json", "date": "2026-01-02", "load": 0.5, "dataset": "synthetic", "environment": environment}
     return head | parts

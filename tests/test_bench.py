@@ -1,5 +1,6 @@
 """What the benchmark measures, at tiny sizes."""
 
+import contextlib
 import queue
 import time
 
@@ -232,20 +233,29 @@ def test_seeds_together_take_the_steps_they_would_take_alone(source):
 
 
 def test_cost_of_seeds_is_counted_in_single_runs(source, monkeypatch):
-    monkeypatch.setattr(seeds, "processes", lambda way, recipes, *rest: [400.0])
+    class Processes(contextlib.nullcontext):
+        def __init__(self, way, recipes, *rest):
+            super().__init__(self)
+            self.count = len(recipes)
+
+        def run(self, steps):
+            return steps * self.count * 8 / 400
+
+    monkeypatch.setattr(seeds, "Processes", Processes)
     monkeypatch.setattr(seeds.Together, "run", lambda self, steps: steps * len(self.made) * 8 / 200)
     monkeypatch.setattr(seeds.Stacked, "run", lambda self, steps: steps * 3 * 8 / 50)
     monkeypatch.setattr(contenders.Reslib, "run", lambda self, steps: steps * 8 / 100)
     record = seeds.seeds_at_once("resnet8", 3, source, CPU, 2, 0.5, batch=8, say=lambda text: None)
     assert record["cost_in_runs"] == pytest.approx({"one in turn": 3, "together": 1.5, "stacked": 6, "processes": 0.75})
     page = "\n".join(report._seeds(record))
-    assert "| together | 200 | 1.50 |" in page and "at a time" in page
+    assert "| together | 200 (200 to 200) | 1.50 (1.50 to 1.50) |" in page and "at a time" in page
     frame = records.seeds([record_of(seeds=[record])])
     assert set(frame.device) == {"here"} and len(frame) == 4
     figure = figures.seeds_figure(frame)
     assert figure.axes[0].get_title("left").startswith("3 seeds of ResNet-8")
-    assert "here · data synthetic · torch 2.14.1 · commit cccccccccc · 2026-01-02 · load at the start 0.5" in texts(
-        figure
+    assert (
+        "here · 2 threads · data synthetic · torch 2.14.1 · commit cccccccccc · 2026-01-02 · load at the start 0.5"
+        in texts(figure)
     )
 
 
@@ -254,22 +264,39 @@ class Dead:
 
 
 def test_a_process_of_a_seed_that_dies_is_noticed_at_once():
-    """Its companions wait for it at the barrier, for ten minutes."""
+    """It would be waited for ten minutes."""
     begun = time.monotonic()
+    shared = seeds.Processes("fp32", [None], CPU, None)
+    shared.workers, shared.orders = [Dead()], []
     with pytest.raises(RuntimeError, match="exit code -9"):
-        seeds._answers([Dead()], queue.Queue())
-    failed = queue.Queue()
-    failed.put("OutOfMemoryError: no memory")
+        shared.run(1)
+    shared.answers = queue.Queue()
+    shared.answers.put("OutOfMemoryError: no memory")
     with pytest.raises(RuntimeError, match="no memory"):
-        seeds._answers([Dead()], failed)
+        shared.run(1)
     assert time.monotonic() - begun < 30
+
+
+def test_processes_that_fail_are_no_way(source, monkeypatch):
+    class Processes(contextlib.nullcontext):
+        def __init__(self, *rest):
+            super().__init__(self)
+
+        def run(self, steps):
+            raise RuntimeError("a process ended with exit code -9")
+
+    monkeypatch.setattr(seeds, "Processes", Processes)
+    record = seeds.seeds_at_once("resnet8", 2, source, CPU, 2, 0.01, batch=8, say=lambda text: None)
+    assert record["failed"] == {"processes": "RuntimeError: a process ended with exit code -9"}
+    assert list(record["cost_in_runs"]) == ["one in turn", "together", "stacked"]
 
 
 @pytest.mark.long
 def test_seeds_in_processes_of_their_own(source):
     recipes = [contenders.recipe_for("resnet8", 8, data.load("synthetic")).replace(seed=s) for s in (0, 1)]
-    rates = seeds.processes("fp32", recipes, CPU, None, steps=2, rounds=2)
-    assert len(rates) == 2 and all(rate > 0 for rate in rates)
+    with seeds.Processes("fp32", recipes, CPU, None) as shared:
+        assert all(shared.run(2) > 0 for _ in range(2)) and all(w.is_alive() for w in shared.workers)
+    assert not any(w.is_alive() for w in shared.workers)
 
 
 def test_records_become_frames_and_figures(tmp_path, monkeypatch, source):

@@ -1,7 +1,7 @@
 """`reslib bench`: reslib beside the loop everyone writes, in one process, in alternating turns (README, Speed).
 
 Command: `reslib bench --models resnet20,resnet56`. Time: about 3 minutes a model on two CPU cores or on a GPU.
-All of it, with how cost grows and several seeds at once: `reslib bench --whole`, about half an hour.
+All of it, with how cost grows and several seeds at once: `reslib bench --whole`, about an hour on two cores.
 With little time, on a GPU: `reslib bench --whole --time-limit 8m --rounds 3 --seconds 1`, the most important first.
 Writes results/bench/<device>-<date>.json and .md.
 """
@@ -101,7 +101,7 @@ def main(arguments) -> int:
     return int(failed)
 
 
-def measure(arguments, device, asked: dict, say=print, keep=lambda record: None) -> dict:
+def measure(arguments, device, asked: dict, say=print, keep=lambda record, show=True: None) -> dict:
     """Everything that was asked for, on one device, as one record; keep(record) is called after each part of it.
 
     A part that fails is named with its reason, and the rest goes on. After the time limit no part is begun.
@@ -138,7 +138,7 @@ def measure(arguments, device, asked: dict, say=print, keep=lambda record: None)
         use(device)
         torch.backends.cudnn.benchmark = True
     source = data.load(record["dataset"], root)
-    for name, part in _parts(arguments, device, asked, source, record, end, say).items():
+    for name, part in _parts(arguments, device, asked, source, record, end, say, keep).items():
         if time.monotonic() >= end:
             record["left_out"].append(name)
             continue
@@ -157,7 +157,7 @@ def measure(arguments, device, asked: dict, say=print, keep=lambda record: None)
     return record
 
 
-def _parts(arguments, device, asked, source, record, end, say) -> dict:
+def _parts(arguments, device, asked, source, record, end, say, keep) -> dict:
     """Name -> a function that adds its part to the record; the most important first, should the time run out."""
     from .. import data
     from .compare import compare
@@ -194,7 +194,12 @@ def _parts(arguments, device, asked, source, record, end, say) -> dict:
         axes = {name: asked[name] for name in ("depths", "batches", "widths")}
         few = min(rounds, 3)
         points = functools.partial(scaling, source, device, few, seconds, root, memory, **axes, say=say, end=end)
-        parts["scaling"] = lambda: record.update(scaling=points())
+
+        def grown(made):
+            record["scaling"] = made
+            keep(record, show=False)
+
+        parts["scaling"] = functools.partial(points, keep=grown)
     if arguments.loader:
         dataset = arguments.loader_dataset or data.choose_dataset("imagenet", root)
         model, steps, preset = arguments.loader_model, arguments.loader_steps, arguments.loader_preset

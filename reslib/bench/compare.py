@@ -41,12 +41,14 @@ def compare(
             say(f"  {name}: {made[-1].what}; ready after {made[-1].setup_seconds:.1f} s")
         roofline = Roofline(device, size=None if seconds >= 1 else 512)  # a glance waits for no large product
         steps = {c.name: _steps_for(c, seconds) for c in made}
-        rates = {c.name: [] for c in made}
+        rates, parts = {c.name: [] for c in made}, {c.name: [] for c in made}
         turns = 0
         while turns < rounds and (not turns or time.monotonic() < end):
             for c in made if turns % 2 == 0 else reversed(made):  # what drifts, drifts for all
                 c.run(_warm(c))
                 rates[c.name].append(steps[c.name] * batch / c.run(steps[c.name]))
+                if not getattr(c, "captured", False):
+                    parts[c.name].append(c.parts(2))  # of the same turn: they drift with the speed
                 c.settle()
             roofline.measure()
             turns += 1
@@ -55,7 +57,7 @@ def compare(
         rows = []
         for c in made:
             reference = rates[names[0]]
-            row = _row(c, rates[c.name], reference, batch, recipe)
+            row = _row(c, rates[c.name], reference, parts[c.name] or [c.parts(3)], batch)
             limits = floors(net, recipe.crop_size, batch, c.precision, machine)
             row |= limits
             row["multiply_adds_per_second"] = limits["multiply_adds_per_step"] / row["seconds_per_step"]
@@ -91,7 +93,7 @@ def _steps_for(c, seconds: float) -> int:
     return max(2, round(seconds / max(once, 1e-6)))
 
 
-def _row(c, rates: list[float], reference: list[float], batch: int, recipe) -> dict:
+def _row(c, rates: list[float], reference: list[float], parts: list[dict], batch: int) -> dict:
     """A contender's numbers; ratios are taken turn by turn, so that a slow minute counts on both sides."""
     rate = statistics.median(rates)
     ratios = [mine / other for mine, other in zip(rates, reference, strict=True)]
@@ -109,7 +111,7 @@ def _row(c, rates: list[float], reference: list[float], batch: int, recipe) -> d
         "seconds_per_step": batch / rate,
         "setup_seconds": c.setup_seconds,
         "speed": getattr(c, "speed", {}),
-        "parts": c.parts(3),
+        "parts": {name: statistics.median(turn[name] for turn in parts) for name in parts[0]},
         "parts_are_of_the_eager_step": getattr(c, "captured", False),
         "evaluation_images_per_second": 1 / per_image,
         "seconds_to_the_end_of_64k": whole,

@@ -13,7 +13,7 @@ MIB = 2**20
 
 
 def peak_memory(name: str, recipe, root, device, workers=None, steps: int = 3) -> dict[str, float] | None:
-    """MiB at most held while training: of the GPU's memory, or of the process with its libraries (and its workers).
+    """MiB at most held while training: of the GPU's memory, or of the process with its libraries, without its workers.
 
     None where it cannot be measured (no such count on this system, or out of memory).
     """
@@ -57,11 +57,7 @@ def _on_processor(name, recipe, root, device, workers, steps, threads):
     made.close()
     unit = 1024 if os.uname().sysname == "Linux" else 1  # kilobytes there, bytes on macOS
     own = _high_water() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    peaks = {"process": own / MIB}
-    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / MIB
-    if getattr(made, "workers", 0):
-        peaks["largest_worker"] = largest
-    return peaks
+    return {"process": own / MIB}
 
 
 def _high_water() -> int:

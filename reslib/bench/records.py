@@ -37,6 +37,7 @@ def origin(record: dict) -> dict:
     return {
         "file": record["file"],
         "device": hardware(record),
+        "threads": env.get("threads"),
         "kind": env["device"],
         "date": record["date"],
         "load": record["load"],
@@ -64,6 +65,7 @@ def comparisons(records: list[dict]) -> pd.DataFrame:
                         **{k: row[k] for k in ("ratio_low", "ratio_high", "setup_seconds", "share_of_matrix_rate")},
                         "low": min(turns),
                         "high": max(turns),
+                        "turns": len(turns),
                         "bf16_rate": part["machine"]["bf16_multiply_adds_per_second"]
                         / part["machine"]["fp32_multiply_adds_per_second"],
                         "hours_to_64k": row["seconds_to_the_end_of_64k"] / 3600,
@@ -75,9 +77,9 @@ def comparisons(records: list[dict]) -> pd.DataFrame:
 
 
 def latest(frame: pd.DataFrame, *contenders: str) -> pd.DataFrame:
-    """Per device, network and batch size the rows of the last comparison in which all of these contenders ran."""
-    kept = []
-    for _, group in frame.groupby(["device", "model", "batch_size"], sort=False) if len(frame) else ():
+    """Per device, threads, network and batch size the rows of the last comparison in which all these contenders ran."""
+    kept, same = [], ["device", "threads", "model", "batch_size"]
+    for _, group in frame.groupby(same, sort=False, dropna=False) if len(frame) else ():
         having = [
             rows for _, rows in group.groupby("comparison", sort=False) if set(contenders) <= set(rows["contender"])
         ]
@@ -86,7 +88,7 @@ def latest(frame: pd.DataFrame, *contenders: str) -> pd.DataFrame:
 
 
 def scaling(records: list[dict]) -> pd.DataFrame:
-    """A row per point of `--scaling`; of points measured again on one device the last."""
+    """A row per point of `--scaling`; of points measured again on one device the last that has a speed."""
     rows = []
     for record in records:
         for point in record["scaling"]:
@@ -95,7 +97,10 @@ def scaling(records: list[dict]) -> pd.DataFrame:
             rows.append(
                 {
                     **origin(record),
-                    **{k: point.get(k) for k in ("axis", "value", "model", "batch_size", "width", "precision")},
+                    **{
+                        k: point.get(k)
+                        for k in ("axis", "value", "model", "batch_size", "width", "precision", "contender")
+                    },
                     "images_per_second": point.get("images_per_second"),
                     "low": min(turns),
                     "high": max(turns),
@@ -103,12 +108,15 @@ def scaling(records: list[dict]) -> pd.DataFrame:
                     "failed": point.get("failed", ""),
                 }
             )
+    if not rows:
+        return pd.DataFrame()
     frame = pd.DataFrame(rows)
-    return frame.drop_duplicates(["device", "axis", "value"], keep="last") if rows else frame
+    measured = frame.iloc[(frame["failed"] == "").argsort(kind="stable")]
+    return measured.drop_duplicates(["device", "threads", "axis", "value"], keep="last").sort_index()
 
 
 def seeds(records: list[dict]) -> pd.DataFrame:
-    """A row per way of training several seeds at once."""
+    """A row per device, network and way of training several seeds at once, as measured last; low, high: of the cost."""
     rows = [
         {
             **origin(record),
@@ -116,12 +124,20 @@ def seeds(records: list[dict]) -> pd.DataFrame:
             "way": way,
             "images_per_second": rate,
             "cost_in_runs": part["cost_in_runs"][way],
+            "low": min(_turns(part, way)),
+            "high": max(_turns(part, way)),
         }
         for record in records
         for part in record.get("seeds", [])
         for way, rate in part["images_per_second"].items()
     ]
-    return pd.DataFrame(rows)
+    same = ["device", "threads", "model", "batch_size", "seeds", "way"]
+    return pd.DataFrame(rows).drop_duplicates(same, keep="last") if rows else pd.DataFrame()
+
+
+def _turns(part: dict, way: str) -> list[float]:
+    """The cost of a way turn by turn; older records have its median alone."""
+    return part.get("cost_in_runs_turns", {}).get(way) or [part["cost_in_runs"][way]]
 
 
 def starts(records: list[dict]) -> pd.DataFrame:
@@ -219,7 +235,9 @@ def tried(records: list[dict]) -> pd.DataFrame:
     rows = []
     frame = latest(comparisons(records), "eager", "contiguous")
     for (device, kind, model), group in frame.groupby(["device", "kind", "model"], sort=False) if len(frame) else ():
-        ratios = group.set_index("contender")["ratio"]  # of turns side by side, to the first contender: eager
+        named = group.set_index("contender")
+        ratios = named["ratio"]  # of turns side by side, to the first contender: eager
+        lows, highs = named["ratio_low"], named["ratio_high"]
         for name, (what, expected, became) in TRIED.get(kind, {}).items():
             if name in ratios:
                 rows.append(
@@ -228,6 +246,9 @@ def tried(records: list[dict]) -> pd.DataFrame:
                         "predicted": expected,
                         "network": model,
                         "measured, of eager": ratios[name],
+                        "range of the turns": f"{lows[name]:.2f} to {highs[name]:.2f}"
+                        if group.turns.iloc[0] > 1
+                        else "one turn",
                         "kept?": became,
                         "hardware": device,
                     }

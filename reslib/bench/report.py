@@ -19,8 +19,11 @@ class Report:
     def __init__(self, folder: Path):
         self.folder, self.path, self._shown = folder, None, 0
 
-    def write(self, record: dict, say=print) -> None:
-        """Write what is measured so far over what was written before; say(text) is told what is new in it."""
+    def write(self, record: dict, say=print, show: bool = True) -> None:
+        """Write what is measured so far over what was written before; say(text) is told what is new in it.
+
+        show: not of a part that is not complete yet.
+        """
         if self.path is None:
             device = re.sub(r"[^a-z0-9]+", "-", record["environment"]["device_name"].lower()).strip("-")
             stem = free_name(self.folder, f"{device}-{record['date'][:10]}")
@@ -28,8 +31,9 @@ class Report:
         text = markdown(record)
         write_json(self.path, record)
         write_text(self.path.with_suffix(".md"), text)
-        say(f"\n{text[self._shown :]}", flush=True)
-        self._shown = len(text)
+        if show:
+            say(f"\n{text[self._shown :]}", flush=True)
+            self._shown = len(text)
 
 
 def free_name(folder: Path, stem: str) -> str:
@@ -84,8 +88,8 @@ def _start(start: dict) -> str:
     if "failed" in start:
         return f"Start to first step: failed, {start['failed']}"
     return (
-        f"A new process has taken its first step of ResNet-20 after {start['first_step_seconds']:.1f} s; torch is "
-        f"imported in {start['torch_import_seconds']:.1f} s, reslib in {start['import_seconds']:.1f} s more."
+        f"A new process has taken its first, eager step of ResNet-20 after {start['first_step_seconds']:.1f} s; torch "
+        f"is imported in {start['torch_import_seconds']:.1f} s, reslib in {start['import_seconds']:.1f} s more."
     )
 
 
@@ -157,12 +161,18 @@ def _seeds(part: dict) -> list[str]:
     lines = [
         f"## {part['seeds']} seeds of {part['model']} at once, batch {part['batch_size']}, {part['precision']}",
         "",
+        f"Medians of {len(part['images_per_second_turns']['one in turn'])} turns; range in brackets.",
+        "",
         "| way | images/s in all | cost in single runs |",
         "| --- | ---: | ---: |",
     ]
     for name, rate in part["images_per_second"].items():
         shown = f"{name} ({part['processes_at_once']} at a time)" if name == "processes" else name
-        lines.append(f"| {shown} | {rate:.0f} | {part['cost_in_runs'][name]:.2f} |")
+        turns = part["images_per_second_turns"][name]
+        cost = f"{part['cost_in_runs'][name]:.2f}"
+        if name in (costs := part.get("cost_in_runs_turns", {})):
+            cost += f" ({min(costs[name]):.2f} to {max(costs[name]):.2f})"
+        lines.append(f"| {shown} | {rate:.0f} ({min(turns):.0f} to {max(turns):.0f}) | {cost} |")
     return lines + [f"\n{name} failed: {reason}" for name, reason in part["failed"].items()]
 
 
@@ -178,7 +188,8 @@ def _scaling(records: list[dict]) -> list[str]:
         rate = r.get("failed") or f"{r['images_per_second']:.0f}"
         shown = "" if memory is None else f"{memory:.0f} MiB"
         lines.append(f"| {r['axis']} | {r['value']} | {r['model']} | {rate} | {shown} |")
-    return lines
+    ways = sorted({r["contender"] for r in records if "contender" in r})
+    return [*lines, "", f"Contender: {', '.join(ways)}."] if ways else lines
 
 
 def _giga(value: float) -> str:

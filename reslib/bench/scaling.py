@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import math
 import statistics
+import sys
 import time
 
 from .. import tune
@@ -24,12 +25,14 @@ UNKNOWN = 8 * 2**30  # what may be used where the system does not say what is fr
 
 
 def scaling(
-    source, device, rounds, seconds, root=None, memory=True, depths=(), batches=(), widths=(), say=print, end=math.inf
-):
+    source, device, rounds, seconds, root=None, memory=True, depths=(), batches=(), widths=(), say=print, end=math.inf,
+    keep=lambda records: None,
+):  # fmt: skip
     """Records (axis, value, model, batch_size, width, images_per_second, ...); one that does not fit says why.
 
     What a point needs of main memory is reckoned from the one before it on its axis, in proportion to the value.
-    end: points that would begin after it (time.monotonic) are left out, and said to be.
+    end: points that would begin after it (time.monotonic) are left out, and said to be. keep(records) is called after
+    each point.
     """
     grid = [("depth", d, f"resnet{d}", 128, 16) for d in depths or DEPTHS]
     grid += [("batch", b, "resnet20", b, 16) for b in batches or BATCHES]
@@ -45,12 +48,16 @@ def scaling(
             say(f"  {axis} {value}: {reason}")
             continue
         try:
-            record |= _one(model, batch, width, source, device, rounds, seconds, root, memory)
+            record |= _one(model, batch, width, source, device, rounds, seconds, root, memory, end)
             say(f"  {axis} {value}: {record['images_per_second']:.0f} images/s")
         except (RuntimeError, MemoryError, UserError) as error:
             record["failed"] = " ".join(str(error).split())[:200]
             say(f"  {axis} {value}: {record['failed']}")
+        finally:
+            gc.collect()  # a network refers to itself
+            tune.release_memory()
         records.append(record)
+        keep(records)
     return records
 
 
@@ -66,16 +73,20 @@ def _too_large(record: dict, before: list[dict]) -> str:
     return f"left out: about {needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free"
 
 
-def _one(model, batch, width, source, device, rounds, seconds, root, memory) -> dict:
+def _one(model, batch, width, source, device, rounds, seconds, root, memory, end) -> dict:
     recipe = recipe_for(model, batch, source, "" if width == 16 else f"width={width}")
     way = "fast" if device.type == "cuda" else "eager"  # a compilation per point would take longer than the points
     peak = (
         peak_memory(way, recipe, root, device, steps=2) if memory else None
     )  # first: this process keeps what it takes
+    if memory and peak is None and device.type == "cpu" and sys.platform.startswith("linux"):
+        raise MemoryError("its process was killed, most likely for its memory")
     made = Reslib(way, recipe, source, device)
     once = made.run(1)
     steps = max(1, round(seconds / max(once, 1e-6)))
-    rates = [steps * batch / made.run(steps) for _ in range(rounds)]
+    rates = []
+    while len(rates) < rounds and (not rates or time.monotonic() < end):
+        rates.append(steps * batch / made.run(steps))
     result = {
         "contender": way,
         "precision": made.precision,
@@ -84,6 +95,4 @@ def _one(model, batch, width, source, device, rounds, seconds, root, memory) -> 
         "setup_seconds": made.setup_seconds,
     }
     made.close()
-    gc.collect()  # a network refers to itself
-    tune.release_memory()
     return result | ({"peak_memory_mib": peak} if memory else {})

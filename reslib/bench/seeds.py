@@ -8,6 +8,7 @@ stacked       one network with stacked parameters: torch.func.vmap turns every c
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import multiprocessing
@@ -35,7 +36,8 @@ def seeds_at_once(
 ) -> dict:
     """Images/s of all seeds together by each way, medians of alternating turns, and the cost of N seeds in runs.
 
-    A way that fails is named with the reason. end: no turn begins after it (time.monotonic), but for the first.
+    The cost is taken turn by turn, so that a slow minute counts on both sides. A way that fails is named with the
+    reason. end: no turn begins after it (time.monotonic), but for the first.
     """
     from . import reason
 
@@ -53,27 +55,39 @@ def seeds_at_once(
         except Exception as error:
             failed[name] = reason(error)
     steps = max(2, round(seconds / max(alone.run(2) / 2, 1e-6)))
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds):
-        if turn and time.monotonic() >= end:
-            break
-        for name in ways if turn % 2 == 0 else reversed(ways):
-            each = steps if name == "one in turn" else max(2, steps // count)
-            seeds = 1 if name == "one in turn" else count
-            rates[name].append(seeds * each * batch / ways[name](each))
-        say(f"  turn {turn + 1}: " + ", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items()))
+    at_once = count if device.type == "cuda" else min(count, cores())
+    each = {name: steps if name == "one in turn" else max(2, steps // count) for name in ways}
+    of = {name: 1 if name == "one in turn" else count for name in ways}
+    with contextlib.ExitStack() as stack:
+        try:
+            shared = stack.enter_context(Processes(way, recipes[:at_once], device, root))
+            ways["processes"], each["processes"], of["processes"] = shared.run, steps, at_once
+        except Exception as error:
+            failed["processes"] = reason(error)
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(rounds):
+            if turn and time.monotonic() >= end:
+                break
+            for name in list(ways) if turn % 2 == 0 else list(reversed(ways)):
+                try:
+                    rates[name].append(of[name] * each[name] * batch / ways[name](each[name]))
+                except RuntimeError as error:  # a process has died; what has no turns is no way
+                    if name != "processes":
+                        raise
+                    failed[name] = reason(error)
+                    del ways[name], rates[name]
+            said = ", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items())
+            say(f"  turn {turn + 1}: {said}")
     precision = alone.precision
     ways.clear()
     del alone
-    at_once = count if device.type == "cuda" else min(count, cores())
-    try:
-        rates["processes"] = processes(way, recipes[:at_once], device, root, steps, len(rates["one in turn"]))
-    except Exception as error:
-        failed["processes"] = reason(error)
-    one = statistics.median(rates["one in turn"])
-    medians = {name: statistics.median(values) for name, values in rates.items() if values}
+    costs = {
+        name: [count * one / rate for one, rate in zip(rates["one in turn"], values, strict=True)]
+        for name, values in rates.items()
+    }
+    medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, value in medians.items():
-        say(f"  {name}: {value:.0f} images/s in all, {count} seeds cost {count * one / value:.2f} runs")
+        say(f"  {name}: {value:.0f} images/s in all, {count} seeds cost {statistics.median(costs[name]):.2f} runs")
     return {
         "model": model,
         "batch_size": batch,
@@ -82,7 +96,8 @@ def seeds_at_once(
         "precision": precision,
         "images_per_second": medians,
         "images_per_second_turns": rates,
-        "cost_in_runs": {name: count * one / value for name, value in medians.items()},
+        "cost_in_runs": {name: statistics.median(values) for name, values in costs.items()},
+        "cost_in_runs_turns": costs,
         "failed": failed,
     }
 
@@ -153,44 +168,59 @@ class Stacked:
         return time.perf_counter() - begun
 
 
-def processes(way, recipes, device, root, steps: int, rounds: int) -> list[float]:
-    """Images/s in all of one process per recipe, that start each turn together. RuntimeError when one of them dies."""
-    context = multiprocessing.get_context("spawn")
-    barrier, answers = context.Barrier(len(recipes)), context.Queue()
-    threads = max(1, cores() // len(recipes)) if device.type == "cpu" else None
-    arguments = (way, str(device), root, steps, rounds, threads, barrier, answers)
-    workers = [context.Process(target=_process, args=(r, *arguments), daemon=True) for r in recipes]
-    for worker in workers:
-        worker.start()
-    try:
-        taken = _answers(workers, answers)
-    finally:
-        for worker in workers:
+class Processes:
+    """A process per recipe, set up and waiting; `run(steps)` lets all of them train at once."""
+
+    def __init__(self, way, recipes, device, root):
+        context = multiprocessing.get_context("spawn")
+        self.orders, self.answers = [context.SimpleQueue() for _ in recipes], context.Queue()
+        threads = max(1, cores() // len(recipes)) if device.type == "cpu" else None
+        arguments = (way, str(device), root, threads, self.answers)
+        self.workers = [
+            context.Process(target=_process, args=(recipe, *arguments, orders), daemon=True)
+            for recipe, orders in zip(recipes, self.orders, strict=True)
+        ]
+
+    def __enter__(self):
+        for worker in self.workers:
+            worker.start()
+        try:
+            self._gather()  # each is ready
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error):
+        for worker in self.workers:
             worker.terminate()
             worker.join()
-    slowest = [max(times) for times in zip(*taken, strict=True)]
-    return [len(recipes) * steps * recipes[0].batch_size / seconds for seconds in slowest]
+
+    def run(self, steps: int) -> float:
+        """Seconds until the last of them has taken `steps` steps. RuntimeError when one of them dies."""
+        for orders in self.orders:
+            orders.put(steps)
+        return max(self._gather())
+
+    def _gather(self) -> list[float]:
+        """What each of them sends; RuntimeError as soon as one ends without it, or after PATIENCE."""
+        taken, end = [], time.monotonic() + PATIENCE
+        while len(taken) < len(self.workers):
+            try:
+                seconds = self.answers.get(timeout=0.2)
+            except Empty:
+                if dead := [w.exitcode for w in self.workers if w.exitcode]:
+                    raise RuntimeError(f"a process ended with exit code {dead[0]}") from None
+                if time.monotonic() > end:
+                    raise RuntimeError(f"a process was not ready after {PATIENCE:.0f} s") from None
+                continue
+            if isinstance(seconds, str):
+                raise RuntimeError(seconds)
+            taken.append(seconds)
+        return taken
 
 
-def _answers(workers, answers) -> list[list[float]]:
-    """What each of the processes sends; RuntimeError as soon as one of them ends without it, or after PATIENCE."""
-    taken, end = [], time.monotonic() + PATIENCE
-    while len(taken) < len(workers):
-        try:
-            times = answers.get(timeout=0.2)
-        except Empty:
-            if dead := [w.exitcode for w in workers if w.exitcode]:
-                raise RuntimeError(f"a process ended with exit code {dead[0]}") from None
-            if time.monotonic() > end:
-                raise RuntimeError(f"a process was not ready after {PATIENCE:.0f} s") from None
-            continue
-        if isinstance(times, str):
-            raise RuntimeError(times)
-        taken.append(times)
-    return taken
-
-
-def _process(recipe, way, device, root, steps, rounds, threads, barrier, answers):
+def _process(recipe, way, device, root, threads, answers, orders):
     from . import reason
 
     device = torch.device(device)
@@ -200,12 +230,9 @@ def _process(recipe, way, device, root, steps, rounds, threads, barrier, answers
     try:
         source = data.load(recipe.dataset, root)
         made = Reslib(way, recipe, source, device, threads=threads, say=_silent)
-        made.run(2)
-        times = []
-        for _ in range(rounds):
-            barrier.wait(PATIENCE)
-            times.append(made.run(steps))
-        answers.put(times)
+        answers.put(made.run(2))
+        while True:
+            answers.put(made.run(orders.get()))
     except Exception as error:
         answers.put(reason(error))
 

@@ -30,7 +30,7 @@ PATIENCE = 300.0  # seconds
 
 def start(source, device, root=None) -> dict:
     """Seconds, in a process of its own: torch's import, reslib's beyond it, and from the start to the first step of
-    ResNet-20 done, data loaded from the disk. `failed` says why there are none."""
+    ResNet-20 done, an eager one, with data from the disk. `failed` says why there are none."""
     asked = json.dumps([source.name, str(root) if root else None, str(device)])
     try:
         command = [sys.executable, "-c", CODE, asked, str(time.monotonic())]

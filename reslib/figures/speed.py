@@ -51,14 +51,14 @@ def numbered(stem: str, number: int) -> str:
 
 def evidence(frame: pd.DataFrame) -> str:
     """Hardware, software, data and date of a device's rows."""
-    columns = ("device", "dataset", "torch", "commit", "date", "load")
+    columns = ("device", "threads", "dataset", "torch", "commit", "date", "load")
     names = {"torch": "torch ", "commit": "commit ", "dataset": "data ", "load": "load at the start "}
     texts = []
     for column in columns:
         values = [v for v in frame[column].unique() if v is not None] if column in frame else []
         if len(values):
             shown = sorted({str(v)[:10] if column == "date" else str(v) for v in values})
-            texts.append(names.get(column, "") + ", ".join(shown))
+            texts.append(names.get(column, "") + ", ".join(shown) + " threads" * (column == "threads"))
     return " · ".join(texts)
 
 
@@ -88,7 +88,7 @@ def _parts(ax, group: pd.DataFrame) -> None:
 
 AXES = (  # axis of the measurement, column, title, x label, y label
     ("depth", "images_per_second", "speed against depth", "layers", "images/s"),
-    ("depth", "peak_memory_mib", "memory against depth", "layers", "peak memory (GiB)"),
+    ("depth", "peak_memory_mib", "memory against depth", "layers", "peak memory (GiB; GPU, or process)"),
     ("batch", "images_per_second", "speed against batch size", "images in a batch", "images/s"),
     ("width", "images_per_second", "speed against width", "filters of the first stage", "images/s"),
 )
@@ -102,6 +102,7 @@ def scaling_figure(frame: pd.DataFrame) -> Figure:
     """
     fig, axes = new_figure(8.6, 6.2, 2, 2)
     devices = list(frame["device"].unique()) if len(frame) else []
+    ways = frame.dropna(subset="contender").groupby("device")["contender"].last().to_dict() if devices else {}
     for ax, (axis, column, title, x_label, y_label) in zip(axes.flat, AXES, strict=True):
         ax.set(title=title, xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
         part = frame[(frame["axis"] == axis) & frame[column].notna()] if devices else frame
@@ -112,20 +113,30 @@ def scaling_figure(frame: pd.DataFrame) -> Figure:
         for number, device in enumerate(devices):
             points = part[part["device"] == device].sort_values("value")
             look = {"color": DEVICES[number % len(DEVICES)], "marker": MARKERS[number % len(MARKERS)]}
-            ax.plot(points["value"], points[column] / unit, label=device, markersize=4.5, **look)
+            label = ", ".join(filter(None, [device, steps_of(ways.get(device))]))
+            ax.plot(points["value"], points[column] / unit, label=label, markersize=4.5, **look)
             if column == "images_per_second":
                 low, high = points["low"].astype(float), points["high"].astype(float)
                 ax.fill_between(points["value"], low, high, color=look["color"], alpha=0.18, linewidth=0)
-        _guide(ax, axis, column, part, devices[0])
+        _guide(ax, axis, column, part, part["device"].iloc[0])
         _plain_ticks(ax, sorted(part["value"].unique()))
     handles, labels = axes[0][0].get_legend_handles_labels()
     if handles:
         legend_above(fig, handles, columns=2)
     failed = frame[frame["failed"] != ""] if devices else frame
     notes = [f"{r.axis} {r.value}: {r.failed}" for r in failed.itertuples()]
-    said = ["batch 128, 16 filters, ResNet-20 where not varied", *filter(None, [evidence(frame)]), *notes]
+    said = [
+        "median and range of the turns; batch 128, 16 filters, ResNet-20 where not varied",
+        *filter(None, [evidence(frame)]),
+        *notes,
+    ]
     sign(fig, None, " · ".join(said))
     return fig
+
+
+def steps_of(contender: str | None) -> str:
+    """How a contender's steps are taken, in a legend."""
+    return {"eager": "eager steps", "fast": "fast path"}.get(contender or "", contender or "")
 
 
 def _guide(ax, axis: str, column: str, part: pd.DataFrame, device: str) -> None:
@@ -162,16 +173,19 @@ def seeds_figure(frame: pd.DataFrame) -> Figure:
         group = group.sort_values("cost_in_runs", ascending=False)
         places = np.arange(len(group))
         ax.barh(places, group["cost_in_runs"], height=0.62, color="#0072B2")
+        ax.hlines(places, group["low"], group["high"], color="#222222", linewidth=1.2)
         ax.axvline(count, color="#888888", linewidth=0.9, linestyle=(0, (4, 2)))
         ax.set_yticks(places, group["way"])
         ax.grid(axis="y", visible=False)
         ax.set_title(f"{count} seeds of {_label(model)} on {device}", loc="left")
-        for place, cost in zip(places, group["cost_in_runs"], strict=True):
+        for place, cost, high in zip(places, group["cost_in_runs"], group["high"], strict=True):
             ax.annotate(
-                f"{cost:.2f}", (cost, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7.5,
+                f"{cost:.2f}", (high, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7.5,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},  # the dashed line ends at the number
             )  # fmt: skip
-    axes[-1][0].set_xlabel("time of all seeds in single runs (dashed: one after the other)")
+    axes[-1][0].set_xlabel(
+        "time of all seeds in single runs (median; line: range of the turns; dashed: one after the other)"
+    )
     sign(fig, None, evidence(frame))
     return fig
 
@@ -217,7 +231,7 @@ def equivalence_figure(frame: pd.DataFrame) -> Figure:
             left.plot(row["errors"], [place] * len(row["errors"]), "o", color=ink, markersize=4.5, alpha=0.7)
             if row["errors"]:
                 left.plot([row["mean"]] * 2, [place - 0.28, place + 0.28], color=ink, linewidth=1.6)
-        left.set_yticks((1, 0), group["steps"].str.replace("fp32, eager", "fp32, eager (reference)"))
+        left.set_yticks((1, 0), group["steps"] + np.where(group["side"] == "fp32", " (reference)", ""))
         left.set(ylim=(-0.6, 1.6), xlabel="final test error (%)")
         left.set_title(f"{_label(first['model'])} on {first['dataset']}, {first['preset']}", loc="left")
         left.grid(axis="y", visible=False)
