@@ -146,20 +146,33 @@ def imagenet_claims_table(folder: Path, dataset: str) -> pd.DataFrame:
     return claims.rows_of(claims.scoreboard(runs, curves), *(claim.id for claim in claims.IMAGENET_CLAIMS))
 
 
+DEVICE_STEMS = tuple(figures.numbered("speed", n) for n in range(9))  # one for each device compared
+SPEED_STEMS = (*DEVICE_STEMS, "speed_scaling", "speed_seeds", "speed_loading", "speed_equivalence")
+
+
+def speed_figures(results: Path, damaged=lambda text: None) -> dict:
+    """The figures of the notebook `speed` by name, of what `reslib bench` and `reslib equivalence` left below results.
+
+    Those without a record are left out. damaged(text) is told of a record that cannot be read.
+    """
+    found = bench.load_records(Path(results) / "bench", damaged=damaged)
+    compared = bench.latest(bench.comparisons(found), "usual", "fast")
+    devices = [rows for _, rows in compared.groupby("device")] if len(compared) else []
+    drawn = {figures.numbered("speed", n): figures.contenders_figure(rows) for n, rows in enumerate(devices)}
+    for stem, draw, rows in (
+        ("speed_scaling", figures.scaling_figure, bench.scaling(found)),
+        ("speed_seeds", figures.seeds_figure, bench.seeds(found)),
+        ("speed_loading", figures.loading_figure, bench.loading(found)),
+        ("speed_equivalence", figures.equivalence_figure, equivalence_records.frame(results, damaged)),
+    ):
+        if len(rows):
+            drawn[stem] = draw(rows)
+    return drawn
+
+
 def speed(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
-    """figures/speed and others, from the records of `reslib bench` and `reslib equivalence`, alike for all presets."""
-    results = Path(folder).parent
-    found = bench.load_records(results / "bench")
-    drawn = {}
-    if found:
-        compared = bench.latest(bench.comparisons(found), "usual", "fast")
-        rows = [rows for _, rows in compared.groupby("device")] if len(compared) else []
-        drawn |= {figures.numbered("speed", n): figures.contenders_figure(part) for n, part in enumerate(rows)}
-        drawn["speed_scaling"] = figures.scaling_figure(bench.scaling(found))
-        drawn["speed_seeds"] = figures.seeds_figure(bench.seeds(found))
-        drawn["speed_loading"] = figures.loading_figure(bench.loading(found))
-    if len(pairs := equivalence_records.frame(results)):
-        drawn["speed_equivalence"] = figures.equivalence_figure(pairs)
+    """figures/speed and the others of the notebook `speed`: the same for every preset and data set."""
+    drawn = speed_figures(Path(folder).parent)
     return [path for stem, figure in drawn.items() for path in _figure(figure, out or folder, stem)]
 
 

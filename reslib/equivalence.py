@@ -1,13 +1,14 @@
 """`reslib equivalence`: is the fast path as good as fp32? Both train the same seeds; their final errors are compared.
 
 Command: `reslib equivalence --model resnet20 --preset medium --seeds 5`. Time: twice that of the runs.
-The fast runs are those of the study itself, found again if they exist. The references are kept beside the record, in
-results/equivalence/<preset>, and so are both sides of a changed preset.
+The fast runs are those of the study itself, found again if they exist, and its tables draw every seed of them. The
+references are kept beside the record, in results/equivalence/<preset>, and so are both sides of a changed preset.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import torch
@@ -69,9 +70,14 @@ def main(arguments) -> int:
         for side, path in zip(runs, (where, folder / chosen.run_name), strict=True):
             runs[side].append(path.relative_to(results).as_posix())
         print(f"seed {recipe.seed}: fp32 {_percent(reference)}, fast path ({fast['precision']}) {_percent(fast)}")
-    record = equivalence_records.compare(arguments.model, preset.name, dataset, pairs) | {"runs": runs}
+    command = f"reslib equivalence --model {arguments.model} --preset {preset.name} --dataset {dataset}"
+    command += f" --seeds {arguments.seeds}" + f" --fast {arguments.fast}" * (arguments.fast != "auto")
+    if tuned := os.environ.get("RESLIB_TUNE"):
+        command = f'RESLIB_TUNE="{tuned}" {command}'
+    record = equivalence_records.compare(arguments.model, preset.name, dataset, pairs)
+    record |= {"runs": runs, "command": command}
     text = equivalence_records.markdown(record)
-    path = root / f"{arguments.model}-{dataset}.json"
+    path = root / f"{arguments.model}-{dataset}{f'-{arguments.fast}' * (arguments.fast != 'auto')}.json"
     write_json(path, record)
     write_text(path.with_suffix(".md"), text)
     print(f"\n{text}\nwritten: {path} and {path.with_suffix('.md').name}")
@@ -117,11 +123,15 @@ def _percent(summary: dict) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """What the first steps of a training did: loss of each (steps,), weights before and after, one flat vector each."""
+    """What the first steps of a training did: loss of each (steps,), weights before and after, one flat vector each.
+
+    speed: how they were taken on a processor, as in a run's record; empty for eager ones.
+    """
 
     losses: torch.Tensor
     before: torch.Tensor
     after: torch.Tensor
+    speed: dict = dataclasses.field(default_factory=dict)
 
 
 def first_steps(
@@ -132,8 +142,7 @@ def first_steps(
     model = make_model(recipe, len(source.classes), Path()).to(device, memory_format=torch.channels_last).train()
     optimizer = make_optimizer(recipe, model, device)
     step = (Step if eager else make_step)(recipe, model, optimizer, device, precision)
-    if fast:
-        accelerate(step, fast, lambda: batches.batch(0), steps)
+    speed = accelerate(step, fast, lambda: batches.batch(0), steps) if fast else {}
     before, losses, previous = _flat(model), [], recipe.lr
     for iteration in range(steps):
         lr = learning_rate(recipe, iteration, False, [])
@@ -141,7 +150,7 @@ def first_steps(
         previous = lr
         x, y = batches.batch(iteration)
         losses.append(step(x, y, iteration)[0].clone())  # a captured step writes the next loss to the same place
-    return Trajectory(torch.stack(losses).cpu(), before, _flat(model))
+    return Trajectory(torch.stack(losses).cpu(), before, _flat(model), speed)
 
 
 def _flat(model) -> torch.Tensor:

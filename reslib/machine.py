@@ -9,18 +9,28 @@ from pathlib import Path
 from .files import folder_of
 
 
+CGROUP = Path("/sys/fs/cgroup")  # of the container, as seen within it (version 2)
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory() -> int | None:
-    """Bytes of main memory that new processes can have; None where the system does not say."""
+    """Bytes of main memory that new processes can have, a container's limit included; None where the system is silent."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, ValueError, StopIteration):
         return None
+    try:
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # none, or "max": no limit
+        return free
+    cached = int(statistics.get("inactive_file", 0))  # given back when asked for
+    return max(0, min(free, limit - used + cached))
 
 
 def user_cache() -> Path:

@@ -33,24 +33,24 @@ class Findings:
     files: int = 0
 
 
-def check_records(folder: Path, findings: Findings) -> None:
-    """Every run directory of results/<preset>, and the runs against each other."""
-    summaries = []
+def check_records(folder: Path, findings: Findings, name: str = "") -> None:
+    """Every run directory of results/<preset>, and the runs against each other; name: of the folder in what is said."""
+    summaries, name = [], name or folder.name
     runs = folder / "runs"
     if os.path.lexists(runs) and not runs.is_dir():
-        findings.problems.append(f"{folder.name}/runs is no folder")
+        findings.problems.append(f"{name}/runs is no folder")
     for path in sorted(runs.iterdir()) if runs.is_dir() else ():
         if path.name.startswith("."):
             continue
         if not path.is_dir():
-            findings.problems.append(f"{folder.name}/runs/{path.name} is no folder of a run")
+            findings.problems.append(f"{name}/runs/{path.name} is no folder of a run")
             continue
         if {p.name for p in path.iterdir()} <= {"lock"}:
             continue  # refused before it began
         findings.records += 1
         before = len(findings.problems)
         try:
-            recipe, summary = check_record(path, findings)
+            recipe, summary = check_record(path, findings, name)
             if summary and len(findings.problems) == before:
                 check_summary(summary, recipe, path / "summary.json")
         except UserError as error:
@@ -58,12 +58,12 @@ def check_records(folder: Path, findings: Findings) -> None:
             continue
         if summary.get("status") == "finished" and is_number(summary.get("test_error")):
             summaries.append((recipe, summary))
-    check_together(folder.name, summaries, findings)
+    check_together(name, summaries, findings)
 
 
-def check_record(path: Path, findings: Findings) -> tuple[Recipe, dict]:
+def check_record(path: Path, findings: Findings, name: str) -> tuple[Recipe, dict]:
     """One run directory; its recipe and summary ({} when it has not ended). Raises UserError for unreadable files."""
-    where = f"{path.parent.parent.name}/runs/{path.name}"
+    where = f"{name}/runs/{path.name}"
 
     def problem(text):
         findings.problems.append(f"{where}: {text}")

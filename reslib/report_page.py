@@ -36,6 +36,7 @@ FIGURES = {  # stem: what it shows
     "speed_scaling": "Speed against depth, batch size and width",
     "speed_loading": "Speed of the ImageNet loader alone, the network alone, and both",
     "speed_seeds": "Speed of several seeds at once",
+    "speed_equivalence": "Final errors of the fast path beside eager fp32",
 }
 MARKS = {"holds": "✓", "does not hold": "✗", "not enough evidence": "–"}  # never by colour alone
 

@@ -285,11 +285,10 @@ def equivalence_section(results: Path) -> str:
     for path in equivalence_records.paths(results):
         link = f"[{path.parent.name}: {path.stem}]({path.relative_to(results).with_suffix('.md').as_posix()})"
         try:
-            record = read_json(path)
-            seeds = len(record["runs"]["fast"])
+            record = equivalence_records.read_record(path)
+            seeds = len(record["sides"]["fast"]["errors"])
             shown = [f"{record[key]:+.2f}" if key in record else "" for key in ("difference", "low", "high")]
-            command = f"reslib equivalence --model {record['model']} --preset {record['preset']} --seeds {seeds}"
-            cells = [shown[0], " to ".join(filter(None, shown[1:])), seeds, record["verdict"], f"`{command}`"]
+            cells = [shown[0], " to ".join(filter(None, shown[1:])), seeds, record["verdict"], f"`{record['command']}`"]
         except (UserError, LookupError, TypeError, ValueError):
             cells = ["", "", "", "damaged", ""]
         lines.append(f"| {' | '.join(map(str, [link, *cells]))} |")

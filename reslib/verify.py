@@ -135,7 +135,7 @@ def check_drawings(folder: Path, temporary: Path, findings: Findings) -> None:
 OUTPUTS = {  # (folder, stem) of every file that an artefact writes
     *(("figures", stem) for stem in ("figure1", "depth", "figure4", "figure6", "figure7")),
     *(("figures", stem) for stem in ("gradients_start", "gradients_training", "fidelity", "future_work")),
-    *(("figures", stem) for stem in ("speed", "speed_scaling", "speed_seeds", "speed_loading", "speed_equivalence")),
+    *(("figures", stem) for stem in artefacts.SPEED_STEMS),
     *(("tables", stem) for stem in ("figure4", "figure4_claims", "figure6", "cifar10", "claims")),
     *(("tables", stem) for stem in ("fidelity", "future_work")),
 }
@@ -263,11 +263,11 @@ def check_index(results: Path, findings: Findings) -> None:
     for folder in preset_folders(results):
         if f"## {folder.name}\n" in text and results_index.section(folder) not in text:
             findings.problems.append(f"README.md of the results is old on {folder.name}; --write-index writes it anew")
-    for name, title, section in (
-        ("the benchmarks", results_index.BENCH, results_index.bench_section),
-        ("the fast path beside fp32", results_index.EQUIVALENCE, results_index.equivalence_section),
+    for name, there, section in (
+        ("the benchmarks", any((results / "bench").glob("[!.]*.json")), results_index.bench_section),
+        ("the fast path beside fp32", equivalence_records.paths(results), results_index.equivalence_section),
     ):
-        if title in text and section(results) not in text:
+        if there and section(results) not in text:
             findings.problems.append(f"README.md of the results is old on {name}; --write-index writes it anew")
 
 
@@ -291,18 +291,18 @@ def check_benchmarks(results: Path, findings: Findings) -> None:
 def check_equivalence(results: Path, findings: Findings) -> None:
     """Each record of `reslib equivalence` must be what its runs give, and its page what the record gives."""
     for folder in sorted((results / equivalence_records.FOLDER).glob("[!.]*/")):
-        check_records(folder, findings)
+        check_records(folder, findings, f"{equivalence_records.FOLDER}/{folder.name}")
     for path in equivalence_records.paths(results):
         where, page = path.relative_to(results).as_posix(), path.with_suffix(".md")
         findings.files += 1
         try:
-            record = read_json(path)
-            if equivalence_records.rebuilt(record, results) != record:
+            record = equivalence_records.read_record(path)
+            if not equivalence_records.alike(equivalence_records.rebuilt(record, results), record):
                 findings.problems.append(f"{where} is not what the runs it names give")
             elif not page.exists() or page.read_text(encoding="utf-8") != equivalence_records.markdown(record):
                 findings.problems.append(f"{where}: {page.name} is not what the record gives")
-        except (UserError, LookupError, TypeError, ValueError) as error:
-            findings.problems.append(f"{where} cannot be read: {_line(error)}")
+        except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
+            findings.problems.append(f"{where} cannot be believed: {_line(error)}")
 
 
 def _line(error: Exception) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from reslib import data, equivalence, equivalence_records, figures, results_index, verify
+from reslib import artefacts, data, equivalence, equivalence_records, figures, results_index, verify
 from reslib.compilation import cannot_compile
 from reslib.equivalence import Trajectory, departure, first_steps
 from reslib.equivalence_records import compare, markdown
@@ -44,14 +44,20 @@ def test_fast_path_follows_fp32_for_fifty_steps(reference):
     assert away["weights"] > 0 and within(away, "bf16"), away
 
 
-COMPILED, WINOGRAD = Choice("fp32", 1, compile=True, winograd=False), Choice("fp32", 1, compile=False, winograd=True)
+WAYS = [  # compilation takes half a minute
+    pytest.param(Choice("fp32", 1, compile=True, winograd=False), marks=pytest.mark.long, id="compiled"),
+    pytest.param(Choice("fp32", 1, compile=True, winograd=True), marks=pytest.mark.long, id="both"),
+    pytest.param(Choice("fp32", 1, compile=False, winograd=True), id="winograd"),
+]
 
 
 @pytest.mark.skipif(bool(cannot_compile()), reason="no C++ compiler")
-@pytest.mark.parametrize("way", [pytest.param(COMPILED, marks=pytest.mark.long, id="compiled"), WINOGRAD])
+@pytest.mark.parametrize("way", WAYS)
 def test_other_passes_follow_eager_fp32_for_fifty_steps(reference, way):
-    """The same sums in another order, or of other products. Compilation takes half a minute."""
-    away = departure(reference, first_steps(RECIPE, data.load("synthetic"), CPU, "fp32", fast=way))
+    """The same sums in another order, or of other products."""
+    taken = first_steps(RECIPE, data.load("synthetic"), CPU, "fp32", fast=way)
+    assert (taken.speed["compiled"], bool(taken.speed.get("winograd"))) == (way.compile, way.winograd)
+    away = departure(reference, taken)
     assert away["weights"] > 0 and within(away, "compiled"), away
 
 
@@ -75,6 +81,8 @@ def summary(error, precision, status="finished", step="eager"):
         "precision": precision,
         "status": status,
         "device_name": "here",
+        "torch": "2.14.1",
+        "finished": "2026-01-02T00:00:00",
         "commit": "c" * 40,
         "data_fingerprint": "f" * 16,
         "images_per_second": 100.0,
@@ -93,8 +101,9 @@ def test_interval_is_welchs():
     interval = ttest_ind([100 * e for e in fast], [100 * e for e in fp32], equal_var=False).confidence_interval(0.95)
     assert (record["low"], record["high"]) == (pytest.approx(interval.low), pytest.approx(interval.high))
     assert record["difference"] == pytest.approx(0.1) and record["verdict"] == "no difference found"
-    page = markdown(record)
-    assert record["steps"] == {"fp32": ["eager"], "fast": ["eager"]} and "steps of fp32: eager" in page
+    page = markdown(record | {"command": "reslib equivalence"})
+    assert [record["sides"][name]["steps"] for name in ("fp32", "fast")] == [["eager"], ["eager"]]
+    assert "| fp32 | fp32; eager | 4 |" in page and "| fast | bf16; eager | 4 |" in page
     assert "+0.10 points" in page and "no difference found" in page and "8.15 ± 0.13" in page
     json.dumps(record, allow_nan=False)
 
@@ -106,16 +115,29 @@ def test_a_difference_is_called_one():
 
 
 def test_one_seed_proves_nothing():
-    record = compare("m", "p", "d", pairs([0.08], [0.09]))
+    record = compare("m", "p", "d", pairs([0.08], [0.09])) | {"command": "reslib equivalence"}
     assert record["verdict"] == "too few seeds" and "difference" not in record and "too few seeds" in markdown(record)
+
+
+def test_an_eager_fast_path_in_fp32_is_compared_with_itself():
+    same = [(summary(0.08, "fp32"), summary(0.08, "fp32"))] * 3
+    assert compare("m", "p", "d", same)["verdict"] == "nothing compared"
+
+
+def test_what_else_the_sides_differ_in_is_said():
+    sides = [(a, b | {"commit": "d" * 40, "device_name": "there"}) for a, b in pairs([0.08, 0.09], [0.08, 0.09])]
+    page = markdown(compare("m", "p", "d", sides) | {"command": "reslib equivalence"})
+    assert "The sides differ in more than the path: in hardware, commit." in page
 
 
 def test_divergence_of_one_side_is_a_difference():
     sides = pairs([0.08, 0.081, 0.082], [0.08, 0.081, 0.082])
     sides[2] = (sides[2][0], summary(None, "bf16", "diverged"))
     record = compare("m", "p", "d", sides)
-    assert record["verdict"] == "different" and record["diverged"] == {"fp32": 0, "fast": 1}
-    assert len(record["fp32_errors"]) == len(record["fast_errors"]) == 2 and "Diverged" in markdown(record)
+    assert record["verdict"] == "different"
+    assert [record["sides"][name]["diverged"] for name in ("fp32", "fast")] == [0, 1]
+    assert all(len(record["sides"][name]["errors"]) == 2 for name in ("fp32", "fast"))
+    assert "Diverged: 0 of 3 in fp32, 1 of 3 on the fast path." in markdown(record | {"command": "reslib equivalence"})
 
 
 def test_command_trains_both_ways(tmp_path, monkeypatch, capsys):
@@ -133,8 +155,10 @@ def test_command_trains_both_ways(tmp_path, monkeypatch, capsys):
     assert [(p, s) for p, s, _ in asked] == [("fp32", 0), ("bf16", 0), ("fp32", 1), ("bf16", 1)]
     own, study = tmp_path / "equivalence" / "smoke" / "runs", tmp_path / "smoke" / "runs"
     assert [folder for *_, folder in asked] == [own, study, own, study]
-    record = json.loads((tmp_path / "equivalence" / "smoke" / "resnet20-synthetic.json").read_text())
-    assert record["fp32_errors"] == record["fast_errors"] == [50.0, 51.0]
+    record = json.loads((tmp_path / "equivalence" / "smoke" / "resnet20-synthetic-bf16.json").read_text())
+    assert record["sides"]["fp32"]["errors"] == record["sides"]["fast"]["errors"] == [50.0, 51.0]
+    command = "reslib equivalence --model resnet20 --preset smoke --dataset synthetic --seeds 2 --fast bf16"
+    assert record["command"].endswith(command)
     assert "no difference found" in capsys.readouterr().out
 
 
@@ -156,23 +180,23 @@ def test_a_fast_run_in_fp32_is_no_reference(tmp_path, monkeypatch, steps):
 
 
 def test_a_record_is_that_of_its_runs(tmp_path):
-    """Trained, drawn, indexed and verified; an edited record, page or run is found."""
+    """Trained, drawn, indexed and verified; an edited record, page or run is found, and runs that are no pairs."""
     from reslib.cli import main
 
     preset = "smoke+train_size=64"
     argv = f"equivalence --preset {preset} --model resnet8 --seeds 2 --fast bf16 --dataset synthetic --device cpu"
     assert main([*argv.split(), "--results", str(tmp_path)]) in (0, 1)
-    path = tmp_path / "equivalence" / preset / "resnet8-synthetic.json"
-    record = json.loads(path.read_text())
-    assert equivalence_records.rebuilt(record, tmp_path) == record
+    path = tmp_path / "equivalence" / preset / "resnet8-synthetic-bf16.json"
+    record, where = json.loads(path.read_text()), f"equivalence/{preset}/resnet8-synthetic-bf16.json"
     assert all((tmp_path / run / "metrics.csv").exists() for side in record["runs"].values() for run in side)
-    rows = equivalence_records.frame(tmp_path, tmp_path)
+    rows = equivalence_records.frame(tmp_path)
     assert list(rows["side"]) == ["fp32", "fast"] and rows["errors"].str.len().eq(2).all()
-    texts = [t.get_text() for t in figures.equivalence_figure(rows).findobj(Text)]
-    assert record["verdict"] in texts and "fast - fp32 (points, 95%)" in texts
-    assert f"[{preset}: resnet8-synthetic](equivalence/{preset}/resnet8-synthetic.md)" in (
-        results_index.equivalence_section(tmp_path)
-    )
+    drawn = artefacts.speed_figures(tmp_path)
+    assert set(drawn) == {"speed_equivalence"} <= set(artefacts.SPEED_STEMS)
+    texts = [t.get_text() for t in drawn["speed_equivalence"].findobj(Text)]
+    assert record["verdict"] in texts and "fp32; eager (reference)" in texts and "bf16; eager" in texts
+    link = f"[{preset}: {path.stem}](equivalence/{preset}/{path.stem}.md)"
+    assert link in results_index.equivalence_section(tmp_path)
 
     def problems():
         findings = verify.Findings()
@@ -182,11 +206,24 @@ def test_a_record_is_that_of_its_runs(tmp_path):
     assert problems() == []
     page = path.with_suffix(".md")
     page.write_text(page.read_text().replace("Verdict", "verdict"))
-    assert problems() == [f"equivalence/{preset}/{path.name}: {page.name} is not what the record gives"]
-    path.write_text(json.dumps(record | {"fast_errors": [0.0, 0.0]}))
-    assert problems() == [f"equivalence/{preset}/{path.name} is not what the runs it names give"]
-    (tmp_path / record["runs"]["fast"][0] / "summary.json").unlink()
-    assert any("cannot be read" in text for text in problems())
+    assert problems() == [f"{where}: {page.name} is not what the record gives"]
+    page.write_text(page.read_text().replace("verdict", "Verdict"))
+    sides = record["sides"]
+    path.write_text(json.dumps(record | {"sides": sides | {"fast": sides["fast"] | {"errors": [0.0, 0.0]}}}))
+    assert problems() == [f"{where} is not what the runs it names give"]
+    crossed = record["runs"] | {"fast": record["runs"]["fast"][::-1]}
+    path.write_text(json.dumps(record | {"runs": crossed}))
+    assert "no pairs" in problems()[0]
+    path.write_text(json.dumps(record | {"runs": {side: record["runs"]["fast"] for side in record["runs"]}}))
+    assert "its reference is not fp32 in eager steps" in problems()[0]
+    path.write_text(json.dumps({"model": "resnet8"}))
+    assert "no record of `reslib equivalence`" in problems()[0]
+    said = []
+    assert equivalence_records.frame(tmp_path, said.append).empty and len(said) == 1
+    path.write_text(json.dumps(record))
+    summary_file = tmp_path / record["runs"]["fp32"][0] / "summary.json"
+    summary_file.write_text(summary_file.read_text().replace('"test_error": ', '"test_error": 0.0'))
+    assert any(f"equivalence/{preset}/runs/" in text for text in problems())
 
 
 def test_without_a_record_the_figure_says_how_to_make_one(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from training import QUIET, processes, rows_of, silent, tiny, train_in_pieces
 
-from reslib import executor
+from reslib import executor, machine
 from reslib.errors import UserError
 from reslib.executor import execute, missing
 from reslib.files import whole_file, write_json, write_text
@@ -184,6 +184,18 @@ def test_local_workers_list_failures_and_train_the_others(tmp_path, monkeypatch)
     assert [runs[r.run_name] for r in recipes if r.train_size < 100] == ["finished", "finished", "diverged"]
     train(recipes[0], tmp_path / "inline", execution=QUIET, say=silent)
     assert rows_of(tmp_path, recipes[0]) == rows_of(tmp_path / "inline", recipes[0])
+
+
+def test_available_memory_is_that_of_the_container(monkeypatch, tmp_path):
+    free = machine.available_memory()
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    assert free is None or machine.available_memory() > 0
+    (tmp_path / "memory.max").write_text("3000\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.stat").write_text("anon 700\ninactive_file 200\n")
+    assert machine.available_memory() in (2200, None)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free is None or machine.available_memory() > 2000
 
 
 def test_a_worker_that_dies_is_reported_and_the_run_continues(tmp_path, monkeypatch):

@@ -186,6 +186,20 @@ def test_resumed_at_any_iteration_the_bits_are_the_same(tmp_path, monkeypatch, r
     assert weights_of(tmp_path / "whole", other) != whole[1]
 
 
+def test_a_run_goes_on_in_the_precision_it_was_begun_in(tmp_path, monkeypatch):
+    """On another machine `auto` would be resolved otherwise; the run, its name and what else is kept do not change."""
+    recipe = tiny(precision="auto", iterations=4, eval_every=2)
+    execution = Execution(device="cpu")
+    monkeypatch.setenv("RESLIB_TUNE", "precision=bf16,threads=1,compile=false")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_after(patch, 2)
+        train(recipe, tmp_path, execution=execution, say=silent)
+    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1,compile=false")
+    assert train(recipe, tmp_path, execution=execution, say=silent)["precision"] == "bf16"
+    assert train(recipe.replace(seed=1), tmp_path, execution=execution, say=silent)["precision"] == "fp32"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize("model", ["nin", "resnet8", "fitnet19"])
 def test_the_networks_of_the_study_resume_to_the_bit(tmp_path, monkeypatch, model):
     recipe = tiny(model=model, iterations=3, eval_every=2, batch_size=4, train_size=8, test_size=4, lr=0.01)

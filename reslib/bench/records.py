@@ -14,16 +14,31 @@ from .report import PARTS
 COMMITTED = Path(__file__).resolve().parent.parent.parent / "results" / "bench"  # of the checkout
 
 
-def load_records(*folders: Path) -> list[dict]:
-    """The records of `reslib bench` in these folders, each once, oldest first. Raises UserError for a damaged one."""
+def load_records(*folders: Path, damaged=None) -> list[dict]:
+    """The records of `reslib bench` in these folders, each once, oldest first.
+
+    A damaged one raises UserError; with `damaged` that is told, and the record left out.
+    """
     files = {path.resolve() for folder in folders for path in Path(folder).glob("[!.]*.json")}
     records = []
     for path in sorted(files):
-        record = read_json(path)
-        if missing := {"date", "environment", "comparisons", "scaling"} - set(record):
-            raise UserError(f"{path} is no record of `reslib bench`: {', '.join(sorted(missing))} missing")
+        try:
+            record = read_json(path)
+            if missing := {"date", "environment", "comparisons", "scaling"} - set(record):
+                raise UserError(f"{path} is no record of `reslib bench`: {', '.join(sorted(missing))} missing")
+        except UserError as error:
+            if damaged is None:
+                raise
+            damaged(f"{error}; left out")
+            continue
         records.append(record | {"file": path.name})
     return sorted(records, key=lambda r: r["date"])
+
+
+def home(results: Path) -> Path:
+    """The results folder whose records the notebook shows: this one, or the checkout's while nothing is measured."""
+    measured = any(any(Path(results).glob(pattern)) for pattern in ("bench/[!.]*.json", "equivalence/*/[!.]*.json"))
+    return Path(results) if measured else COMMITTED.parent
 
 
 def hardware(record: dict) -> str:
