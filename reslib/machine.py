@@ -8,7 +8,6 @@ from pathlib import Path
 
 from .files import folder_of
 
-
 CGROUP = Path("/sys/fs/cgroup")  # of the container, as seen within it (version 2)
 
 
@@ -18,7 +17,7 @@ def cores() -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes of main memory that new processes can have, a container's limit included; None where the system is silent."""
+    """Bytes of main memory that new processes can have, within a container's limit; None if the system is silent."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
