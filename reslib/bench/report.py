@@ -17,7 +17,7 @@ class Report:
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.path, self._shown = folder, None, 0
+        self.folder, self.path, self._shown = folder, None, set()
 
     def write(self, record: dict, say=print, show: bool = True) -> None:
         """Write what is measured so far over what was written before; say(text) is told what is new in it.
@@ -32,8 +32,9 @@ class Report:
         write_json(self.path, record)
         write_text(self.path.with_suffix(".md"), text)
         if show:
-            say(f"\n{text[self._shown :]}", flush=True)
-            self._shown = len(text)
+            paragraphs = dict.fromkeys(text.strip().split("\n\n"))  # what was measured later may stand further up
+            say("\n" + "\n\n".join(p for p in paragraphs if p not in self._shown) + "\n", flush=True)
+            self._shown |= paragraphs.keys()
 
 
 def free_name(folder: Path, stem: str) -> str:
