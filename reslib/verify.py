@@ -260,6 +260,8 @@ def check_index(results: Path, findings: Findings) -> None:
     if not index.exists():
         return
     text = index.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith(results_index.HEAD):
+        findings.problems.append("README.md of the results is old in its head; --write-index writes it anew")
     for folder in preset_folders(results):
         if f"## {folder.name}\n" in text and results_index.section(folder) not in text:
             findings.problems.append(f"README.md of the results is old on {folder.name}; --write-index writes it anew")

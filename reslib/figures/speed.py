@@ -88,7 +88,7 @@ def _parts(ax, group: pd.DataFrame) -> None:
 
 AXES = (  # axis of the measurement, column, title, x label, y label
     ("depth", "images_per_second", "speed against depth", "layers", "images/s"),
-    ("depth", "peak_memory_mib", "memory against depth", "layers", "peak memory (GiB; GPU, or process)"),
+    ("depth", "peak_memory_mib", "memory against depth", "layers", "GiB at most (GPU, or process)"),
     ("batch", "images_per_second", "speed against batch size", "images in a batch", "images/s"),
     ("width", "images_per_second", "speed against width", "filters of the first stage", "images/s"),
 )
@@ -147,9 +147,10 @@ def _guide(ax, axis: str, column: str, part: pd.DataFrame, device: str) -> None:
     x = points["value"].to_numpy(float)
     y = points[column].iloc[-1] * (x[-1] / x) ** (2 if axis == "width" else 1)
     ax.plot(x, y, color="#888888", linewidth=0.8, linestyle=(0, (4, 2)), zorder=0)
+    above = y[0] > points[column].iloc[0]  # the text on the side where the measured line is not
     ax.annotate(
-        "slope of the multiply-adds", (x[0], y[0]), fontsize=7, color="#666666", xytext=(4, 2),
-        textcoords="offset points", annotation_clip=True,
+        "slope of the multiply-adds", (x[0], y[0]), fontsize=7, color="#666666", annotation_clip=True,
+        xytext=(4, 2) if above else (0, -7), textcoords="offset points", va="baseline" if above else "top",
     )  # fmt: skip
 
 
@@ -233,7 +234,7 @@ def equivalence_figure(frame: pd.DataFrame) -> Figure:
                 left.plot([row["mean"]] * 2, [place - 0.28, place + 0.28], color=ink, linewidth=1.6)
         left.set_yticks((1, 0), group["steps"] + np.where(group["side"] == "fp32", " (reference)", ""))
         left.set(ylim=(-0.6, 1.6), xlabel="final test error (%)")
-        left.set_title(f"{_label(first['model'])} on {first['dataset']}, {first['preset']}", loc="left")
+        left.set_title(f"{_label(first['model'])} on {first['dataset']}", loc="left")
         left.grid(axis="y", visible=False)
         if pd.isna(first["difference"]):
             say(right, first["verdict"])
@@ -244,7 +245,8 @@ def equivalence_figure(frame: pd.DataFrame) -> Figure:
         reach = 1.15 * max(abs(first["low"]), abs(first["high"]), 1e-9)
         right.set(xlim=(-reach, reach), ylim=(-0.6, 0.6), yticks=(), xlabel="fast - fp32 (points, 95%)")
         right.set_title(first["verdict"], loc="left")
-    sign(fig, None, evidence(frame))
+    presets = ", ".join(frame["preset"].unique()) if len(frame) else ""
+    sign(fig, None, " · ".join(filter(None, [presets and f"preset {presets}", evidence(frame)])))
     return fig
 
 
