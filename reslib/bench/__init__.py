@@ -1,7 +1,7 @@
 """`reslib bench`: reslib beside the loop everyone writes, in one process, in alternating turns (README, Speed).
 
 Command: `reslib bench --models resnet20,resnet56`. Time: about 3 minutes a model on two CPU cores or on a GPU.
-All of it, with how cost grows and several seeds at once: `reslib bench --whole`, about three quarters of an hour on two cores.
+All of it, with how cost grows and several seeds at once: `reslib bench --whole`, about 45 minutes on two cores.
 With little time, on a GPU: `reslib bench --whole --time-limit 8m --rounds 3 --seconds 1`, the most important first.
 Writes results/bench/<device>-<date>.json and .md.
 """
