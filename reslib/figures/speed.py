@@ -122,7 +122,7 @@ def scaling_figure(frame: pd.DataFrame) -> Figure:
         _plain_ticks(ax, sorted(part["value"].unique()))
     handles, labels = axes[0][0].get_legend_handles_labels()
     if handles:
-        legend_above(fig, handles, columns=2)
+        legend_above(fig, handles, columns=3)
     failed = frame[frame["failed"] != ""] if devices else frame
     notes = [f"{r.axis} {r.value}: {r.failed}" for r in failed.itertuples()]
     said = [
@@ -146,12 +146,7 @@ def _guide(ax, axis: str, column: str, part: pd.DataFrame, device: str) -> None:
     points = part[part["device"] == device].sort_values("value")
     x = points["value"].to_numpy(float)
     y = points[column].iloc[-1] * (x[-1] / x) ** (2 if axis == "width" else 1)
-    ax.plot(x, y, color="#888888", linewidth=0.8, linestyle=(0, (4, 2)), zorder=0)
-    above = y[0] > points[column].iloc[0]  # the text on the side where the measured line is not
-    ax.annotate(
-        "slope of the multiply-adds", (x[0], y[0]), fontsize=7, color="#666666", annotation_clip=True,
-        xytext=(4, 2) if above else (0, -7), textcoords="offset points", va="baseline" if above else "top",
-    )  # fmt: skip
+    ax.plot(x, y, label="slope of the multiply-adds", color="#888888", linewidth=0.8, linestyle=(0, (4, 2)), zorder=0)
 
 
 def _plain_ticks(ax, values) -> None:
