@@ -3,7 +3,7 @@
 Command: `reslib bench --models resnet20,resnet56`. Time: about 3 minutes a model on two CPU cores or on a GPU.
 All of it, with how cost grows and several seeds at once: `reslib bench --whole`, about 45 minutes on two cores.
 With little time, on a GPU: `reslib bench --whole --time-limit 8m --rounds 3 --seconds 1`, the most important first.
-Writes results/bench/<device>-<date>.json and .md.
+Writes results/bench/<device>-<date>.json and .md. PyTorch is imported when something is measured, not to read records.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ import math
 import os
 import time
 
-import torch
-
 from ..cli import ArgumentError, add_common, duration, number, results_of
 from ..errors import UserError, choose
 from ..files import make_folder
-from ..numerics import resolve_device, use
 
 CONTENDERS = "usual,fp32,fast"
 CIFAR_SETS = ("cifar10", "synthetic")
@@ -106,7 +103,10 @@ def measure(arguments, device, asked: dict, say=print, keep=lambda record, show=
 
     A part that fails is named with its reason, and the rest goes on. After the time limit no part is begun.
     """
+    import torch
+
     from .. import data, tune
+    from ..numerics import use
     from ..provenance import environment, now
 
     root = arguments.data_root
@@ -233,6 +233,8 @@ def _silent(text) -> None:
 
 def _everything(arguments) -> None:
     """Fill in what --whole stands for."""
+    from ..numerics import resolve_device
+
     gpu = any(resolve_device(name).type == "cuda" for name in _words(arguments.devices))
     arguments.models = "resnet20,resnet110,resnet56,resnet1202" if gpu else "resnet20,resnet56"
     arguments.scaling = arguments.loader = arguments.tried = arguments.start = True
@@ -241,7 +243,10 @@ def _everything(arguments) -> None:
 
 def _checked(arguments) -> dict:
     """The lists among the arguments. Raises UserError naming what is wrong before anything is measured."""
+    import torch
+
     from ..models import build_model
+    from ..numerics import resolve_device
     from ..presets import preset_of
     from .contenders import NAMES
 
