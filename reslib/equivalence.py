@@ -92,7 +92,8 @@ def reference_run(recipe: Recipe, folders: tuple[Path, Path], data_root, preset:
     """
     plain = dataclasses.replace(execution, eager=True)  # no CUDA graph, not compiled
     exact = recipe.replace(precision="fp32")
-    for folder in (folders[0],) * (folders[0] / exact.run_name).exists() + folders[1:]:
+    study, own = folders
+    for folder in dict.fromkeys([study, own] if (study / exact.run_name).exists() else [own]):
         summary = train(exact, folder, data_root, preset, plain)
         if ways(summary) == {"eager"}:
             return summary, folder / exact.run_name

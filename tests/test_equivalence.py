@@ -10,6 +10,7 @@ from reslib import artefacts, data, equivalence, equivalence_records, figures, r
 from reslib.compilation import cannot_compile
 from reslib.equivalence import Trajectory, departure, first_steps
 from reslib.equivalence_records import compare, markdown
+from reslib.errors import UserError
 from reslib.job import Execution
 from reslib.recipe import Recipe
 from reslib.tune import Choice
@@ -177,6 +178,10 @@ def test_a_fast_run_in_fp32_is_no_reference(tmp_path, monkeypatch, steps):
     found, where = equivalence.reference_run(RECIPE, (study, own), None, "smoke", Execution())
     assert asked == [("fp32", True, study), ("fp32", True, own)]
     assert found["sessions"] == [{"step": "eager"}] and where == own / name
+    asked.clear()
+    with pytest.raises(UserError, match=f"remove .*{name}: the reference in it was trained by other than eager"):
+        equivalence.reference_run(RECIPE, (study, study), None, "smoke", Execution())
+    assert len(asked) == 1  # a changed preset has one folder for both
 
 
 def test_a_record_is_that_of_its_runs(tmp_path):

@@ -76,9 +76,8 @@ def _too_large(record: dict, before: list[dict]) -> str:
 def _one(model, batch, width, source, device, rounds, seconds, root, memory, end) -> dict:
     recipe = recipe_for(model, batch, source, "" if width == 16 else f"width={width}")
     way = "fast" if device.type == "cuda" else "eager"  # a compilation per point would take longer than the points
-    peak = (
-        peak_memory(way, recipe, root, device, steps=2) if memory else None
-    )  # first: this process keeps what it takes
+    # first, as this process keeps what it takes
+    peak = peak_memory(way, recipe, root, device, steps=2) if memory else None
     if memory and peak is None and device.type == "cpu" and sys.platform.startswith("linux"):
         raise MemoryError("its process was killed, most likely for its memory")
     made = Reslib(way, recipe, source, device)
