@@ -1,5 +1,7 @@
 """torch.compile of a training step on a processor: tried on the network itself, and kept only where it wins.
 
+On a GPU: gpu_compilation.py.
+
 Compiling takes up to minutes, and what it gains depends on network and machine, down to nothing: neither flags nor a
 small probe can tell (results/bench). A run that is long enough compiles its own forward and backward
 pass, compares both ways in turn, keeps the faster one, and remembers the answer beside the cache of tune.py.
@@ -22,11 +24,12 @@ from . import convolutions, trials
 from .engine import Step
 from .machine import cores
 from .passes import Passes, difference, sound
-from .tune import COMPILE, LONG, MARGIN, Choice, asked
+from .tune import COMPILE, LONG, MARGIN, Choice
 
 PAYS_AFTER = 20.0  # times as long as the compilation must the rest of the run be
 SECONDS_PER_LAYER = 2.0  # of a compilation, until one has been timed here
 ROUNDS = 4
+OPTIONS = {"dynamic": False, "options": {"fallback_random": True}}  # random numbers of dropout as of the eager step
 NAMES = {"winograd": "Winograd's algorithm", "fourier": "Fourier transform"}  # of the algorithms, in words
 
 
@@ -60,9 +63,12 @@ class CompiledLoss:
         self.call, self.proved = loss, bool(self.reason)
         if self.reason:
             say(f"not compiled: {self.reason}")
-        else:  # the random numbers of dropout are those of the eager step
+        else:
             allow_many()
-            self.call = torch.compile(loss, dynamic=False, options={"fallback_random": True})
+            self.call = self._compiled(loss)
+
+    def _compiled(self, loss):
+        return torch.compile(loss, **OPTIONS)
 
     def __call__(self, x, y, progress):
         if self.proved:
@@ -143,19 +149,6 @@ def accelerate(
         was = ", ".join(f"{name} {before.get(name, 'none')}" for name in changed)
         say(f"note: it was begun with {was}; continued otherwise, its bits are not those of an undisturbed run")
     return evidence
-
-
-def compile_if_asked(step: Step, say=print) -> None:
-    """Compile the passes of a step on a CUDA GPU where RESLIB_TUNE says compile=true; a step is captured with them.
-
-    Not by itself: what it gains there nobody has measured (`reslib bench --tried`). `step.way` says what came of it.
-    """
-    if not asked("compile"):
-        return
-    if reason := uncompilable(step):
-        say(f"not compiled: {reason}")
-    else:
-        step.loss = CompiledLoss(step.loss, say)
 
 
 def describe(precision: str, evidence: dict) -> str:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .cuda_graphs import abandon, captured, empty_graph, seconds_per_replay
 from .data.memory import mixed_seed
 from .distributed import ALONE
 from .measure import batch_norms
@@ -90,6 +91,7 @@ class Step:
         self.parts = recipe.accumulation // group.world
         self.loss = group.wrap(Objective(model), device, unused=hasattr(model, "training_loss"))
         self.stochastic = getattr(model, "stochastic", False)
+        self.follows = hasattr(model, "training_loss")  # the loss may depend on how far the training is
         self.progress = torch.zeros((), device=device)
         self.averages = [b for m in batch_norms(model) for b in (m.running_mean, m.running_var)]
         optimizer.zero_grad(set_to_none=True)
@@ -140,10 +142,13 @@ class CapturedStep(Step):
     """
 
     warmup = 3  # eager steps on a side stream before the capture, undone afterwards
+    rounds = 3  # of timing two captured steps in turn
+    replays = 10  # in each
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.graph, self.failed = None, ""
+        self.trial = None  # a compilation.GpuTrial: whether passes through torch.compile are faster once captured
 
     @property
     def way(self) -> str:
@@ -160,7 +165,8 @@ class CapturedStep(Step):
                 return super().__call__(x, y, iteration)
             self.x.copy_(x)
             self.y.copy_(y)
-            self.progress.fill_(iteration / self.recipe.iterations)
+            if self.follows:
+                self.progress.fill_(iteration / self.recipe.iterations)
             if self.stochastic:
                 torch.cuda.manual_seed(mixed_seed("dropout", self.recipe.seed, iteration, 0))
             self.graph.replay()
@@ -170,6 +176,17 @@ class CapturedStep(Step):
         self.x, self.y = x.clone(memory_format=self.layout), y.clone()
         tensors = [*self.model.parameters(), *self.model.buffers(), *momenta(self.optimizer)]
         saved = [t.detach().clone() for t in tensors]
+        try:
+            self._record()
+            if self.graph is not None and self.trial is not None:
+                self._try_compiled()
+        finally:
+            with torch.no_grad():  # the warm-up steps must leave no trace
+                for tensor, old in zip(tensors, saved, strict=True):
+                    tensor.copy_(old)
+
+    def _record(self):
+        """Capture a step with the loss as it is now; `failed` says why where that cannot be."""
         before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
         stream.wait_stream(before)
         with torch.cuda.stream(stream):
@@ -188,10 +205,33 @@ class CapturedStep(Step):
             if isinstance(first, torch.OutOfMemoryError):
                 raise first from None
             self.failed = (str(first).splitlines() or [type(first).__name__])[0]
-            warnings.warn(f"step not captured as a CUDA graph, training without: {self.failed}", stacklevel=3)
-        with torch.no_grad():  # the warm-up steps must leave no trace
-            for tensor, old in zip(tensors, saved, strict=True):
-                tensor.copy_(old)
+            warnings.warn(f"step not captured as a CUDA graph, training without: {self.failed}", stacklevel=4)
+
+    def _try_compiled(self):
+        """Capture the step with compiled passes as well where that may pay, and keep the faster one."""
+        plain = self.graph, self.result, self.loss
+        self.optimizer.zero_grad(set_to_none=True)  # those of the capture would be added to
+        loss = self.trial.loss(self, seconds_per_replay(plain[0], self.replays))
+        if loss is None:
+            return
+        self.graph, self.loss, reason = None, loss, ""
+        try:
+            with warnings.catch_warnings():  # the plain step is there: no word of warning
+                warnings.simplefilter("ignore", UserWarning)
+                self._record()
+        except torch.OutOfMemoryError as error:  # for two of them at once
+            reason = str(error).splitlines()[0]
+        made, self.failed, reason = self.graph, "", reason or self.failed
+        if made is None or not loss.compiled:
+            self.graph, self.result, self.loss = plain
+            self.trial.refused(reason or loss.reason)
+            return
+        eager, compiled = [], []
+        for _ in range(self.rounds):
+            eager.append(seconds_per_replay(plain[0], self.replays))
+            compiled.append(seconds_per_replay(made, self.replays))
+        if not self.trial.wins(min(eager), min(compiled)):
+            self.graph, self.result, self.loss = plain
 
     def _warm_up(self):
         """The eager steps; once more without torch.compile where it fails, as it may only at the backward pass."""
@@ -211,35 +251,6 @@ class CapturedStep(Step):
         loss.backward()
         self.optimizer.step()
         return loss.detach(), (logits.detach().argmax(1) != self.y).sum()
-
-
-def captured(graph, stream, pool=None):
-    """The block's work on the current device is captured. A loader's pinning thread may use CUDA meanwhile."""
-    return torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
-
-
-@contextlib.contextmanager
-def empty_graph(action: str):
-    """Within the block torch's warning of a capture in which nothing was captured is an "error", or one to "ignore"."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings(action, message="The CUDA Graph is empty")
-        yield
-
-
-def abandon(graph, stream, pool) -> None:
-    """After a capture that failed, make `stream` current again and the device fit for plain steps.
-
-    torch leaves the stream of the capture current, its memory pool open, so that no cached memory is given back any
-    more, and in some versions the generator of random numbers in a state in which every dropout fails.
-    """
-    torch.cuda.set_stream(stream)
-    graph.reset()
-    with contextlib.suppress(AttributeError, RuntimeError):  # not public; fails where the pool is closed
-        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-        torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
-    torch.cuda.synchronize()
-    with empty_graph("ignore"), captured(torch.cuda.CUDAGraph(), torch.cuda.Stream()):
-        pass  # a capture that ends well takes the generator out of that state
 
 
 def make_step(recipe, model, optimizer, device, precision, group=ALONE, eager: bool = False) -> Step:

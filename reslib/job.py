@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from . import compilation, data, distributed, own_network
+from . import compilation, data, distributed, gpu_compilation, own_network
 from .checkpoint import State, restore
 from .complexity import multiply_adds, weighted_layers
 from .engine import Step, make_optimizer, make_step
@@ -135,7 +135,14 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
     step = make_step(recipe, model, optimizer, device, state.precision, group, execution.eager)
     step.layout = LAYOUTS[layout]
     if device.type == "cuda" and not execution.eager:
-        compilation.compile_if_asked(step, lambda text: say(f"{recipe.run_name}: {text}"))
+        gpu_compilation.accelerate(
+            step,
+            left=recipe.iterations - state.iteration,
+            limit=execution.time_limit,
+            before=sessions[-1].get("step", "") if sessions else "",
+            measure=may_measure,
+            say=lambda text: say(f"{recipe.run_name}: {text}"),
+        )
     job = Job(run, preset, group, device, source, batches, model, optimizer, step, window, state, costs, rows, sessions)
     if chosen:
         chosen = dataclasses.replace(chosen, **EAGER) if execution.eager else chosen

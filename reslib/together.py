@@ -10,6 +10,7 @@ Command: `reslib reproduce --executor together --workers 5 --seeds 5`. What it g
 
 from __future__ import annotations
 
+import collections
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,31 @@ from .train import ended, memory_advice, steps
 AT_ONCE = 5  # runs, where the caller does not say
 
 
+class Pace:
+    """How far a run's steps are ahead of the GPU: one that has enough to do waits while others are given work.
+
+    The queue of a GPU is short for steps of thousands of kernels. Where one run filled it, the process would wait in
+    the middle of giving it more, and the streams of all others would run dry.
+    """
+
+    ahead = 2  # steps given to the GPU that it need not have done yet
+
+    def __init__(self, device):
+        self.events = collections.deque() if device.type == "cuda" else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next step may be given."""
+        while self.events and self.events[0].query():
+            self.events.popleft()
+        return not self.events or len(self.events) < self.ahead
+
+    def note(self) -> None:
+        """A step has been given, on the current stream."""
+        if self.events is not None:
+            self.events.append(torch.cuda.current_stream().record_event())
+
+
 @dataclass
 class Member:
     """One of several runs that share a device."""
@@ -36,6 +62,7 @@ class Member:
     job: Job
     loop: object  # the generator of train.steps
     stream: object  # torch.cuda.Stream, or None for the device's usual order
+    pace: Pace
 
 
 def train_together(
@@ -76,9 +103,12 @@ def train_together(
                 member.job.sessions[-1]["runs_at_once"] = len(members)
             while members:
                 for member in tuple(members):
+                    if not member.pace.ready:
+                        continue
                     try:
                         with on_stream(member.stream):
                             next(member.loop)
+                            member.pace.note()
                         continue
                     except StopIteration as end:
                         with on_stream(member.stream):
@@ -108,7 +138,7 @@ def _member(run, data_root, preset, execution, device, stop, say) -> Member:
         # The seeds of dropout lie in one place on the device for all graphs: in the usual order none is overwritten.
         stream.synchronize()
         stream = None
-    return Member(job, steps(job, execution, stop, say, _silent), stream)
+    return Member(job, steps(job, execution, stop, say, _silent), stream, Pace(device))
 
 
 def on_stream(stream):

@@ -118,8 +118,9 @@ def loop(job: Job, execution: Execution, stop: StopSignal, say, on_row):
         # Step
         x, y = next(stream)
         lr = learning_rate(recipe, state.iteration, state.warming_up, [r["val_or_test"] for r in rows])
-        set_learning_rate(job.optimizer, lr, state.lr)
-        state.lr = lr
+        if lr != state.lr:
+            set_learning_rate(job.optimizer, lr, state.lr)
+            state.lr = lr
         window.add(*job.step(x, y, state.iteration))
         state.iteration += 1
         if state.warming_up and state.iteration % recipe.warmup_window == 0:

@@ -4,6 +4,7 @@ The stand-in behaves as torch 2.14 does where a capture breaks: ending it raises
 """
 
 import contextlib
+import itertools
 import warnings
 
 import pytest
@@ -11,8 +12,11 @@ import torch
 from own_models import Small
 from training import tiny
 
-from reslib import compilation
+from reslib import compilation, engine, gpu_compilation, trials
+from reslib.compilation import CompiledLoss
 from reslib.engine import CapturedStep, Step, make_optimizer
+from reslib.gpu_compilation import BlockwiseLoss, GpuTrial, accelerate
+from reslib.models import build_model
 
 CPU = torch.device("cpu")
 
@@ -74,6 +78,12 @@ def made(kind, **options):
     return kind(recipe, model, make_optimizer(recipe, model, CPU), CPU, "fp32")
 
 
+def compiler(monkeypatch):
+    """As if there were one."""
+    for module in (compilation, gpu_compilation):
+        monkeypatch.setattr(module, "cannot_compile", lambda: "")
+
+
 def batch():
     generator = torch.Generator().manual_seed(1)
     return torch.randn(8, 3, 32, 32, generator=generator), torch.randint(10, (8,), generator=generator)
@@ -110,12 +120,12 @@ def test_the_reason_is_the_first_error_not_that_of_ending_the_capture(monkeypatc
 
 def test_a_compiler_that_fails_at_the_backward_pass_leaves_an_eager_captured_step(monkeypatch):
     cuda, said = Cuda(monkeypatch), []
-    monkeypatch.setattr(compilation, "cannot_compile", lambda: "")
+    compiler(monkeypatch)
     monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: (Broken.apply(loss(*x)[0]), loss(*x)[1]))
     monkeypatch.setenv("RESLIB_TUNE", "compile=true")
     step = made(CapturedStep)
     step.model.compilable = True
-    compilation.compile_if_asked(step, said.append)
+    accelerate(step, 100, say=said.append)
     before = step.model.fc.weight.detach().clone()
     step._capture(*batch())
     assert said == ["not compiled: no Triton here"] and step.way == "CUDA graph" and cuda.captures == 1
@@ -136,7 +146,7 @@ class Broken(torch.autograd.Function):
 
 def test_compiled_passes_are_captured_only_where_asked_for(monkeypatch):
     Cuda(monkeypatch)
-    monkeypatch.setattr(compilation, "cannot_compile", lambda: "")
+    compiler(monkeypatch)
     monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: loss(*x))
     said = []
     for text, compilable, way in (("", True, "CUDA graph"), ("compile=true", True, "CUDA graph, compiled"),
@@ -144,10 +154,150 @@ def test_compiled_passes_are_captured_only_where_asked_for(monkeypatch):
         monkeypatch.setenv("RESLIB_TUNE", text)
         step = made(CapturedStep)
         step.model.compilable = compilable
-        compilation.compile_if_asked(step, said.append)
+        accelerate(step, 100, say=said.append)
         step._capture(*batch())
         assert step.way == way
     assert said == ["not compiled: a network of one's own without `compilable = True`"]
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("RESLIB_TUNE", raising=False)
+    compiler(monkeypatch)
+
+
+def timed(monkeypatch, *seconds):
+    """Replays take as long as the test says, in turn, and again from the first."""
+    endless = itertools.cycle(seconds)
+    monkeypatch.setattr(engine, "seconds_per_replay", lambda graph, replays: next(endless))
+
+
+@pytest.mark.parametrize(("compiled", "way"), [(0.5, "CUDA graph, compiled"), (0.99, "CUDA graph")])
+def test_a_long_run_captures_both_ways_and_keeps_the_faster(monkeypatch, own_cache, compiled, way):
+    cuda, said, calls = Cuda(monkeypatch), [], []
+    monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: calls.append(1) or loss(*x))
+    timed(monkeypatch, 1.0, 1.0, compiled, 1.0, compiled, 1.0, compiled)
+    step = made(CapturedStep)
+    step.model.compilable = True
+    before = {name: value.clone() for name, value in step.model.state_dict().items()}
+    accelerate(step, 64_000, say=said.append)
+    step._capture(*batch())
+    assert (step.way, cuda.captures) == (way, 2) and calls, said
+    assert all(torch.equal(value, before[name]) for name, value in step.model.state_dict().items())
+    kept = "kept" if compiled < 0.9 else "not kept: by less than 3%"
+    assert said[-1].startswith(f"a step takes 1000.00 ms captured, {1000 * compiled:.2f} ms compiled and captured")
+    assert said[-1].endswith(kept) and len(trials.known("compile.json")) == 1
+
+    again, said = made(CapturedStep), []
+    again.model.compilable = True
+    accelerate(again, 64_000, say=said.append)
+    again._capture(*batch())
+    if compiled > 0.9:  # a loss is remembered
+        assert "measured before" in said[0] and cuda.captures == 3
+    else:
+        assert again.way == way
+
+
+@pytest.mark.parametrize(
+    ("left", "limit", "measure", "text", "before"),
+    [
+        (64_000, None, True, "compile=false", ""),
+        (499, None, True, "", ""),
+        (64_000, None, False, "", ""),
+        (64_000, None, True, "", "CUDA graph"),
+        (100_000, None, True, "", ""),  # 100 s: too short to win a compilation back
+        (10**9, 60.0, True, "", ""),
+    ],
+)
+def test_where_a_compilation_would_not_pay_none_is_made(monkeypatch, own_cache, left, limit, measure, text, before):
+    cuda = Cuda(monkeypatch)
+    timed(monkeypatch, 0.001)
+    monkeypatch.setenv("RESLIB_TUNE", text)
+    step = made(CapturedStep)
+    step.model.compilable = True
+    accelerate(step, left, limit, before, measure)
+    step._capture(*batch())
+    assert step.way == "CUDA graph" and cuda.captures == 1
+
+
+def test_a_run_begun_compiled_goes_on_compiled(monkeypatch, own_cache):
+    cuda = Cuda(monkeypatch)
+    monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: loss(*x))
+    step = made(CapturedStep)
+    step.model.compilable = True
+    accelerate(step, 1, None, "CUDA graph, compiled")
+    step._capture(*batch())
+    assert step.way == "CUDA graph, compiled" and cuda.captures == 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ((None, RuntimeError("capture invalidated"), None), "not compiled: capture invalidated"),
+        ((None, torch.OutOfMemoryError("no room for two"), None), "not compiled: no room for two"),
+    ],
+)
+def test_compiled_passes_that_cannot_be_captured_leave_the_plain_graph(monkeypatch, own_cache, broken, reason):
+    Cuda(monkeypatch, *broken)
+    said, step = [], made(CapturedStep)
+    monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: loss(*x))
+    timed(monkeypatch, 1.0)
+    step.model.compilable = True
+    step.trial = GpuTrial(64_000, None, said.append)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step._capture(*batch())
+    assert step.way == "CUDA graph" and step.graph is not None and said[-1] == reason and not step.failed
+
+
+def test_wrong_or_failing_passes_are_refused_and_remembered(monkeypatch, own_cache):
+    Cuda(monkeypatch)
+    timed(monkeypatch, 1.0)
+
+    def wrong(loss, **options):
+        return lambda *x: tuple(1.05 * value for value in loss(*x))
+
+    def failing(loss, **options):
+        def call(*x):
+            raise RuntimeError("no Triton here")
+
+        return call
+
+    for compiled, words in ((wrong, "off by 5.0%"), (failing, "no Triton here")):
+        monkeypatch.setattr(torch, "compile", compiled)
+        said, step = [], made(CapturedStep)
+        step.model.compilable, step.trial = True, GpuTrial(64_000, None, said.append)
+        monkeypatch.setattr(gpu_compilation, "known_trials", lambda: {})
+        step._capture(*batch())
+        assert step.way == "CUDA graph" and words in said[-1]
+    (entry,) = trials.known("compile.json").values()
+    assert entry["compiled"] is None
+
+
+def test_blocks_are_compiled_in_training_alone(monkeypatch):
+    """Evaluations have other shapes: each would be a compilation of its own."""
+    through = []
+
+    def counted(call, **options):
+        return lambda *x, **more: through.append(1) or call(*x, **more)
+
+    monkeypatch.setattr(torch, "compile", counted)
+    compiler(monkeypatch)
+    torch.manual_seed(0)
+    model, recipe = build_model("resnet26", 10, "A", width=4).train(), tiny(model="resnet26")
+    step = CapturedStep(recipe, model, make_optimizer(recipe, model, CPU), CPU, "fp32")
+    x, y = batch()
+    plain, _ = step.loss(x, y, step.progress)
+    loss = gpu_compilation.compiled_loss(step)
+    assert type(loss) is BlockwiseLoss and len(loss.blocks) == 12
+    value, _ = loss(x, y, step.progress)
+    assert len(through) == 12 and loss.compiled and torch.equal(value, plain)
+    model.eval()(x)
+    assert len(through) == 12
+    shallow = build_model("resnet20", 10, "A", width=4)
+    step = CapturedStep(recipe, shallow, make_optimizer(recipe, shallow, CPU), CPU, "fp32")
+    assert type(gpu_compilation.compiled_loss(step)) is CompiledLoss
 
 
 def test_memory_that_runs_out_in_a_capture_is_said_and_the_stream_is_the_usual_one(monkeypatch):

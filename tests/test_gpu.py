@@ -1,5 +1,7 @@
 """What only a CUDA GPU can show: the captured step is the eager step, a resumed run is the same run."""
 
+import math
+
 import pytest
 import torch
 from own_models import Small
@@ -156,16 +158,57 @@ def test_nothing_waits_for_the_device_between_evaluations(source):
     model = make_model(recipe, 10, None).to(GPU, memory_format=torch.channels_last).train()
     optimizer = make_optimizer(recipe, model, GPU)
     step, window = make_step(recipe, model, optimizer, GPU, "bf16"), Window(recipe, GPU)
-    batches = data.batches_for(recipe, source, GPU)
+    stream = data.batches_for(recipe, source, GPU).stream(0, 450)
     try:
         for iteration in range(450):
             if iteration == 3:  # captured by now
                 torch.cuda.set_sync_debug_mode("error")
             set_learning_rate(optimizer, 0.01, 0.02 if iteration % 100 == 99 else 0.01)
-            window.add(*step(*batches.batch(iteration), iteration))
+            window.add(*step(*next(stream), iteration))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert step.way == "CUDA graph" and torch.isfinite(window.losses).all()
+
+
+def test_captured_batches_are_the_batches(source):
+    batches = data.batches_for(RECIPE.replace(train_size=0), source, GPU)
+    for iteration, (x, y) in enumerate(batches.stream(620, 640), start=620):  # from one epoch into the next
+        other_x, other_y = batches.batch(iteration)
+        assert torch.equal(x, other_x) and torch.equal(y, other_y)
+
+
+def test_every_network_of_the_table_takes_a_captured_step(source):
+    for model in ("maxout", "nin", "dsn", "fitnet19", "highway19", "highway32"):
+        recipe = RECIPE.replace(model=model, batch_size=8)
+        net = make_model(recipe, 10, None).to(GPU, memory_format=torch.channels_last).train()
+        step = make_step(recipe, net, make_optimizer(recipe, net, GPU), GPU, "bf16")
+        losses = [
+            float(step(x, y, i)[0]) for i, (x, y) in enumerate(data.batches_for(recipe, source, GPU).stream(0, 2))
+        ]
+        assert step.way == "CUDA graph" and all(map(math.isfinite, losses)), model
+
+
+def test_a_long_run_tries_compiled_passes_and_says_what_came_of_it(source, monkeypatch, tmp_path):
+    from reslib import gpu_compilation
+
+    torch.use_deterministic_algorithms(False)
+    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path))
+    monkeypatch.setattr(gpu_compilation, "WHOLE", 10)
+    for model, blocks in (("resnet8", False), ("resnet14", True)):
+        said, recipe = [], RECIPE.replace(model=model)
+        net = make_model(recipe, 10, None).to(GPU, memory_format=torch.channels_last).train()
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        step = make_step(recipe, net, make_optimizer(recipe, net, GPU), GPU, "bf16")
+        gpu_compilation.accelerate(step, 10**7, say=said.append)
+        x, y = data.batches_for(recipe, source, GPU).batch(0)
+        step._capture(x, y)
+        assert said[-1].startswith("a step takes") and step.way == "CUDA graph" + ", compiled" * said[-1].endswith(
+            "kept"
+        )
+        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+        assert blocks == any(
+            hasattr(m, "_compiled_call_impl") and "_compiled_call_impl" in vars(m) for m in net.modules()
+        )
 
 
 def test_dropout_of_the_captured_step_is_a_function_of_the_iteration(source):

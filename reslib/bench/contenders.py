@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .. import compilation, data, tune
+from .. import compilation, data, gpu_compilation, tune
 from ..engine import Step, make_optimizer, make_step, set_learning_rate
 from ..measure import error_and_loss
 from ..models.resnet import Block
@@ -76,10 +76,13 @@ class Reslib:
             if cpu:
                 first = functools.partial(self.batches.batch, 0)
                 self.speed = compilation.accelerate(self.step, chosen, first, LONG_RUN, say=say)
-            elif way == "compiled" or (way == "fast" and tune.asked("compile")):
+            elif way == "compiled":
                 self.step.loss = compilation.CompiledLoss(self.step.loss, say)
+            elif way == "fast":
+                gpu_compilation.accelerate(self.step, LONG_RUN, say=lambda text: say(f"    {text}"))
             self.window = Window(recipe, device)
             self.iteration, self.lr = 0, recipe.lr
+            self.stream = iter(())
             self.run(1)
         self.setup_seconds = time.perf_counter() - begun
         self.what = self._describe()
@@ -115,9 +118,13 @@ class Reslib:
 
     def _next(self):
         lr = learning_rate(self.recipe, self.iteration, False, [])
-        set_learning_rate(self.step.optimizer, lr, self.lr)
-        self.lr = lr
-        return self.batches.batch(self.iteration)
+        if lr != self.lr:
+            set_learning_rate(self.step.optimizer, lr, self.lr)
+            self.lr = lr
+        if (batch := next(self.stream, None)) is None:  # the first, or the run is over and begins anew
+            self.stream = self.batches.stream(self.iteration, self.recipe.iterations)
+            batch = next(self.stream)
+        return batch
 
     def _count(self, loss, wrong):
         if self.window.filled == self.recipe.eval_every:
@@ -166,7 +173,7 @@ class Reslib:
 
     def close(self) -> None:
         """Free the device's memory."""
-        self.step = self.batches = self.model = None
+        self.step = self.batches = self.stream = self.model = None
 
 
 class Settings:

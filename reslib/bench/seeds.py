@@ -24,7 +24,7 @@ from .. import data
 from ..machine import cores
 from ..networks import make_model
 from ..numerics import autocast, resolve_precision, use
-from ..together import on_stream
+from ..together import Pace, on_stream
 from .clock import synchronize
 from .contenders import Reslib, recipe_for
 
@@ -110,7 +110,7 @@ class Together:
         for recipe in recipes:
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
             with on_stream(stream):
-                self.made.append((Reslib(way, recipe, source, device, say=_silent), stream))
+                self.made.append((Reslib(way, recipe, source, device, say=_silent), stream, Pace(device)))
 
     def run(self, steps: int) -> float:
         """Seconds for `steps` steps of every seed."""
@@ -118,9 +118,12 @@ class Together:
         begun = time.perf_counter()
         with self.made[0][0].settings():
             for _ in range(steps):
-                for member, stream in self.made:
+                for member, stream, pace in self.made:
+                    while not pace.ready:
+                        pass
                     with on_stream(stream):
                         member.one_step()
+                        pace.note()
         synchronize(self.device)
         return time.perf_counter() - begun
 
