@@ -168,7 +168,8 @@ def _seeds(part: dict) -> list[str]:
         "| --- | ---: | ---: |",
     ]
     for name, rate in part["images_per_second"].items():
-        shown = f"{name} ({part['processes_at_once']} at a time)" if name == "processes" else name
+        through = ", through NVIDIA's Multi-Process Service" if part.get("multi_process_service") else ""
+        shown = f"{name} ({part['processes_at_once']} at a time{through})" if name == "processes" else name
         turns = part["images_per_second_turns"][name]
         cost = f"{part['cost_in_runs'][name]:.2f}"
         if name in (costs := part.get("cost_in_runs_turns", {})):

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import math
 import multiprocessing
+import os
 import statistics
 import time
 from pathlib import Path
@@ -93,6 +94,7 @@ def seeds_at_once(
         "batch_size": batch,
         "seeds": count,
         "processes_at_once": at_once,
+        "multi_process_service": multi_process_service() if device.type == "cuda" else None,
         "precision": precision,
         "images_per_second": medians,
         "images_per_second_turns": rates,
@@ -100,6 +102,11 @@ def seeds_at_once(
         "cost_in_runs_turns": costs,
         "failed": failed,
     }
+
+
+def multi_process_service() -> bool:
+    """Whether processes share the GPU through NVIDIA's Multi-Process Service, whose control daemon then has a pipe."""
+    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
 
 
 class Together:
@@ -110,7 +117,9 @@ class Together:
         for recipe in recipes:
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
             with on_stream(stream):
-                self.made.append((Reslib(way, recipe, source, device, say=_silent), stream, Pace(device)))
+                self.made.append((Reslib(way, recipe, source, device, say=_silent), stream))
+
+        self.paces = [Pace(device) for _ in recipes]
 
     def run(self, steps: int) -> float:
         """Seconds for `steps` steps of every seed."""
@@ -118,7 +127,7 @@ class Together:
         begun = time.perf_counter()
         with self.made[0][0].settings():
             for _ in range(steps):
-                for member, stream, pace in self.made:
+                for (member, stream), pace in zip(self.made, self.paces, strict=True):
                     while not pace.ready:
                         pass
                     with on_stream(stream):
