@@ -26,20 +26,29 @@ def now() -> str:
 def commit() -> tuple[str, bool | None]:
     """The commit of the source and whether the package differed from it; ("unknown", None) outside a checkout."""
     try:
-        head = _git("rev-parse", "HEAD")
-        dirty = bool(_git("status", "--porcelain", "--", str(PACKAGE)))
+        head = git("rev-parse", "HEAD")
+        dirty = bool(git("status", "--porcelain", "--", str(PACKAGE)))
     except (OSError, subprocess.SubprocessError):
         return os.environ.get("RESLIB_COMMIT", "unknown"), None
     return head, dirty
 
 
 @cache
+def is_shallow() -> bool:
+    """Whether the checkout lacks its history, or is none."""
+    try:
+        return git("rev-parse", "--is-shallow-repository") != "false"
+    except (OSError, subprocess.SubprocessError):
+        return True
+
+
+@cache
 def has_commit(name: str) -> bool:
     """Whether the checkout of the package has this commit; True where that cannot be told, as in a shallow clone."""
     try:
-        if _git("rev-parse", "--is-shallow-repository") == "true":
+        if git("rev-parse", "--is-shallow-repository") == "true":
             return True
-        return _git("cat-file", "-t", name) == "commit"
+        return git("cat-file", "-t", name) == "commit"
     except subprocess.CalledProcessError:
         return False
     except (OSError, subprocess.SubprocessError):
@@ -61,11 +70,12 @@ def source() -> str:
     return digest.hexdigest()[:12]
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str, strip: bool = True, text: bool = True):
+    """What git says of the checkout of the package, as text or bytes. Raises OSError and SubprocessError."""
     done = subprocess.run(
-        ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=True, timeout=30
+        ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=text, check=True, timeout=30
     )
-    return done.stdout.strip()
+    return done.stdout.strip() if strip else done.stdout
 
 
 def device_name(device: torch.device) -> str:

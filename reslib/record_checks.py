@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import stats
+from . import sources, stats
 from .errors import UserError
 from .files import sha256
 from .provenance import has_commit, within_checkout
@@ -101,9 +101,10 @@ def check_record(path: Path, findings: Findings, name: str) -> tuple[Recipe, dic
         problem(text)
     if recipe.schedule == "steps" and summary.get("lr_drops_at", drops := drop_iterations(recipe)) != drops:
         problem(f"lr_drops_at {summary['lr_drops_at']} of summary.json are not the {drops} of recipe.json")
-    if summary.get("dirty"):
-        findings.warnings.append(f"{where}: trained with uncommitted changes to {summary.get('commit', '')[:12]}")
-    elif (commit := str(summary.get("commit"))) != "unknown" and within_checkout(path) and not has_commit(commit):
+    stated = sources.resolved(summary, sources.known(path.parents[2]))
+    if stated.get("dirty"):
+        findings.warnings.append(f"{where}: trained with uncommitted changes to {stated.get('commit', '')[:12]}")
+    elif (commit := str(stated.get("commit"))) != "unknown" and within_checkout(path) and not has_commit(commit):
         findings.warnings.append(f"{where}: commit {commit[:12]} is unknown to this checkout")
     if str(summary.get("message", "")).startswith("dead"):
         findings.warnings.append(f"{where}: {summary['message']}")

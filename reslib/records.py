@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import record_index
+from . import record_index, sources
 from .errors import UserError, tell_once
 from .names import family_and_depth
 from .runs import METRICS, NUMERIC, check_summary, is_locked, read_json, read_recipe
@@ -45,12 +45,14 @@ _SUMMARY_COLUMNS = (
 def load_runs(runs_dir: Path, say=tell_once) -> pd.DataFrame:
     """One row per run directory: its recipe (`precision` there is `precision_asked`), summary and status.
 
-    Damaged records are left out; say(line) is told of each, with its name and what is wrong.
+    Damaged records are left out; say(line) is told of each, with its name and what is wrong. Of code that was committed
+    elsewhere or later `commit` is the one that results/sources.json names.
     """
     import pandas as pd
 
     found = record_index.rows(runs_dir, _record_or_fault)
-    rows = [row for row in found if "fault" not in row]
+    commits = sources.known(Path(runs_dir).parent.parent)
+    rows = [sources.resolved(row, commits) for row in found if "fault" not in row]
     for fault in [row["fault"] for row in found if "fault" in row] + _without_recipe(Path(runs_dir), len(found)):
         say(f"DAMAGED RECORD, left out: {fault}")
     frame = pd.DataFrame(rows)

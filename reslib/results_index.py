@@ -189,6 +189,8 @@ WHAT = {
 
 
 def _what(stem: str) -> str:
+    if (head := stem.rpartition("_")[0]) in WHAT and stem.rpartition("_")[2].isdigit():
+        return f"{WHAT[head]}: another device"
     return WHAT.get(stem, stem.replace("_", " "))
 
 

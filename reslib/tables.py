@@ -69,7 +69,7 @@ def cifar10_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def depth_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """The plain and residual nets among the runs, the shallowest first, by their errors at the last iteration.
+    """The plain nets among the runs, then the residual ones, the shallowest first, by the errors at the last iteration.
 
     Training error is the running one on augmented images; on ImageNet the other is that of the validation set, and its
     column says so. Runs of a network under several recipes get a row each.
@@ -80,7 +80,7 @@ def depth_table(runs: pd.DataFrame) -> pd.DataFrame:
     for (model, label), group in runs.groupby(["model", evidence.settings(runs)]) if len(runs) else ():
         training = stats.summarize(group["train_error"] * 100)
         cells = _trained(model, group, label) | {TRAINING: _mean_and_spread(training)}
-        rows.append((_family_order(model)[::-1], label, [cells.get(column, "") for column in DEPTH]))
+        rows.append((_family_order(model), label, [cells.get(column, "") for column in DEPTH]))
     table = pd.DataFrame([cells for *_, cells in sorted(rows)], columns=DEPTH)
     return table.rename(columns={LAST: VALIDATION}) if rows and evidence.is_imagenet(runs).all() else table
 

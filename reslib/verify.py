@@ -17,7 +17,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from . import artefacts, equivalence_records, results_index
+from . import artefacts, equivalence_records, results_index, sources
 from .bench.report import markdown
 from .cli import checking_arguments, name_given
 from .errors import UserError
@@ -48,6 +48,8 @@ def main(arguments) -> int:
             preset_of(arguments.preset)
         results = results_root(arguments.folder or arguments.results)
     folders = preset_folders(results, arguments.preset)
+    if arguments.write_index and (written := sources.write(results)):
+        print(f"wrote {written}")
     if arguments.redraw:
         for folder in folders:
             print(f"{folder.name}: {len(artefacts.write_all(folder))} files drawn from the records")
@@ -81,6 +83,7 @@ def preset_folders(results: Path, preset: str = "") -> list[Path]:
 def verify(results: Path, folders: list[Path] | None = None) -> Findings:
     """Check everything below `results`; what was found."""
     findings, texts = Findings(), []
+    findings.problems += sources.faults(results)
     everything = preset_folders(results)
     folders = folders or everything
     for path in sorted(results.iterdir()):

@@ -85,6 +85,7 @@ def comparisons(records: list[dict]) -> pd.DataFrame:
                         / part["machine"]["fp32_multiply_adds_per_second"],
                         "hours_to_64k": row["seconds_to_the_end_of_64k"] / 3600,
                         "peak_memory_mib": max(memory, default=None),
+                        "captured": row["parts_are_of_the_eager_step"],
                         **{f"{name} (ms)": 1000 * row["parts"].get(name, 0.0) for name in PARTS},
                     }
                 )

@@ -14,6 +14,7 @@ from .style import legend_above, new_figure, say, sign
 PART_COLOURS = {  # of a step; Okabe and Ito
     "data": "#E69F00", "forward": "#56B4E9", "backward": "#0072B2", "optimiser": "#009E73", "metrics": "#CC79A7",
 }  # fmt: skip
+GRAPH, GRAPH_COLOUR = "whole step, one CUDA graph", "#999999"  # it has no seams to part it at
 CONTENDERS = {"usual": "#BBBBBB", "fast": "#222222"}  # greys: the colours stand for the parts of a step
 OTHERS = "#777777"
 DEVICES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
@@ -23,7 +24,7 @@ MARKERS = "osD^v"
 def contenders_figure(frame: pd.DataFrame) -> Figure:
     """Images/s with the range of the turns (left) and the parts of a step (right), a row of panels per network.
 
-    frame: rows of one device from `bench.records.comparisons`.
+    frame: rows of one device from `bench.records.comparisons`. A captured step has no parts, it is drawn whole.
     """
     groups = list(frame.groupby(["model", "batch_size"], sort=False)) if len(frame) else []
     bars = [len(group) for _, group in groups] or [2]
@@ -39,7 +40,8 @@ def contenders_figure(frame: pd.DataFrame) -> Figure:
         _parts(right, group)
     axes[-1][0].set_xlabel("images/s (median; line: range of the turns)")
     axes[-1][1].set_xlabel("ms per step")
-    legend_above(fig, [Patch(color=c, label=n) for n, c in PART_COLOURS.items()])
+    names = PART_COLOURS | ({GRAPH: GRAPH_COLOUR} if frame["captured"].any() else {})
+    legend_above(fig, [Patch(color=c, label=n) for n, c in names.items()], columns=len(names))
     sign(fig, None, evidence(frame))
     return fig
 
@@ -77,9 +79,11 @@ def _rates(ax, group: pd.DataFrame, title: str) -> None:
 
 
 def _parts(ax, group: pd.DataFrame) -> None:
-    places, start = np.arange(len(group))[::-1], np.zeros(len(group))
+    places, start, captured = np.arange(len(group))[::-1], np.zeros(len(group)), group["captured"].to_numpy(bool)
+    whole = 1000 * group["batch_size"] / group["images_per_second"]
+    ax.barh(places[captured], whole[captured], height=0.62, color=GRAPH_COLOUR)
     for name, ink in PART_COLOURS.items():
-        widths = group[f"{name} (ms)"].to_numpy()
+        widths = np.where(captured, 0.0, group[f"{name} (ms)"])
         ax.barh(places, widths, height=0.62, left=start, color=ink)
         start = start + widths
     ax.set_yticks(places, [""] * len(group))

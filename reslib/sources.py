@@ -1,0 +1,112 @@
+"""The commit of a run whose checkout could not name it: `results/sources.json`, digest of the source -> commit.
+
+A run that was trained from a copy of a checkout with another's `.git`, or before its code was committed, notes a commit
+"with uncommitted changes". The digest over the package's files, which every run notes too (provenance.source), says
+whose code it was: `reslib verify --write-index` looks it up in git's history, and `reslib verify` proves it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+from .errors import UserError
+from .files import write_json
+from .runs import read_json
+
+FILE = "sources.json"
+NEWEST = 300  # commits that are searched
+SUFFIXES = (".py", ".cpp")
+
+
+def known(results: Path) -> dict[str, str]:
+    """Digest -> commit, as the file says; empty without one. Raises UserError for one of another shape."""
+    file = Path(results) / FILE
+    if not file.exists():
+        return {}
+    found = read_json(file)
+    if not all(isinstance(commit, str) for commit in found.values()):
+        raise UserError(f"{file}: expected are digests of sources with a commit each")
+    return found
+
+
+def resolved(record: dict, commits: dict[str, str]) -> dict:
+    """A run's summary or session with the commit of its source in place of one "with uncommitted changes"."""
+    changed = dict(record)
+    if isinstance(record.get("sessions"), list):
+        changed["sessions"] = [resolved(session, commits) for session in record["sessions"]]
+    if record.get("dirty") and record.get("source") in commits:
+        changed |= {"commit": commits[record["source"]], "dirty": False}
+    return changed
+
+
+def write(results: Path) -> Path | None:
+    """Look up the sources of the runs with uncommitted changes; the file, None where there is nothing to write."""
+    from .provenance import within_checkout  # it imports PyTorch, which readers of records do not wait for
+
+    commits = known(results)
+    wanted = set()
+    for file in Path(results).glob("*/runs/*/summary.json"):
+        try:
+            summary = read_json(file)
+        except UserError:
+            continue  # verify names it
+        parts = [summary, *(s for s in summary.get("sessions") or [] if isinstance(s, dict))]
+        wanted |= {str(part["source"]) for part in parts if part.get("dirty") and part.get("source")}
+    found = find(wanted - set(commits)) if wanted - set(commits) and within_checkout(results) else {}
+    kept = {digest: commit for digest, commit in sorted((commits | found).items()) if digest in wanted}
+    if not kept or kept == commits:
+        return None
+    write_json(Path(results) / FILE, kept)
+    return Path(results) / FILE
+
+
+def find(digests: set[str]) -> dict[str, str]:
+    """The commits of this history whose package has these digests: of several the oldest that is searched."""
+    from .provenance import git
+
+    found, contents = {}, {}
+    try:
+        for commit in git("rev-list", f"--max-count={NEWEST}", "HEAD").splitlines():
+            if (digest := digest_of(commit, contents)) in digests:
+                found[digest] = commit
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return found
+
+
+def digest_of(commit: str, contents: dict[str, bytes] | None = None) -> str:
+    """provenance.source of the package as it was at a commit. contents: blobs read so far."""
+    from .provenance import git
+
+    contents = {} if contents is None else contents
+    listed = [line.split("\t") for line in git("ls-tree", "-r", commit).splitlines()]  # names below the package
+    files = {Path(name): head.split()[2] for head, name in listed if name.endswith(SUFFIXES)}
+    digest = hashlib.sha256()
+    for file, blob in sorted(files.items()):
+        if blob not in contents:
+            contents[blob] = git("cat-file", "blob", blob, strip=False, text=False)
+        digest.update(file.as_posix().encode() + b"\0" + contents[blob] + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def faults(results: Path) -> list[str]:
+    """What is wrong with the file: entries whose commit has other code. None is found in a shallow clone."""
+    from .provenance import is_shallow, within_checkout
+
+    try:
+        commits = known(results)
+    except UserError as error:
+        return [str(error)]
+    if not commits or not within_checkout(results) or is_shallow():
+        return []
+    wrong = []
+    for digest, commit in commits.items():
+        try:
+            theirs = digest_of(commit)
+        except (OSError, subprocess.SubprocessError):
+            theirs = "unknown to this checkout"
+        if theirs != digest:
+            wrong.append(f"{FILE}: source {digest} is not that of commit {commit[:12]} ({theirs})")
+    return wrong
