@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import data, equivalence_records
+from . import data, equivalence_records, gpu_compilation
 from .cli import MAX_SEEDS, ArgumentError, add_common, add_execution, execution_of, number, results_of
 from .compilation import accelerate, cannot_compile
 from .convolutions import Convolutions, fourier
@@ -25,6 +25,7 @@ from .networks import check_network, make_model
 from .numerics import resolve_device, resolve_precision
 from .presets import cifar_recipe, preset_of
 from .recipe import Recipe
+from .runs import Run
 from .schedule import learning_rate
 from .stand_ins import dataset_for
 from .train import train
@@ -55,6 +56,10 @@ def main(arguments) -> int:
     root = results / equivalence_records.FOLDER / preset.name
     # a preset's own runs are those of the study; changed ones serve this comparison alone
     folder = (root if preset.changes else results / preset.name) / "runs"
+    while _both_there(next_one := recipes[-1].replace(seed=len(recipes)), arguments.fast, folder, root / "runs"):
+        recipes.append(next_one)
+    if more := range(arguments.seeds, len(recipes)):
+        print(f"seeds trained both ways before count as well: {', '.join(map(str, more))}")
     device = resolve_device(execution.device)
     may_measure = measures(recipes[0].iterations, execution.deterministic)
     if device.type == "cpu" and resolve_precision(arguments.fast, device, may_measure) == "fp32":
@@ -71,7 +76,7 @@ def main(arguments) -> int:
             runs[side].append(path.relative_to(results).as_posix())
         print(f"seed {recipe.seed}: fp32 {_percent(reference)}, fast path ({fast['precision']}) {_percent(fast)}")
     command = f"reslib equivalence --model {arguments.model} --preset {preset.name} --dataset {dataset}"
-    command += f" --seeds {arguments.seeds}" + f" --fast {arguments.fast}" * (arguments.fast != "auto")
+    command += f" --seeds {len(pairs)}" + f" --fast {arguments.fast}" * (arguments.fast != "auto")
     if tuned := os.environ.get("RESLIB_TUNE"):
         command = f'RESLIB_TUNE="{tuned}" {command}'
     record = equivalence_records.compare(arguments.model, preset.name, dataset, pairs)
@@ -99,6 +104,15 @@ def reference_run(recipe: Recipe, folders: tuple[Path, Path], data_root, preset:
             return summary, folder / exact.run_name
         print(f"{exact.run_name} in {folder} is no reference: its steps are {', '.join(sorted(ways(summary)))}")
     raise UserError(f"remove {folder / exact.run_name}: the reference in it was trained by other than eager steps")
+
+
+def _both_there(recipe: Recipe, fast: str, study: Path, own: Path) -> bool:
+    """Whether a seed was trained both ways before: a record of fewer seeds must not take the place of one with it."""
+    reference = recipe.replace(precision="fp32")
+    there = [Run(folder, reference) for folder in dict.fromkeys([study, own])]
+    return Run(study, recipe.replace(precision=fast)).ended and any(
+        run.ended and ways(run.summary()) == {"eager"} for run in there
+    )
 
 
 def _never_other(recipe: Recipe, execution) -> str:
@@ -138,11 +152,16 @@ class Trajectory:
 def first_steps(
     recipe: Recipe, source, device, precision: str, steps: int = 50, eager: bool = False, fast: Choice | None = None
 ) -> Trajectory:
-    """Train `steps` steps of a recipe as the trainer does; eager: without CUDA graph; fast: how, on a processor."""
+    """Train `steps` steps of a recipe as the trainer does; eager: without CUDA graph; fast: how, on a processor.
+
+    On a GPU the passes of a captured step are compiled where RESLIB_TUNE says so.
+    """
     batches = data.batches_for(recipe, source, device)
     model = make_model(recipe, len(source.classes), Path()).to(device, memory_format=torch.channels_last).train()
     optimizer = make_optimizer(recipe, model, device)
     step = (Step if eager else make_step)(recipe, model, optimizer, device, precision)
+    if device.type == "cuda" and not eager:
+        gpu_compilation.accelerate(step, steps)
     speed = accelerate(step, fast, lambda: batches.batch(0), steps) if fast else {}
     before, losses, previous = _flat(model), [], recipe.lr
     for iteration in range(steps):

@@ -34,6 +34,13 @@ def test_stacked_seeds_train_as_each_does_alone(source):
         torch.testing.assert_close(losses, made.window.losses[1:3], rtol=1e-3, atol=1e-4)
 
 
+def test_stacked_seeds_train_in_bf16(source, monkeypatch):
+    recipes = [contenders.recipe_for("resnet8", 4, source).replace(seed=s, lr=0.01) for s in (0, 1)]
+    exact = seeds.Stacked(recipes, source, CPU).step()
+    monkeypatch.setattr(seeds, "resolve_precision", lambda asked, device: "bf16")
+    torch.testing.assert_close(seeds.Stacked(recipes, source, CPU).step(), exact, rtol=0.1, atol=0.1)
+
+
 def test_seeds_together_take_the_steps_they_would_take_alone(source):
     recipes = [contenders.recipe_for("resnet8", 8, source).replace(seed=s) for s in (0, 1)]
     together = seeds.Together("fp32", recipes, source, CPU)

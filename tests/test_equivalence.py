@@ -8,6 +8,7 @@ from matplotlib.text import Text
 
 from reslib import artefacts, data, equivalence, equivalence_records, figures, results_index, verify
 from reslib.compilation import cannot_compile
+from reslib.convolutions import fourier
 from reslib.equivalence import Trajectory, departure, first_steps
 from reslib.equivalence_records import compare, markdown
 from reslib.errors import UserError
@@ -60,6 +61,17 @@ def test_other_passes_follow_eager_fp32_for_fifty_steps(reference, way):
     assert (taken.speed["compiled"], bool(taken.speed.get("winograd"))) == (way.compile, way.winograd)
     away = departure(reference, taken)
     assert away["weights"] > 0 and within(away, "compiled"), away
+
+
+def test_transformed_convolutions_follow_direct_sums_for_fifty_steps(monkeypatch):
+    """The networks of the study with large kernels are too slow for fifty steps here: a small one with a 7x7 kernel."""
+    monkeypatch.setattr(fourier, "SAVING", 0)  # whether it pays is another question
+    recipe = RECIPE.replace(model="own_models:Wide")
+    eager = first_steps(recipe, data.load("synthetic"), CPU, "fp32", eager=True)
+    way = Choice("fp32", 1, compile=False, winograd=False, fourier=True)
+    taken = first_steps(recipe, data.load("synthetic"), CPU, "fp32", fast=way)
+    away = departure(eager, taken)
+    assert taken.speed["fourier"] and away["weights"] > 0 and within(away, "compiled"), away
 
 
 @pytest.mark.parametrize("mistake", [{"lr": 0.0011}, {"augmentation": "none"}])
@@ -184,7 +196,7 @@ def test_a_fast_run_in_fp32_is_no_reference(tmp_path, monkeypatch, steps):
     assert len(asked) == 1  # a changed preset has one folder for both
 
 
-def test_a_record_is_that_of_its_runs(tmp_path):
+def test_a_record_is_that_of_its_runs(tmp_path, capsys):
     """Trained, drawn, indexed and verified; an edited record, page or run is found, and runs that are no pairs."""
     from reslib.cli import main
 
@@ -193,6 +205,9 @@ def test_a_record_is_that_of_its_runs(tmp_path):
     assert main([*argv.split(), "--results", str(tmp_path)]) in (0, 1)
     path = tmp_path / "equivalence" / preset / "resnet8-synthetic-bf16.json"
     record, where = json.loads(path.read_text()), f"equivalence/{preset}/resnet8-synthetic-bf16.json"
+    assert main([*argv.replace("--seeds 2", "--seeds 1").split(), "--results", str(tmp_path)]) in (0, 1)
+    assert json.loads(path.read_text()) == record  # of fewer seeds: those there count all the same
+    assert "seeds trained both ways before count as well: 1" in capsys.readouterr().out
     assert all((tmp_path / run / "metrics.csv").exists() for side in record["runs"].values() for run in side)
     rows = equivalence_records.frame(tmp_path)
     assert list(rows["side"]) == ["fp32", "fast"] and rows["errors"].str.len().eq(2).all()

@@ -211,6 +211,19 @@ def test_a_long_run_tries_compiled_passes_and_says_what_came_of_it(source, monke
         )
 
 
+@pytest.mark.parametrize("model", ["resnet8", "resnet14"])  # as a whole, and block by block
+def test_compiled_captured_steps_follow_fp32_for_fifty_steps(source, monkeypatch, model):
+    from reslib import gpu_compilation
+
+    torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(gpu_compilation, "WHOLE", 10)
+    monkeypatch.setenv("RESLIB_TUNE", "compile=true")
+    recipe = RECIPE.replace(model=model, lr=0.001)
+    exact = first_steps(recipe, source, GPU, "fp32", steps=50, eager=True)
+    away = departure(exact, first_steps(recipe, source, GPU, "bf16", steps=50))
+    assert 0 < away["weights"] < 0.05 and away["loss"] < 0.0005, away  # the tolerances of test_equivalence for bf16
+
+
 def test_dropout_of_the_captured_step_is_a_function_of_the_iteration(source):
     recipe = RECIPE.replace(model="nin", batch_size=8)
     model = make_model(recipe, 10, None).to(GPU, memory_format=torch.channels_last).train()

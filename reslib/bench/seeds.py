@@ -20,6 +20,7 @@ from queue import Empty
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .. import data
 from ..machine import cores
@@ -147,6 +148,9 @@ class Stacked:
         self.parameters, self.buffers = torch.func.stack_module_state(models)
         self.batches = [data.batches_for(r, source, device) for r in recipes]
         base = copy.deepcopy(models[0]).to("meta")
+        for module in base.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.__class__ = FullNorm
 
         def loss(parameters, buffers, x, y):
             logits = torch.func.functional_call(base, (parameters, buffers), (x,))
@@ -178,6 +182,13 @@ class Stacked:
             self.step()
         synchronize(self.device)
         return time.perf_counter() - begun
+
+
+class FullNorm(nn.BatchNorm2d):
+    """Batch norm in fp32 of maps in bf16: under vmap its parts ask for maps and statistics of one type."""
+
+    def forward(self, x):
+        return super().forward(x.float()).to(x.dtype)
 
 
 class Processes:
