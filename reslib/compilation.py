@@ -261,10 +261,10 @@ def network_key(step: Step, x, chosen: Choice) -> str:
     return key + other
 
 
-def known_trials() -> dict[str, Trial]:
-    """network_key -> Trial of this machine; a damaged file counts as empty."""
+def known_trials(name: str = COMPILE) -> dict[str, Trial]:
+    """network_key -> Trial of this machine, in a file of tune.TRIALS; a damaged one counts as empty."""
     try:
-        found = {key: Trial(**entry) for key, entry in trials.known(COMPILE).items()}
+        found = {key: Trial(**entry) for key, entry in trials.known(name).items()}
         for trial in found.values():
             str(trial)  # all of them numbers
         return found
@@ -272,7 +272,7 @@ def known_trials() -> dict[str, Trial]:
         return {}
 
 
-def remember(key: str, trial: Trial) -> None:
+def remember(key: str, trial: Trial, name: str = COMPILE) -> None:
     """Keep a trial for this machine."""
-    mine = known_trials() | {key: trial}
-    trials.keep(COMPILE, {key: dataclasses.asdict(trial) for key, trial in mine.items()})
+    mine = known_trials(name) | {key: trial}
+    trials.keep(name, {key: dataclasses.asdict(trial) for key, trial in mine.items()})

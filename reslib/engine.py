@@ -148,7 +148,7 @@ class CapturedStep(Step):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.graph, self.failed = None, ""
-        self.trial = None  # a compilation.GpuTrial: whether passes through torch.compile are faster once captured
+        self.trial = None  # a gpu_compilation.GpuTrial: whether passes through torch.compile are faster once captured
 
     @property
     def way(self) -> str:
@@ -176,14 +176,19 @@ class CapturedStep(Step):
         self.x, self.y = x.clone(memory_format=self.layout), y.clone()
         tensors = [*self.model.parameters(), *self.model.buffers(), *momenta(self.optimizer)]
         saved = [t.detach().clone() for t in tensors]
+
+        @torch.no_grad()
+        def undo():
+            """Warm-up steps and timed replays must leave no trace."""
+            for tensor, old in zip(tensors, saved, strict=True):
+                tensor.copy_(old)
+
         try:
             self._record()
             if self.graph is not None and self.trial is not None:
-                self._try_compiled()
+                self._try_compiled(undo)
         finally:
-            with torch.no_grad():  # the warm-up steps must leave no trace
-                for tensor, old in zip(tensors, saved, strict=True):
-                    tensor.copy_(old)
+            undo()
 
     def _record(self):
         """Capture a step with the loss as it is now; `failed` says why where that cannot be."""
@@ -198,40 +203,55 @@ class CapturedStep(Step):
             with empty_graph("error"), captured(graph, stream, pool):
                 self.result = self._body()
             self.graph = graph
-        except (RuntimeError, Warning) as error:
+        except Exception as error:
             abandon(graph, before, pool)
             self.optimizer.zero_grad(set_to_none=True)
             first = error.__context__ or error  # ending a broken capture fails too, with words that explain nothing
             if isinstance(first, torch.OutOfMemoryError):
                 raise first from None
+            if not isinstance(error, (RuntimeError, Warning)):  # not of a capture: the network's own
+                raise
             self.failed = (str(first).splitlines() or [type(first).__name__])[0]
             warnings.warn(f"step not captured as a CUDA graph, training without: {self.failed}", stacklevel=4)
 
-    def _try_compiled(self):
-        """Capture the step with compiled passes as well where that may pay, and keep the faster one."""
+    def _try_compiled(self, undo):
+        """Capture the step with compiled passes as well where that may pay, and keep the faster one.
+
+        Whatever goes wrong, the plain graph is there.
+        """
         plain = self.graph, self.result, self.loss
+        seconds = seconds_per_replay(plain[0], self.replays)
+        undo()  # compiled passes are compared where the run begins
         self.optimizer.zero_grad(set_to_none=True)  # those of the capture would be added to
-        loss = self.trial.loss(self, seconds_per_replay(plain[0], self.replays))
-        if loss is None:
-            return
-        self.graph, self.loss, reason = None, loss, ""
+        keep = False
         try:
-            with warnings.catch_warnings():  # the plain step is there: no word of warning
-                warnings.simplefilter("ignore", UserWarning)
-                self._record()
-        except torch.OutOfMemoryError as error:  # for two of them at once
-            reason = str(error).splitlines()[0]
-        made, self.failed, reason = self.graph, "", reason or self.failed
-        if made is None or not loss.compiled:
+            loss = self.trial.loss(self, seconds)
+            if loss is not None:
+                keep = self._captured_too(plain[0], loss)
+        except Exception as error:  # compilers fail in many ways, and there may be no room for two graphs
+            self.trial.refused(error)
+        if not keep:
             self.graph, self.result, self.loss = plain
-            self.trial.refused(reason or loss.reason)
-            return
+            self.failed = ""
+            self.optimizer.zero_grad(set_to_none=True)  # they would hold the memory of the other graph
+
+    def _captured_too(self, plain, loss) -> bool:
+        """Whether a step through another loss, captured and made the step, wins against the plain graph."""
+        self.graph, self.loss = None, loss
+        with warnings.catch_warnings():  # the plain step is there: no word of warning
+            warnings.simplefilter("ignore", UserWarning)
+            self._record()
+        if self.graph is None:
+            raise RuntimeError(self.failed)
+        if not loss.compiled:
+            return False  # it has said why
+        if self.trial.sure:
+            return True
         eager, compiled = [], []
         for _ in range(self.rounds):
-            eager.append(seconds_per_replay(plain[0], self.replays))
-            compiled.append(seconds_per_replay(made, self.replays))
-        if not self.trial.wins(min(eager), min(compiled)):
-            self.graph, self.result, self.loss = plain
+            eager.append(seconds_per_replay(plain, self.replays))
+            compiled.append(seconds_per_replay(self.graph, self.replays))
+        return self.trial.wins(min(eager), min(compiled))
 
     def _warm_up(self):
         """The eager steps; once more without torch.compile where it fails, as it may only at the backward pass."""

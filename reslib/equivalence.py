@@ -140,13 +140,14 @@ def _percent(summary: dict) -> str:
 class Trajectory:
     """What the first steps of a training did: loss of each (steps,), weights before and after, one flat vector each.
 
-    speed: how they were taken on a processor, as in a run's record; empty for eager ones.
+    speed: how they were taken on a processor, as in a run's record; empty for eager ones. way: as the step says.
     """
 
     losses: torch.Tensor
     before: torch.Tensor
     after: torch.Tensor
     speed: dict = dataclasses.field(default_factory=dict)
+    way: str = ""
 
 
 def first_steps(
@@ -170,7 +171,7 @@ def first_steps(
         previous = lr
         x, y = batches.batch(iteration)
         losses.append(step(x, y, iteration)[0].clone())  # a captured step writes the next loss to the same place
-    return Trajectory(torch.stack(losses).cpu(), before, _flat(model), speed)
+    return Trajectory(torch.stack(losses).cpu(), before, _flat(model), speed, step.way)
 
 
 def _flat(model) -> torch.Tensor:

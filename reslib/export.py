@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from . import data
+from . import data, sources
 from .cli import name_given
 from .errors import UserError
 from .files import folder_of, make_folder, sha256, whole_file, write_json, write_text
@@ -46,7 +46,7 @@ def export(run: str | Path, out: str | Path, data_root: str | Path | None = None
     if (out / CARD).exists() and not _exported(out):
         raise UserError(f"{str(out)!r} has a {CARD} that is none of an export: name a folder of its own")
     model, recipe = load_network(run)
-    summary = read_json(run / "summary.json")
+    summary = sources.resolved(read_json(run / "summary.json"), sources.known(run.resolve().parents[2]))
     source = data.load(recipe.dataset, data_root)
     if summary.get("data_fingerprint") != source.fingerprint:
         raise UserError(f"{run}: trained on data {summary.get('data_fingerprint')}, here is {source.fingerprint}")

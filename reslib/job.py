@@ -139,7 +139,7 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
             step,
             left=recipe.iterations - state.iteration,
             limit=execution.time_limit,
-            before=sessions[-1].get("step", "") if sessions else "",
+            sessions=sessions,
             measure=may_measure,
             say=lambda text: say(f"{recipe.run_name}: {text}"),
         )

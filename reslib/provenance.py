@@ -46,7 +46,7 @@ def is_shallow() -> bool:
 def has_commit(name: str) -> bool:
     """Whether the checkout of the package has this commit; True where that cannot be told, as in a shallow clone."""
     try:
-        if git("rev-parse", "--is-shallow-repository") == "true":
+        if is_shallow():
             return True
         return git("cat-file", "-t", name) == "commit"
     except subprocess.CalledProcessError:
@@ -70,7 +70,7 @@ def source() -> str:
     return digest.hexdigest()[:12]
 
 
-def git(*arguments: str, strip: bool = True, text: bool = True):
+def git(*arguments: str, strip: bool = True, text: bool = True) -> str | bytes:
     """What git says of the checkout of the package, as text or bytes. Raises OSError and SubprocessError."""
     done = subprocess.run(
         ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=text, check=True, timeout=30

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import artefacts, claims, equivalence_records, evidence, tables
+from . import artefacts, claims, equivalence_records, evidence, sources, tables
 from .errors import UserError
 from .files import write_text
 from .notebooks import notebook_names
@@ -261,11 +261,12 @@ def bench_section(results: Path) -> str:
     """The records of `reslib bench`: on what each was measured, and on how quiet a machine."""
     lines = [BENCH, "Speed, measured by `reslib bench`; drawn by the notebook `speed`.", ""]
     lines += ["| record | hardware | commit | load at the start | measured |", "| --- | --- | --- | ---: | --- |"]
+    commits = sources.known(results)
     for path in sorted((Path(results) / "bench").glob("[!.]*.json")):
         link = f"[{path.stem}](bench/{path.with_suffix('.md').name})"
         try:
             record = read_json(path)
-            env = record["environment"]
+            env = sources.resolved(record["environment"], commits)
             commit = f"{env['commit'][:12]}{', uncommitted changes' * bool(env['dirty'])}"
             cells = [env["device_name"], commit, record["load"], record["date"][:10]]
         except (UserError, LookupError, TypeError):

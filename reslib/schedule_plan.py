@@ -182,13 +182,14 @@ def unfinished(run: Run, state: State, preset: str) -> list[Measurement]:
     return [Measurement(model, cost(run.recipe), images / state.seconds, preset, "", images)]
 
 
-def main_device(found: list[Measurement]) -> str:
-    """The device that trained most of the images."""
+def main_device(found: list[Measurement], here: str = "") -> str:
+    """The device that trained most of the images; `here`, whatever its threads, where it trained any."""
     images: dict[str, float] = {}
     for m in found:
         if m.device:
             images[m.device] = images.get(m.device, 0) + m.images
-    return max(images, key=lambda name: (images[name], name)) if images else ""
+    mine = [name for name in images if here and name.partition(" (")[0] == here.partition(" (")[0]]
+    return max(mine or images, key=lambda name: (images[name], name)) if images else ""
 
 
 def measured(found: list[Measurement], preset: str) -> list[Measured]:

@@ -8,6 +8,7 @@ whose code it was: `reslib verify --write-index` looks it up in git's history, a
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .runs import read_json
 
 FILE = "sources.json"
 NEWEST = 300  # commits that are searched
+COMMIT = re.compile("[0-9a-f]{40}")
 SUFFIXES = (".py", ".cpp")
 
 
@@ -26,13 +28,15 @@ def known(results: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     found = read_json(file)
-    if not all(isinstance(commit, str) for commit in found.values()):
-        raise UserError(f"{file}: expected are digests of sources with a commit each")
+    if not all(isinstance(commit, str) and COMMIT.fullmatch(commit) for commit in found.values()):
+        raise UserError(f"{file}: expected are digests of sources, each with the 40 digits of a commit")
     return found
 
 
 def resolved(record: dict, commits: dict[str, str]) -> dict:
-    """A run's summary or session with the commit of its source in place of one "with uncommitted changes"."""
+    """A run's summary or session, or the environment of a benchmark, with the commit of its source in place of one
+    "with uncommitted changes".
+    """
     changed = dict(record)
     if isinstance(record.get("sessions"), list):
         changed["sessions"] = [resolved(session, commits) for session in record["sessions"]]
@@ -42,37 +46,43 @@ def resolved(record: dict, commits: dict[str, str]) -> dict:
 
 
 def write(results: Path) -> Path | None:
-    """Look up the sources of the runs with uncommitted changes; the file, None where there is nothing to write."""
+    """Look up the sources of the records with uncommitted changes; the file, None where nothing changes."""
     from .provenance import within_checkout  # it imports PyTorch, which readers of records do not wait for
 
     commits = known(results)
     wanted = set()
-    for file in Path(results).glob("*/runs/*/summary.json"):
+    for file in [*Path(results).glob("*/runs/*/summary.json"), *Path(results).glob("bench/[!.]*.json")]:
         try:
-            summary = read_json(file)
+            record = read_json(file)
         except UserError:
             continue  # verify names it
-        parts = [summary, *(s for s in summary.get("sessions") or [] if isinstance(s, dict))]
+        parts = [record, record.get("environment"), *(record.get("sessions") or [])]
+        parts = [part for part in parts if isinstance(part, dict)]
         wanted |= {str(part["source"]) for part in parts if part.get("dirty") and part.get("source")}
     found = find(wanted - set(commits)) if wanted - set(commits) and within_checkout(results) else {}
     kept = {digest: commit for digest, commit in sorted((commits | found).items()) if digest in wanted}
-    if not kept or kept == commits:
+    if kept == commits:
+        return None
+    if not kept:
+        (Path(results) / FILE).unlink()
         return None
     write_json(Path(results) / FILE, kept)
     return Path(results) / FILE
 
 
 def find(digests: set[str]) -> dict[str, str]:
-    """The commits of this history whose package has these digests: of several the oldest that is searched."""
+    """The newest commits of this history whose package has these digests, as far as they are found."""
     from .provenance import git
 
     found, contents = {}, {}
     try:
         for commit in git("rev-list", f"--max-count={NEWEST}", "HEAD").splitlines():
             if (digest := digest_of(commit, contents)) in digests:
-                found[digest] = commit
+                found.setdefault(digest, commit)
+            if found.keys() == digests:
+                break
     except (OSError, subprocess.SubprocessError):
-        return {}
+        pass
     return found
 
 
@@ -91,22 +101,25 @@ def digest_of(commit: str, contents: dict[str, bytes] | None = None) -> str:
     return digest.hexdigest()[:12]
 
 
-def faults(results: Path) -> list[str]:
-    """What is wrong with the file: entries whose commit has other code. None is found in a shallow clone."""
+def faults(results: Path) -> tuple[list[str], list[str]]:
+    """(problems, warnings): entries whose commit has other code, and those that cannot be proved here."""
     from .provenance import is_shallow, within_checkout
 
     try:
         commits = known(results)
     except UserError as error:
-        return [str(error)]
-    if not commits or not within_checkout(results) or is_shallow():
-        return []
-    wrong = []
+        return [str(error)], []
+    if not commits:
+        return [], []
+    if not within_checkout(results) or is_shallow():
+        return [], [f"{FILE} is taken as it stands: no history is here that would prove it"]
+    problems, warnings = [], []
     for digest, commit in commits.items():
         try:
             theirs = digest_of(commit)
         except (OSError, subprocess.SubprocessError):
-            theirs = "unknown to this checkout"
+            warnings.append(f"{FILE}: commit {commit[:12]} of source {digest} is unknown to this checkout")
+            continue
         if theirs != digest:
-            wrong.append(f"{FILE}: source {digest} is not that of commit {commit[:12]} ({theirs})")
-    return wrong
+            problems.append(f"{FILE}: source {digest} is not that of commit {commit[:12]}, which has {theirs}")
+    return problems, warnings

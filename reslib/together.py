@@ -40,7 +40,7 @@ class Pace:
     ahead = 2  # steps given to the GPU that it need not have done yet
 
     def __init__(self, device):
-        self.events = collections.deque() if device.type == "cuda" else None
+        self.device, self.events = device, collections.deque() if device.type == "cuda" else None
 
     @property
     def ready(self) -> bool:
@@ -52,7 +52,20 @@ class Pace:
     def note(self) -> None:
         """A step has been given, on the current stream."""
         if self.events is not None:
-            self.events.append(torch.cuda.current_stream().record_event())
+            self.events.append(torch.cuda.current_stream(self.device).record_event())
+
+    def wait(self) -> None:
+        """Until the oldest step is done."""
+        if self.events:
+            self.events.popleft().synchronize()
+
+
+def turn(paces: list[Pace]) -> list[int]:
+    """The numbers of those that may be given a step, after waiting for the first where none of them may."""
+    if not (ready := [number for number, pace in enumerate(paces) if pace.ready]):
+        paces[0].wait()
+        return [0]
+    return ready
 
 
 @dataclass
@@ -102,9 +115,13 @@ def train_together(
             for member in members:  # its seconds and images/s are those of a shared device
                 member.job.sessions[-1]["runs_at_once"] = len(members)
             while members:
-                for member in tuple(members):
-                    if not member.pace.ready:
-                        continue
+                try:
+                    chosen = [members[number] for number in turn([member.pace for member in members])]
+                except Exception as error:  # of the device, which none of them can use any more
+                    for member in members:
+                        fail(member.job.recipe, error)
+                    break
+                for member in chosen:
                     try:
                         with on_stream(member.stream):
                             next(member.loop)

@@ -30,7 +30,8 @@ VERSION = 5  # of what is measured; a change makes cached choices stale
 MARGIN = 1.03  # a candidate must beat the plainer one by this factor: noise must not decide
 PRECISIONS = ("fp32", "bf16")
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
-COMPILE, CONVOLUTIONS = TRIALS = ("compile.json", "convolutions.json")  # beside the cache: what was faster (trials.py)
+# Beside the cache: what was faster (trials.py). Compilations for a GPU take another time than those for the processor.
+COMPILE, COMPILE_GPU, CONVOLUTIONS = TRIALS = ("compile.json", "compile-gpu.json", "convolutions.json")
 LONG = 500  # iterations from which a run is worth measuring for
 EAGER = {"compile": False, "fourier": False, "winograd": False}  # fields of a Choice that rule every faster pass out
 FIELDS = ("precision", "layout", "threads", *EAGER)  # of RESLIB_TUNE

@@ -83,7 +83,9 @@ def preset_folders(results: Path, preset: str = "") -> list[Path]:
 def verify(results: Path, folders: list[Path] | None = None) -> Findings:
     """Check everything below `results`; what was found."""
     findings, texts = Findings(), []
-    findings.problems += sources.faults(results)
+    problems, warnings = sources.faults(results)
+    findings.problems += problems
+    findings.warnings += warnings
     everything = preset_folders(results)
     folders = folders or everything
     for path in sorted(results.iterdir()):

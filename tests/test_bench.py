@@ -232,6 +232,11 @@ def test_records_become_frames_and_figures(tmp_path, monkeypatch, source):
     assert points.axis.tolist() == ["depth", "depth", "batch", "width"] and points.failed.iloc[-1]
     for figure in (figures.contenders_figure(frame), figures.scaling_figure(points)):
         assert figure._repr_png_()[:4] == b"\x89PNG"
+    part = loaded[0]["comparisons"][0]["contenders"][0] | {"parts_are_of_the_eager_step": True}
+    whole = records.comparisons([loaded[0] | {"comparisons": [loaded[0]["comparisons"][0] | {"contenders": [part]}]}])
+    bars = figures.contenders_figure(whole).axes[1].patches
+    assert max(bar.get_width() for bar in bars) == pytest.approx(8000 / whole.images_per_second[0])  # ms of a step
+    assert sum(bar.get_width() > 0 for bar in bars) == 1, "parts of another step are drawn"
     again = records.comparisons([*loaded, dict(loaded[0], date="2999-01-01", file="later.json")])
     assert len(again) == 8 and set(records.latest(again, "eager").file) == {"later.json"}
     assert records.latest(again, "usual").empty

@@ -17,6 +17,7 @@ from reslib.compilation import CompiledLoss
 from reslib.engine import CapturedStep, Step, make_optimizer
 from reslib.gpu_compilation import BlockwiseLoss, GpuTrial, accelerate
 from reslib.models import build_model
+from reslib.passes import Passes
 
 CPU = torch.device("cpu")
 
@@ -80,8 +81,7 @@ def made(kind, **options):
 
 def compiler(monkeypatch):
     """As if there were one."""
-    for module in (compilation, gpu_compilation):
-        monkeypatch.setattr(module, "cannot_compile", lambda: "")
+    monkeypatch.setattr(compilation, "cannot_compile", lambda: "")
 
 
 def batch():
@@ -187,7 +187,7 @@ def test_a_long_run_captures_both_ways_and_keeps_the_faster(monkeypatch, own_cac
     assert all(torch.equal(value, before[name]) for name, value in step.model.state_dict().items())
     kept = "kept" if compiled < 0.9 else "not kept: by less than 3%"
     assert said[-1].startswith(f"a step takes 1000.00 ms captured, {1000 * compiled:.2f} ms compiled and captured")
-    assert said[-1].endswith(kept) and len(trials.known("compile.json")) == 1
+    assert said[-1].endswith(kept) and len(trials.known("compile-gpu.json")) == 1
 
     again, said = made(CapturedStep), []
     again.model.compilable = True
@@ -195,40 +195,61 @@ def test_a_long_run_captures_both_ways_and_keeps_the_faster(monkeypatch, own_cac
     again._capture(*batch())
     if compiled > 0.9:  # a loss is remembered
         assert "measured before" in said[0] and cuda.captures == 3
-    else:
-        assert again.way == way
+    else:  # a win is not timed again
+        assert again.way == way and not any("a step takes" in line for line in said)
+
+
+CAPTURED = [{"from_iteration": 0, "to_iteration": 9, "step": "CUDA graph"}]
+COMPILED = [{"from_iteration": 0, "to_iteration": 9, "step": "CUDA graph, compiled"}]
 
 
 @pytest.mark.parametrize(
-    ("left", "limit", "measure", "text", "before"),
+    ("captures", "case"),
     [
-        (64_000, None, True, "compile=false", ""),
-        (499, None, True, "", ""),
-        (64_000, None, False, "", ""),
-        (64_000, None, True, "", "CUDA graph"),
-        (100_000, None, True, "", ""),  # 100 s: too short to win a compilation back
-        (10**9, 60.0, True, "", ""),
+        (2, {}),  # what all others are one change away from
+        (1, {"text": "compile=false"}),
+        (1, {"left": 499}),
+        (1, {"measure": False}),
+        (1, {"sessions": CAPTURED}),
+        (1, {"left": 60_000, "seconds": 0.001}),  # a minute: too short to win a compilation back
+        (1, {"limit": 60.0}),
+        (1, {"dropout": 0.5}),
     ],
 )
-def test_where_a_compilation_would_not_pay_none_is_made(monkeypatch, own_cache, left, limit, measure, text, before):
+def test_a_trial_is_made_only_where_it_may_pay_and_decide(monkeypatch, own_cache, captures, case):
     cuda = Cuda(monkeypatch)
-    timed(monkeypatch, 0.001)
+    monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: loss(*x))
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: None)
+    timed(monkeypatch, case.get("seconds", 1.0))
+    monkeypatch.setenv("RESLIB_TUNE", case.get("text", ""))
+    step = made(CapturedStep, dropout=case.get("dropout", 0.0))
+    step.model.compilable = True
+    options = {name: case[name] for name in ("limit", "sessions", "measure") if name in case}
+    accelerate(step, case.get("left", 64_000), **options)
+    step._capture(*batch())
+    assert step.way == "CUDA graph" and cuda.captures == captures
+
+
+@pytest.mark.parametrize(
+    ("sessions", "text", "way", "noted"),
+    [
+        (COMPILED, "", "CUDA graph, compiled", False),
+        ([*COMPILED, {"from_iteration": 9, "to_iteration": 9, "step": "eager"}], "", "CUDA graph, compiled", False),
+        (COMPILED, "compile=false", "CUDA graph", True),
+        (CAPTURED, "compile=true", "CUDA graph, compiled", True),
+        ([{"from_iteration": 0, "to_iteration": 9, "step": "compiled"}], "", "CUDA graph", False),  # on a processor
+    ],
+)
+def test_a_run_goes_on_as_its_last_step_was_taken(monkeypatch, own_cache, sessions, text, way, noted):
+    cuda, said = Cuda(monkeypatch), []
+    monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: loss(*x))
     monkeypatch.setenv("RESLIB_TUNE", text)
     step = made(CapturedStep)
     step.model.compilable = True
-    accelerate(step, left, limit, before, measure)
+    accelerate(step, 1, sessions=sessions, say=said.append)
     step._capture(*batch())
-    assert step.way == "CUDA graph" and cuda.captures == 1
-
-
-def test_a_run_begun_compiled_goes_on_compiled(monkeypatch, own_cache):
-    cuda = Cuda(monkeypatch)
-    monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: loss(*x))
-    step = made(CapturedStep)
-    step.model.compilable = True
-    accelerate(step, 1, None, "CUDA graph, compiled")
-    step._capture(*batch())
-    assert step.way == "CUDA graph, compiled" and cuda.captures == 1
+    assert step.way == way and cuda.captures == 1
+    assert noted == any("its bits are not those of an undisturbed run" in line for line in said)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +270,38 @@ def test_compiled_passes_that_cannot_be_captured_leave_the_plain_graph(monkeypat
         warnings.simplefilter("error")
         step._capture(*batch())
     assert step.way == "CUDA graph" and step.graph is not None and said[-1] == reason and not step.failed
+    memory = isinstance(broken[1], torch.OutOfMemoryError)  # the next run may have the room
+    assert len(trials.known("compile-gpu.json")) == (0 if memory else 1)
+
+
+@pytest.mark.parametrize("where", ["compiled", "eager", "exact"])
+def test_memory_that_runs_out_in_a_trial_leaves_the_plain_graph(monkeypatch, own_cache, where):
+    cuda, said, runs = Cuda(monkeypatch), [], []
+    monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: tuple(2 * value for value in loss(*x)))
+    timed(monkeypatch, 1.0)
+
+    def hungry(self, loss):
+        runs.append("compiled" if not runs else "eager")
+        if runs[-1] == where:
+            raise torch.OutOfMemoryError("no room")
+        return right(self, loss)
+
+    def exact(self):
+        raise torch.OutOfMemoryError("no room")
+
+    right = Passes.run
+    monkeypatch.setattr(Passes, "run", hungry)
+    monkeypatch.setattr(Passes, "exact", exact)
+    monkeypatch.setattr("reslib.passes.TOLERANCE", {"fp32": 0.0})
+    if where == "exact":  # the losses agree, the gradients do not
+        monkeypatch.setattr("reslib.passes.difference", lambda mine, theirs: 1.0)
+        monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: loss(*x))
+    step = made(CapturedStep)
+    step.model.compilable, step.trial = True, GpuTrial(64_000, None, said.append)
+    before = step.model.fc.weight.detach().clone()
+    step._capture(*batch())
+    assert step.way == "CUDA graph" and cuda.captures == 1 and said[-1] == "not compiled: no room"
+    assert trials.known("compile-gpu.json") == {} and torch.equal(step.model.fc.weight, before)
 
 
 def test_wrong_or_failing_passes_are_refused_and_remembered(monkeypatch, own_cache):
@@ -264,15 +317,19 @@ def test_wrong_or_failing_passes_are_refused_and_remembered(monkeypatch, own_cac
 
         return call
 
-    for compiled, words in ((wrong, "off by 5.0%"), (failing, "no Triton here")):
+    def endless(loss, **options):
+        return lambda *x: tuple(float("nan") * value for value in loss(*x))
+
+    for compiled, words, known in ((endless, "off by nan%", 0), (wrong, "off by 5.0%", 1), (failing, "no Triton", 1)):
         monkeypatch.setattr(torch, "compile", compiled)
         said, step = [], made(CapturedStep)
         step.model.compilable, step.trial = True, GpuTrial(64_000, None, said.append)
-        monkeypatch.setattr(gpu_compilation, "known_trials", lambda: {})
+        monkeypatch.setattr(gpu_compilation, "known_trials", lambda name: {})
         step._capture(*batch())
         assert step.way == "CUDA graph" and words in said[-1]
-    (entry,) = trials.known("compile.json").values()
-    assert entry["compiled"] is None
+        assert len(trials.known("compile-gpu.json")) == known
+    (entry,) = trials.known("compile-gpu.json").values()
+    assert entry["compiled"] is None and trials.known("compile.json") == {}
 
 
 def test_blocks_are_compiled_in_training_alone(monkeypatch):

@@ -220,7 +220,9 @@ def test_compiled_captured_steps_follow_fp32_for_fifty_steps(source, monkeypatch
     monkeypatch.setenv("RESLIB_TUNE", "compile=true")
     recipe = RECIPE.replace(model=model, lr=0.001)
     exact = first_steps(recipe, source, GPU, "fp32", steps=50, eager=True)
-    away = departure(exact, first_steps(recipe, source, GPU, "bf16", steps=50))
+    taken = first_steps(recipe, source, GPU, "bf16", steps=50)
+    away = departure(exact, taken)
+    assert taken.way == "CUDA graph, compiled"
     assert 0 < away["weights"] < 0.05 and away["loss"] < 0.0005, away  # the tolerances of test_equivalence for bf16
 
 

@@ -8,7 +8,7 @@ import pytest
 from fake_records import change_summary, write_run
 from training import tiny
 
-from reslib import provenance, sources
+from reslib import provenance, sources, verify
 from reslib.errors import UserError
 from reslib.record_checks import Findings, check_records
 from reslib.records import load_runs
@@ -83,7 +83,6 @@ def test_the_file_is_written_from_history_and_forgets_what_no_run_needs(results,
     (folder / sources.FILE).write_text(json.dumps({DIGEST: COMMIT, "f" * 12: COMMIT}))
     sources.write(folder)
     assert sources.known(folder) == {DIGEST: COMMIT}
-    (folder / sources.FILE).unlink()
     change_summary(run, source="unknown", sessions=[])
     assert sources.write(folder) is None and not (folder / sources.FILE).exists()
 
@@ -93,15 +92,23 @@ def test_an_entry_that_is_not_true_is_a_fault(history, tmp_path, monkeypatch):
     head = provenance.git("rev-parse", "HEAD")
     digest = sources.digest_of(head)
     (tmp_path / sources.FILE).write_text(json.dumps({digest: head}))
-    assert sources.faults(tmp_path) == []
+    assert sources.faults(tmp_path) == ([], [])
     (tmp_path / sources.FILE).write_text(json.dumps({DIGEST: head, digest: "0" * 40}))
-    wrong, unknown = sources.faults(tmp_path)
-    assert f"source {DIGEST} is not that of commit {head[:12]} ({digest})" in wrong
-    assert "unknown to this checkout" in unknown
+    (wrong,), (unknown,) = sources.faults(tmp_path)
+    assert f"source {DIGEST} is not that of commit {head[:12]}, which has {digest}" in wrong
+    assert "unknown to this checkout" in unknown  # as of a commit that a rebase took away
+
+
+def test_what_cannot_be_proved_is_said(results, monkeypatch):
+    folder, _ = results
+    (folder / sources.FILE).write_text(json.dumps({DIGEST: COMMIT}))
+    assert sources.faults(folder)[0] == [] and "no history" in sources.faults(folder)[1][0]
+    assert verify.verify(folder).warnings[0] == sources.faults(folder)[1][0]
 
 
 def test_a_file_of_another_shape_is_named(tmp_path):
-    (tmp_path / sources.FILE).write_text(json.dumps({DIGEST: 7}))
-    with pytest.raises(UserError, match="sources.json"):
-        sources.known(tmp_path)
-    assert "sources.json" in sources.faults(tmp_path)[0]
+    for commit in (7, "deadbeef"):
+        (tmp_path / sources.FILE).write_text(json.dumps({DIGEST: commit}))
+        with pytest.raises(UserError, match="sources.json"):
+            sources.known(tmp_path)
+        assert "sources.json" in sources.faults(tmp_path)[0][0]

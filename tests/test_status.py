@@ -14,7 +14,7 @@ from reslib.durations import in_words
 from reslib.models import build_model
 from reslib.presets import PRESETS, cifar_recipe, imagenet_recipe
 from reslib.recipe import Recipe
-from reslib.schedule_plan import Measurement, Speed, State
+from reslib.schedule_plan import Measurement, Speed, State, main_device
 from reslib.studies import figure1
 
 QUICK = PRESETS["quick"]
@@ -319,3 +319,10 @@ def test_list_of_models(capsys):
     ]
     assert rows["resnet20"][2] == rows["plain20"][2] == "269,722"
     assert rows["resnet50"][2] == "25,557,032"  # torchvision's
+
+
+def test_speeds_are_those_of_this_machine_where_it_has_any():
+    found = [Measurement("resnet20", 1, 1.0, "quick", name, images) for name, images in (
+        ("Big GPU", 9e6), ("A CPU (1 thread)", 1e6), ("A CPU (2 threads)", 2e6))]  # fmt: skip
+    assert main_device(found) == main_device(found, "Other CPU (4 threads)") == "Big GPU"
+    assert main_device(found, "A CPU (8 threads)") == "A CPU (2 threads)"

@@ -1,14 +1,17 @@
 """Several runs at once in one process: each is the run it is alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from training import QUIET, rows_of, silent, tiny, weights_of
 
+from reslib import together
 from reslib.errors import UserError
 from reslib.executor import execute, missing
 from reslib.runs import Run
 from reslib.stopping import Interrupted
-from reslib.together import train_together
+from reslib.together import Pace, train_together, turn
 from reslib.train import Execution, train
 
 SEEDS = [tiny(seed=s, iterations=6 + 3 * s, options="dropout=0.5") for s in range(3)]
@@ -54,3 +57,43 @@ def test_stopped_together_they_go_on_together(tmp_path):
     for recipe in SEEDS:
         train(recipe, tmp_path / "whole", execution=QUIET, say=silent)
         assert weights_of(tmp_path / "cut", recipe) == weights_of(tmp_path / "whole", recipe)
+
+
+class Event:
+    """Of a GPU that is done with a step when it is told so."""
+
+    def __init__(self, done=False):
+        self.done = done
+
+    def query(self):
+        return self.done
+
+    def synchronize(self):
+        self.done = True
+
+
+def test_no_run_is_given_more_steps_than_it_needs_while_others_wait(monkeypatch):
+    gpu = torch.device("cuda")
+    given, paces = [], [Pace(gpu), Pace(gpu)]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(record_event=given.pop))
+    for _ in range(Pace.ahead):
+        assert turn(paces) == [0, 1]
+        given[:] = [Event(), Event()]
+        for pace in paces:
+            pace.note()
+    first, second = (pace.events[0] for pace in paces)
+    second.done = True
+    assert turn(paces) == [1] and not first.done
+    given[:] = [Event()]
+    paces[1].note()
+    assert turn(paces) == [0] and first.done  # waited for, instead of asking again and again
+    assert turn([Pace(torch.device("cpu"))] * 2) == [0, 1]
+
+
+def test_an_error_of_the_device_is_told_of_every_run(tmp_path, monkeypatch):
+    def broken(paces):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(together, "turn", broken)
+    failures = execute(SEEDS, tmp_path, execution=QUIET, executor="together", workers=3, say=silent)
+    assert len(failures) == 3 and all("illegal memory access" in line for line in failures)

@@ -26,7 +26,7 @@ from .. import data
 from ..machine import cores
 from ..networks import make_model
 from ..numerics import autocast, resolve_precision, use
-from ..together import Pace, on_stream
+from ..together import Pace, on_stream, turn
 from .clock import synchronize
 from .contenders import Reslib, recipe_for
 
@@ -111,7 +111,7 @@ def multi_process_service() -> bool:
 
 
 class Together:
-    """A step of every seed in turn, on a GPU each on its own stream, as reslib/together.py trains them."""
+    """A step of every seed in turn, on a GPU each on its own stream: reslib/together.py between two evaluations."""
 
     def __init__(self, way, recipes, source, device):
         self.device, self.made = device, []
@@ -127,13 +127,16 @@ class Together:
         synchronize(self.device)
         begun = time.perf_counter()
         with self.made[0][0].settings():
-            for _ in range(steps):
-                for (member, stream), pace in zip(self.made, self.paces, strict=True):
-                    while not pace.ready:
-                        pass
+            left = [steps] * len(self.made)
+            while any(left):
+                open_ones = [number for number, count in enumerate(left) if count]
+                for chosen in turn([self.paces[number] for number in open_ones]):
+                    number = open_ones[chosen]
+                    member, stream = self.made[number]
                     with on_stream(stream):
                         member.one_step()
-                        pace.note()
+                        self.paces[number].note()
+                    left[number] -= 1
         synchronize(self.device)
         return time.perf_counter() - begun
 

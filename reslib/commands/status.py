@@ -11,7 +11,9 @@ from ..cli import ArgumentError, add_common, add_seeds, checking_arguments, numb
 from ..durations import in_words
 from ..errors import UserError
 from ..models import build_model, is_imagenet
+from ..numerics import resolve_device
 from ..presets import cifar_recipe, imagenet_recipe, preset_of
+from ..provenance import device_name
 from ..recipe import Recipe
 from ..runs import Run
 from ..stand_ins import absent
@@ -72,7 +74,7 @@ def report(
     missing = schedule_plan.State("missing")
     states = [schedule_plan.state_of(run) if run.path.name in there else missing for run in runs]
     found = schedule_plan.measurements(results, preset.name)
-    device = schedule_plan.main_device(found)
+    device = schedule_plan.main_device(found, device_name(resolve_device()))
     for run, state in zip(runs, states, strict=True):
         found += schedule_plan.unfinished(run, state, preset.name)
     networks = schedule_plan.measured([m for m in found if m.device in ("", device)], preset.name)

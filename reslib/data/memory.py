@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..cuda_graphs import captured
+from ..cuda_graphs import abandon, captured
 from ..errors import UserError
 from ..recipe import Recipe
 from .sets import DataSource, ImageSet
@@ -191,31 +191,40 @@ class MemoryBatches:
 
 class CapturedCrops:
     """Drawn images as batches, on a GPU, as one CUDA graph: Python would need as long for its fifteen kernels as a thin
-    net for a fifth of its step. What it returns is overwritten by the next call.
+    net for a fifth of its step. What it returns is overwritten by the next call. It does without where none can be had.
     """
 
     def __init__(self, batches: MemoryBatches):
-        self.batches, self.graph = batches, None
+        self.batches, self.make = batches, self._captured
 
     def __call__(self, draws: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.cuda.device(self.batches.device):
-            if self.graph is None:
-                self._capture(draws)
-            for name, tensor in self.draws.items():
-                tensor.copy_(draws[name])
-            self.graph.replay()
-            return self.result
+            return self.make(draws)
 
-    def _capture(self, draws):
-        self.draws = {name: drawn.clone() for name, drawn in draws.items()}
+    def _captured(self, draws):
+        kept = {name: drawn.clone() for name, drawn in draws.items()}
         before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
         stream.wait_stream(before)
         with torch.cuda.stream(stream):
-            self.batches.made(self.draws)
+            self.batches.made(kept)
         before.wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with captured(self.graph, stream):
-            self.result = self.batches.made(self.draws)
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            with captured(graph, stream, pool):
+                result = self.batches.made(kept)
+        except RuntimeError:  # no memory is left for it, say: the run itself can do without
+            abandon(graph, before, pool)
+            self.make = self.batches.made
+            return self.make(draws)
+
+        def replayed(draws):
+            for name, tensor in kept.items():
+                tensor.copy_(draws[name])
+            graph.replay()
+            return result
+
+        self.make = replayed
+        return self.make(draws)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

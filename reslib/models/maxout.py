@@ -52,7 +52,7 @@ class MaxoutConv(nn.Module):
         self.norm = nn.Identity()
         if batch_norm:  # without a scale, and with the convolution's bias as its shift: no parameter more or less
             self.norm = nn.BatchNorm2d(outputs * self.pieces)
-            del self.norm.weight  # a constant instead of nothing: without, CUDA's backward pass gives no gradient of it
+            del self.norm.weight  # a constant in its place: without one CUDA gives no gradient of the shift
             self.norm.register_buffer("weight", torch.ones(outputs * self.pieces), persistent=False)
             self.conv.register_parameter("bias", None)
 
