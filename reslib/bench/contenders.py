@@ -21,7 +21,6 @@ from ..recipe import Recipe, parse_options
 from ..schedule import learning_rate
 from ..window import Window
 from .clock import Clock, synchronize
-from .peer import UsualLoop
 
 NAMES = {  # contender: what it is
     "usual": "the loop everyone writes",
@@ -221,6 +220,8 @@ def recipe_for(model: str, batch: int, source, options: str = "") -> Recipe:
 def contender(name: str, recipe: Recipe, source, device, root=None, workers=None, cold: bool = False, say=print):
     """The named contender, set up and warm."""
     if name == "usual":
+        from .peer import UsualLoop  # it imports torchvision: seconds, in which a run has its first step done
+
         options = parse_options(recipe.options)
         return UsualLoop(recipe.model, recipe.batch_size, source, device, root, workers, options)
     return Reslib(name, recipe, source, device, cold=cold, say=say)
