@@ -62,6 +62,8 @@ def image_set(images, labels, what: str, classes: int) -> ImageSet:
     if labels.min() < 0 or labels.max() >= classes:
         bad = int(labels[(labels < 0) | (labels >= classes)][0])
         raise UserError(f"{what}: label {bad} is out of range, allowed is 0 to {classes - 1}")
+    if not images.flags.c_contiguous:  # planes, as CIFAR-10's files have them: a plane at a time is three times as fast
+        images = np.stack([images[..., channel] for channel in range(3)], axis=-1)
     return ImageSet(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64)))
 
 
@@ -77,8 +79,21 @@ def fingerprint(*sets: ImageSet) -> str:
 
 def shared_images(first: ImageSet, second: ImageSet) -> int:
     """How many images of `second` are also, pixel for pixel, in `first`."""
-    known = set(_hashes(first))
-    return sum(mark in known for mark in _hashes(second))
+    if first.images.shape[1:] != second.images.shape[1:]:
+        return 0
+    rows, others = _middle_rows(first), _middle_rows(second)  # a fraction of the pixels tells nearly all images apart
+    common = set(rows) & set(others)
+    if not common:
+        return 0
+    alike, candidates = ([n for n, row in enumerate(part) if row in common] for part in (rows, others))
+    known = set(_hashes(first.take(alike)))
+    return sum(mark in known for mark in _hashes(second.take(candidates)))
+
+
+def _middle_rows(part: ImageSet) -> list[bytes]:
+    images = part.images.numpy()
+    rows = np.ascontiguousarray(images[:, images.shape[1] // 2]).reshape(len(images), -1)
+    return rows.view(f"V{rows.shape[1]}").ravel().tolist()
 
 
 def check_apart(train: ImageSet, test: ImageSet, what: str, say=print) -> None:
