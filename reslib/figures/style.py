@@ -107,7 +107,7 @@ def say_in_corner(ax: Axes, text: str) -> None:
     """Say beside the curves of a panel, at the top right, which ones are not there."""
     paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}  # curves may pass behind it
     place = {"transform": ax.transAxes, "ha": "right", "va": "top", "zorder": 6}
-    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, 27)]  # clear of the noise at high rates
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, 34)]  # clear of the noise at high rates
     ax.text(0.98, 0.98, "\n".join(lines), fontsize=7, color="#777777", bbox=paper, **place)
 
 
