@@ -15,6 +15,7 @@ from .checkpoint import State, restore
 from .complexity import multiply_adds, weighted_layers
 from .engine import Step, make_optimizer, make_step
 from .errors import UserError
+from .machine import multi_process_service
 from .networks import make_model
 from .numerics import CUBLAS, resolve_device, resolve_precision, use
 from .provenance import environment, now
@@ -77,6 +78,7 @@ class Job:
                 **environment(self.device),
                 "processes": self.group.world,
                 "step": self.step.way,
+                **({"multi_process_service": True} if self.device.type == "cuda" and multi_process_service() else {}),
                 **({"speed": self.speed} if self.speed else {}),
             }
         )

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores, main memory, a place for caches. No PyTorch here."""
+"""What this process may use of the machine: cores, memory, GPUs shared or not, a place for caches. No PyTorch here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ CGROUP = Path("/sys/fs/cgroup")  # of the container, as seen within it (version 
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def multi_process_service() -> bool:
+    """Whether processes share the GPU through NVIDIA's Multi-Process Service: whether its control daemon has a pipe."""
+    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
 
 
 def available_memory() -> int | None:

@@ -116,3 +116,26 @@ def test_seeds_in_processes_of_their_own(source):
     with seeds.Processes("fp32", recipes, CPU, None) as shared:
         assert all(shared.run(2) > 0 for _ in range(2)) and all(w.is_alive() for w in shared.workers)
     assert not any(w.is_alive() for w in shared.workers)
+
+
+def test_the_service_that_shares_a_gpu_is_known_by_its_pipe(tmp_path, monkeypatch):
+    from reslib.machine import multi_process_service
+
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert not multi_process_service()
+    (tmp_path / "control").touch()
+    assert multi_process_service()
+    part = {
+        "seeds": 5,
+        "model": "resnet20",
+        "batch_size": 128,
+        "precision": "bf16",
+        "processes_at_once": 5,
+        "failed": {},
+    }
+    part |= {
+        "images_per_second": {"one in turn": 1.0, "processes": 2.0},
+        "cost_in_runs": {"one in turn": 5, "processes": 2.5},
+    }
+    part |= {"images_per_second_turns": {"one in turn": [1.0], "processes": [2.0]}, "multi_process_service": True}
+    assert "(5 at a time, through NVIDIA's Multi-Process Service)" in "\n".join(report._seeds(part))

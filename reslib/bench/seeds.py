@@ -12,7 +12,6 @@ import contextlib
 import copy
 import math
 import multiprocessing
-import os
 import statistics
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import data
-from ..machine import cores
+from ..machine import cores, multi_process_service
 from ..networks import make_model
 from ..numerics import autocast, resolve_precision, use
 from ..together import Pace, on_stream, turn
@@ -103,11 +102,6 @@ def seeds_at_once(
         "cost_in_runs_turns": costs,
         "failed": failed,
     }
-
-
-def multi_process_service() -> bool:
-    """Whether processes share the GPU through NVIDIA's Multi-Process Service, whose control daemon then has a pipe."""
-    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
 
 
 class Together:
