@@ -55,15 +55,13 @@ def compiled_loss(step, say=print) -> CompiledLoss:
 
 
 def accelerate(step, left: int, limit: float | None = None, sessions=(), measure: bool = True, say=print) -> None:
-    """Let a captured step try compiled passes at its first call, or compile them right away where that is decided.
+    """Let a captured step try compiled passes at its first call, or compile those of any step where that is decided.
 
     RESLIB_TUNE decides by compile=true or compile=false. sessions: of the run that is continued, whose steps go on as
     the last of them took them. left: steps still to go; limit: seconds, at most, that this process will train.
     measure: whether the choice may depend on a measurement. `step.way` says what came of it. Networks with dropout are
     compiled only where asked for: the soundness of the passes cannot be checked against double precision.
     """
-    if not isinstance(step, CapturedStep):
-        return
     wanted, before = asked("compile"), way_of(sessions)
     if before and (begun := before.endswith("compiled")) != bool(begun if wanted is None else wanted):
         say(
@@ -77,7 +75,9 @@ def accelerate(step, left: int, limit: float | None = None, sessions=(), measure
             say(f"not compiled: {reason}")
         else:
             step.loss = compiled_loss(step, say)
-    elif wanted is None and measure and left >= LONG and not step.stochastic and not reason:
+        return
+    tried = isinstance(step, CapturedStep) and not step.stochastic and not reason
+    if wanted is None and measure and left >= LONG and tried:
         step.trial = GpuTrial(left, limit, say)
 
 

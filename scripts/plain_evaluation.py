@@ -3,7 +3,7 @@
     python scripts/plain_evaluation.py RUN_FOLDER DATA_ROOT [batch]
 
 Reads the original pickles with numpy, takes the mean image itself, and writes the network of section 4.2 out in plain
-functions, depth and kind read off the weights. Where its number and the record's differ by more than rounding, one of
+functions, its depth read off the weights. Where its number and the record's differ by more than rounding, one of
 the two programs is wrong.
 """
 
@@ -27,10 +27,9 @@ def images_of(folder: Path, names) -> tuple[np.ndarray, np.ndarray]:
 
 def norm(x, w, name):
     """Batch norm with the moving averages."""
-    mean, variance, scale, shift = (w[f"{name}.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))
-    return (x - mean[:, None, None]) / (variance + 1e-5).sqrt()[:, None, None] * scale[:, None, None] + shift[
-        :, None, None
-    ]
+    parts = (w[f"{name}.{k}"][:, None, None] for k in ("running_mean", "running_var", "weight", "bias"))
+    mean, variance, scale, shift = parts
+    return (x - mean) / (variance + 1e-5).sqrt() * scale + shift
 
 
 def logits(x, w, residual: bool):

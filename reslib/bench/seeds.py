@@ -113,7 +113,6 @@ class Together:
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
             with on_stream(stream):
                 self.made.append((Reslib(way, recipe, source, device, say=_silent), stream))
-
         self.paces = [Pace(device) for _ in recipes]
 
     def run(self, steps: int) -> float:
