@@ -1,4 +1,4 @@
-"""When the passes of a captured step are compiled: after a trial that can end no run; with a stand-in for torch.cuda."""
+"""When the passes of a captured step are compiled: after a trial that can end no run (stand-in for torch.cuda)."""
 
 import itertools
 import warnings

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from .. import sources
 from ..errors import UserError
 from ..runs import read_json
 from .report import PARTS
@@ -17,7 +18,8 @@ COMMITTED = Path(__file__).resolve().parent.parent.parent / "results" / "bench" 
 def load_records(*folders: Path, damaged=None) -> list[dict]:
     """The records of `reslib bench` in these folders, each once, oldest first.
 
-    A damaged one raises UserError; with `damaged` that is told, and the record left out.
+    A damaged one raises UserError; with `damaged` that is told, and the record left out. The commit of code that was
+    committed elsewhere is that of results/sources.json.
     """
     files = {path.resolve() for folder in folders for path in Path(folder).glob("[!.]*.json")}
     records = []
@@ -31,7 +33,8 @@ def load_records(*folders: Path, damaged=None) -> list[dict]:
                 raise
             damaged(f"{error}; left out")
             continue
-        records.append(record | {"file": path.name})
+        commits = sources.known(path.parent.parent)
+        records.append(record | {"file": path.name, "environment": sources.resolved(record["environment"], commits)})
     return sorted(records, key=lambda r: r["date"])
 
 
