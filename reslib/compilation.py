@@ -20,7 +20,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from . import convolutions, trials
+from . import convolutions, fused_norm, trials
 from .engine import Step
 from .machine import cores
 from .passes import Passes, difference, sound
@@ -119,7 +119,8 @@ def accelerate(
 ) -> dict:
     """Give a step on the processor the chosen threads and, where it pays, faster passes; what was done, as evidence.
 
-    Faster: convolutions by other algorithms than the direct sum (reslib/convolutions), and the whole pass compiled.
+    Faster: convolutions by other algorithms than the direct sum (reslib/convolutions), batch norm, addition and ReLU in
+    one go (fused_norm.py), and the whole pass compiled, which fuses by itself.
 
     batch: () -> (x, y) of a step. left: steps still to go; limit: seconds, at most, that this process will train.
     before: the evidence of the session that the run continues: the same threads and kind of step give the same bits.
@@ -132,19 +133,21 @@ def accelerate(
     algorithms = {}
     if not unsuitable(step):
         algorithms = convolutions.choose_layers(step, chosen, batch, left, limit, before, say)
-    if algorithms:
-        step.loss = convolutions.OtherLoss(step.loss, algorithms)
-        step.convolutions = step.loss.convolutions
+        if algorithms:
+            step.loss = convolutions.OtherLoss(step.loss, algorithms)
+            step.convolutions = step.loss.convolutions
+        step.loss = fused_norm.choose(step, chosen, batch, left, limit, before, say) or step.loss
     compiled, why = _decide(step, chosen, batch, left, limit, before, say)
     if compiled is not None:
         step.loss, step.way = compiled, "compiled"
-    if algorithms:
-        step.way = ", ".join([step.way, *dict.fromkeys(algorithms.values())])
+    fused = isinstance(step.loss, fused_norm.FusedLoss)
+    step.way = ", ".join([step.way, *dict.fromkeys(algorithms.values()), *["fused norms"] * fused])
     evidence = {"threads": chosen.threads, "layout": chosen.layout, "compiled": compiled is not None, "why": why}
     for layer, name in algorithms.items():
         evidence.setdefault(name, []).append(str(layer))
+    evidence |= {"fused": True} if fused else {}
     evidence["set_up_seconds"] = round(time.perf_counter() - begun, 2)
-    same = ("threads", "layout", "compiled", *convolutions.ALGORITHMS)
+    same = ("threads", "layout", "compiled", *convolutions.ALGORITHMS, "fused")
     if changed := [name for name in same if before and before.get(name) != evidence.get(name)]:
         was = ", ".join(f"{name} {before.get(name, 'none')}" for name in changed)
         say(f"note: it was begun with {was}; continued otherwise, its bits are not those of an undisturbed run")
@@ -157,6 +160,7 @@ def describe(precision: str, evidence: dict) -> str:
     way = "compiled" if evidence["compiled"] else "not compiled"
     counts = {name: len(evidence.get(key, ())) for key, name in NAMES.items()}
     other = "".join(f", {n} kind{'s' * (n > 1)} of convolution by {name}" for name, n in counts.items() if n)
+    other += ", batch norm and ReLU in one go" if evidence.get("fused") else ""
     return f"{precision}, {evidence['layout']}, {threads}{other}, {way} ({evidence['why']})"
 
 
@@ -193,7 +197,7 @@ def _decide(step, chosen, batch, left, limit, before, say) -> tuple[CompiledLoss
             loss, trial = try_compiled(passes, say)
             remember(key, trial)
             return (loss if trial.wins else None), str(trial)
-    loss = CompiledLoss(step.loss, say)
+    loss = CompiledLoss(fused_norm.without(step.loss), say)
     passes.seconds(loss)  # compiles
     if loss.reason:
         return None, loss.reason
@@ -224,7 +228,7 @@ def uncompilable(step: Step) -> str:
 def try_compiled(passes: Passes, say=print, rounds: int = ROUNDS) -> tuple[CompiledLoss | None, Trial]:
     """Compile these passes and compare them with the eager ones, in results and in time, in turn."""
     step = passes.step
-    loss = CompiledLoss(step.loss, say)
+    loss = CompiledLoss(fused_norm.without(step.loss), say)
     layers = layers_of(step.model)
     begun = time.perf_counter()
     theirs = passes.run(loss)
@@ -257,6 +261,7 @@ def network_key(step: Step, x, chosen: Choice) -> str:
     r = step.recipe
     shape = "x".join(map(str, x.shape))
     other = "".join(f" | {layer} by {name}" for layer, name in getattr(step.loss, "algorithms", {}).items())
+    other += " | fused norms" if isinstance(step.loss, fused_norm.FusedLoss) else ""
     key = f"{r.model} {r.options} {r.shortcut} | {shape} | {step.precision} {chosen.layout} {chosen.threads} threads"
     return key + other
 

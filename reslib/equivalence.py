@@ -119,8 +119,8 @@ def _never_other(recipe: Recipe, execution) -> str:
     """Why every run of this recipe will take the plain passes; empty if one may not."""
     chosen = choice_for(recipe.iterations, execution.deterministic)
     transformed = chosen.fourier is not False and _large_kernels(recipe)  # they need no compiler
-    if chosen.compile is chosen.winograd is False and not transformed:
-        return "such runs are neither compiled nor convolved otherwise"
+    if chosen.compile is chosen.winograd is chosen.fused is False and not transformed:
+        return "such runs are neither compiled nor convolved otherwise, and nothing in them is fused"
     return "" if transformed else cannot_compile()
 
 

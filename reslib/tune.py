@@ -3,7 +3,8 @@
 A processor may advertise bf16 and run it at half the fp32 rate, so the candidates train a small net for a few seconds
 and the fastest are kept in a file of the user's cache, keyed by processor, cores and torch version. To choose oneself:
 RESLIB_TUNE="precision=fp32,layout=channels-last,threads=2,compile=false" (any of them); RESLIB_TUNE="measure" measures
-anew. Compilation (compilation.py) and other algorithms of convolution (convolutions/) are tried on the network itself.
+anew. Compilation (compilation.py), other algorithms of convolution (convolutions/) and fused batch norms
+(fused_norm.py) are tried on the network itself.
 """
 
 from __future__ import annotations
@@ -31,9 +32,14 @@ MARGIN = 1.03  # a candidate must beat the plainer one by this factor: noise mus
 PRECISIONS = ("fp32", "bf16")
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
 # Beside the cache: what was faster (trials.py). Compilations for a GPU take another time than those for the processor.
-COMPILE, COMPILE_GPU, CONVOLUTIONS = TRIALS = ("compile.json", "compile-gpu.json", "convolutions.json")
+COMPILE, COMPILE_GPU, CONVOLUTIONS, FUSED = TRIALS = (
+    "compile.json",
+    "compile-gpu.json",
+    "convolutions.json",
+    "fused.json",
+)
 LONG = 500  # iterations from which a run is worth measuring for
-EAGER = {"compile": False, "fourier": False, "winograd": False}  # fields of a Choice that rule every faster pass out
+EAGER = dict.fromkeys(("compile", "fourier", "winograd", "fused"), False)  # of a Choice: no faster pass at all
 FIELDS = ("precision", "layout", "threads", *EAGER)  # of RESLIB_TUNE
 MAX_THREADS = 1024  # far more than help; a request for very many of them ends the process without a word
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
@@ -50,6 +56,7 @@ class Choice:
     compile: bool | None = None  # None: tried on every network whose run is long enough
     fourier: bool | None = None  # large convolutions by their transforms; None: where a trial finds that faster
     winograd: bool | None = None  # 3x3 convolutions by minimal filtering; None: as above
+    fused: bool | None = None  # batch norm, addition and ReLU in one go; None: as above
     seconds: dict = dataclasses.field(default_factory=dict)
     origin: str = "measured"  # "measured", "cached", "given" or "default"
     pinned: bool = False  # the threads were asked for: they stand above those that a run was begun with

@@ -48,11 +48,11 @@ def errors(algorithm, layer, **options):
     ]
 
 
-def stepper(model, size=2):
-    """A training step in fp32 and () -> its first batch."""
+def stepper(model, size=2, **options):
+    """A training step in fp32 and () -> its first batch. options: of the network."""
     recipe = tiny(model=model, batch_size=size)
     torch.manual_seed(0)
-    net = build_model(model).to(memory_format=torch.channels_last).train()
+    net = build_model(model, **options).to(memory_format=torch.channels_last).train()
     step = make_step(recipe, net, make_optimizer(recipe, net, CPU), CPU, "fp32")
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(size, 3, 32, 32, generator=generator), torch.arange(size) % 10

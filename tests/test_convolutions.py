@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from convolving import by, directly, stepper
 from training import rows_of, silent, tiny, train_in_pieces, weights_of
 
-from reslib import compilation, trials, tune
+from reslib import compilation, native, trials, tune
 from reslib.convolutions import (
     Convolutions,
     Layer,
@@ -18,7 +18,6 @@ from reslib.convolutions import (
     fourier,
     layer_of,
     layers_met,
-    native,
     winograd,
     wins,
 )

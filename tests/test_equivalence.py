@@ -49,7 +49,8 @@ def test_fast_path_follows_fp32_for_fifty_steps(reference):
 WAYS = [  # compilation takes half a minute
     pytest.param(Choice("fp32", 1, compile=True, winograd=False), marks=pytest.mark.long, id="compiled"),
     pytest.param(Choice("fp32", 1, compile=True, winograd=True), marks=pytest.mark.long, id="both"),
-    pytest.param(Choice("fp32", 1, compile=False, winograd=True), id="winograd"),
+    pytest.param(Choice("fp32", 1, compile=False, winograd=True, fused=False), id="winograd"),
+    pytest.param(Choice("fp32", 1, compile=False, winograd=False, fused=True), id="fused"),
 ]
 
 
@@ -59,6 +60,7 @@ def test_other_passes_follow_eager_fp32_for_fifty_steps(reference, way):
     """The same sums in another order, or of other products."""
     taken = first_steps(RECIPE, data.load("synthetic"), CPU, "fp32", fast=way)
     assert (taken.speed["compiled"], bool(taken.speed.get("winograd"))) == (way.compile, way.winograd)
+    assert bool(taken.speed.get("fused")) == bool(way.fused)
     away = departure(reference, taken)
     assert away["weights"] > 0 and within(away, "compiled"), away
 
@@ -264,8 +266,8 @@ def test_without_a_compiler_there_is_something_to_compare_only_with_large_kernel
     monkeypatch.setattr(equivalence, "cannot_compile", lambda: "no C++ compiler")
     recipe = RECIPE.replace(model=model, batch_size=128, iterations=1000)
     assert bool(equivalence._never_other(recipe, Execution())) is nothing
-    none = "such runs are neither compiled nor convolved otherwise"
-    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1,compile=false,winograd=false")
+    none = "such runs are neither compiled nor convolved otherwise, and nothing in them is fused"
+    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1,compile=false,winograd=false,fused=false")
     assert (equivalence._never_other(recipe, Execution()) == none) is nothing
-    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1,compile=false,winograd=false,fourier=false")
+    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1,compile=false,winograd=false,fourier=false,fused=false")
     assert equivalence._never_other(recipe, Execution()) == none

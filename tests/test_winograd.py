@@ -12,8 +12,9 @@ from convolving import by, errors
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from reslib import native
 from reslib.compilation import cannot_compile
-from reslib.convolutions import Layer, native, winograd
+from reslib.convolutions import Layer, winograd
 from reslib.errors import UserError
 
 needs_compiler = pytest.mark.skipif(bool(cannot_compile()), reason="no C++ compiler")
@@ -183,7 +184,7 @@ def test_a_compiler_that_fails_is_quoted(fresh, monkeypatch):
 @needs_compiler
 def test_they_are_made_once_and_again_when_damaged(fresh, monkeypatch):
     built = native.build()
-    (library,) = fresh.glob("winograd-*.so")
+    (library,) = fresh.glob("loops-*.so")
     first = library.stat().st_mtime_ns
     assert native.build().lanes() == built.lanes() in LANES and library.stat().st_mtime_ns == first
     damaged = fresh.with_name("other") / library.name
@@ -196,7 +197,7 @@ def test_they_are_made_once_and_again_when_damaged(fresh, monkeypatch):
 @needs_compiler
 def test_what_others_could_have_written_is_not_loaded(fresh):
     native.build()
-    (library,) = fresh.glob("winograd-*.so")
+    (library,) = fresh.glob("loops-*.so")
     assert native._safe(library)
     fresh.chmod(0o777)
     assert not native._safe(library)

@@ -29,10 +29,16 @@ NAMES = {  # contender: what it is
     "eager": "reslib with the measured precision, layout and threads; neither compiled nor captured",
     "compiled": "reslib with the measured precision, layout and threads, through torch.compile",
     "convolved": "as eager, with other algorithms of convolution where a trial finds them faster",
+    "fused": "as eager, with batch norm, addition and ReLU in one go where a trial finds that faster",
     "fast": "reslib as it trains a long run here",
     "contiguous": "as eager, but images and weights NCHW",
     "freed": "as eager, but memory goes back to the system after every step",
     "blocks": "as eager, but every residual block through torch.compile: one compilation per shape",
+}
+TRIALS = {  # contender: what it may try, of the fields of tune.EAGER
+    "compiled": {"compile": True},
+    "convolved": {"winograd": None, "fourier": None},
+    "fused": {"fused": None},
 }
 LONG_RUN = 64_000  # iterations of the paper's recipe
 
@@ -41,7 +47,7 @@ class Reslib:
     """`run(steps)` trains and returns the seconds it took. way: a name of NAMES but "usual".
 
     threads: of the processor, where they are shared out. cold: nothing that torch.compile made before is used again, so
-    that the time of setting up is that of a first run (but for the loops of convolutions/winograd.cpp, about 3 s once).
+    that the time of setting up is that of a first run (but for the loops of native.py, about 4 s once).
     """
 
     def __init__(self, way: str, recipe: Recipe, source, device, threads=None, cold: bool = False, say=print):
@@ -52,10 +58,8 @@ class Reslib:
         chosen = tune.Choice(self.precision, torch.get_num_threads(), **tune.EAGER, origin="fixed")
         if cpu and not fixed:
             chosen = tune.choice()
-            if way == "convolved":
-                chosen = dataclasses.replace(chosen, compile=False)
-            elif way != "fast":
-                chosen = dataclasses.replace(chosen, **tune.EAGER | {"compile": way == "compiled"})
+            if way != "fast":
+                chosen = dataclasses.replace(chosen, **tune.EAGER | TRIALS.get(way, {}))
         chosen = dataclasses.replace(chosen, layout="contiguous") if way == "contiguous" else chosen
         self.threads = threads or chosen.threads
         chosen, layout = dataclasses.replace(chosen, threads=self.threads), tune.LAYOUTS[chosen.layout]

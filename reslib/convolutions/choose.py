@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .. import trials, tune
+from .. import native, trials, tune
 from ..passes import Passes, difference, sound
 from ..tune import LONG, Choice
-from . import fourier, native, winograd
+from . import fourier, winograd
 from .layers import Layer, channels_last, layer_of
 
 ALGORITHMS = {"winograd": winograd, "fourier": fourier}

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import native
+from .. import native
 from .layers import Layer
 
 OUT, IN = 4, 6  # outputs and inputs of a tile along a side

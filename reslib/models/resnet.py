@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError, choose
+from .norm_relu import norm_relu
 
 IMAGENET_BLOCKS = {  # depth: (blocks per stage, bottleneck), Table 1
     18: ((2, 2, 2, 2), False),
@@ -132,7 +133,7 @@ class ResNet(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) -> (N, C, h, w), the map that is pooled before the classifier."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(norm_relu(self.bn1, self.relu, self.conv1(x)))
         for stage in self.stages:
             for block in getattr(self, stage):
                 if self.activation_checkpointing and self.training:
@@ -182,19 +183,17 @@ class Block(nn.Module):
         return self._preactivated(x) if self.preactivation else self._original(x)
 
     def _original(self, x):
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
+        out = self.conv2(norm_relu(self.bn1, self.relu, self.conv1(x)))
+        last = self.bn2
         if self.conv3 is not None:
-            out = self.bn3(self.conv3(self.relu(out)))
-        if self.residual:
-            out = out.add_(self.identity(x))  # in place: batch norm keeps its input, so one activation less is written
-        return self.relu(out)
+            out, last = self.conv3(norm_relu(self.bn2, self.relu, out)), self.bn3
+        return norm_relu(last, self.relu, out, self.identity(x) if self.residual else None)
 
     def _preactivated(self, x):
         ready = F.relu(self.bn1(x))  # not in place: without batch norm this is x, which the identity still needs
-        out = self.conv2(self.relu(self.bn2(self.conv1(ready))))
+        out = self.conv2(norm_relu(self.bn2, self.relu, self.conv1(ready)))
         if self.conv3 is not None:
-            out = self.conv3(self.relu(self.bn3(out)))
+            out = self.conv3(norm_relu(self.bn3, self.relu, out))
         if not self.residual:
             return out
         # A projection reads the activated input; the identity path stays untouched.

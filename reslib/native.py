@@ -1,4 +1,4 @@
-"""winograd.cpp as machine code: made by the C++ compiler that is there, kept in the user's cache.
+"""The loops in C++ as machine code: made by the compiler that is there, kept in the user's cache.
 
 It is made for the very processor and loaded into the process. So its name in the cache has all that it depends on, and
 only a file that nobody but the user could write is loaded.
@@ -20,11 +20,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..errors import UserError
-from ..files import whole_file
-from ..tune import cache_file
+from .errors import UserError
+from .files import whole_file
+from .tune import cache_file
 
-SOURCE = Path(__file__).with_name("winograd.cpp")
+SOURCES = tuple(Path(__file__).parent / name for name in ("convolutions/winograd.cpp", "fused_norm.cpp"))
 COMPILERS = ("g++", "clang++")
 PATIENCE = 120.0  # seconds for a compiler
 # A second OpenMP beside the one that PyTorch brings would end the process on macOS; without it one thread computes.
@@ -59,8 +59,9 @@ def build(*options: str) -> ctypes.CDLL:
     reason = None
     for parallel in PARALLEL:
         words = [*command, *parallel, *options]
-        digest = hashlib.sha256("\n".join([SOURCE.read_text(), target, *words]).encode()).hexdigest()
-        path = cache_file().with_name(f"winograd-{digest[:16]}.so")
+        text = [*(source.read_text() for source in SOURCES), target, *words]
+        digest = hashlib.sha256("\n".join(text).encode()).hexdigest()
+        path = cache_file().with_name(f"loops-{digest[:16]}.so")
         if _safe(path):
             with contextlib.suppress(OSError):  # damaged
                 return ctypes.CDLL(str(path))
@@ -74,7 +75,7 @@ def build(*options: str) -> ctypes.CDLL:
 def _make(words: list[str], path: Path) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / path.name
-        _run([*words, str(SOURCE), "-o", str(made)])
+        _run([*words, *map(str, SOURCES), "-o", str(made)])
         with contextlib.suppress(UserError), whole_file(path, "wb") as file:  # else made anew by every process
             file.write(made.read_bytes())
         return ctypes.CDLL(str(path if _safe(path) else made))

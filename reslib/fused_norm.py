@@ -1,0 +1,175 @@
+"""Batch norm, addition of the shortcut and ReLU in one go, on a processor where a trial finds that faster.
+
+Outside the convolutions these three are nearly all of a step, and it is memory that limits them: done one after the
+other they read and write every map about twice as often as needed. The loops are C++ (fused_norm.cpp), compiled once
+per machine (native.py). Results are PyTorch's up to rounding; sums are joined in double precision.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor, nn
+
+from . import native, trials, tune
+from .models.norm_relu import taken_over
+from .passes import Passes, difference, sound
+from .tune import LONG, MARGIN, Choice
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of maps, as the loops name them
+ROUNDS = 3
+
+
+class FusedLoss(nn.Module):
+    """`loss(x, y, progress)` with batch norm, addition and ReLU in one go; `fused` counts the calls that were."""
+
+    def __init__(self, loss: nn.Module):
+        super().__init__()
+        self.loss, self.fused = loss, 0
+
+    @property
+    def algorithms(self) -> dict:
+        """Of the convolutions, as of the loss within."""
+        return getattr(self.loss, "algorithms", {})
+
+    def forward(self, x, y, progress):
+        with taken_over(self._way):
+            return self.loss(x, y, progress)
+
+    def _way(self, norm, relu, x, added):
+        result = norm_add_relu(norm, relu, x, added)
+        self.fused += result is not None
+        return result
+
+
+def without(loss: nn.Module) -> nn.Module:
+    """The loss that a FusedLoss is of; any other as it is."""
+    return loss.loss if isinstance(loss, FusedLoss) else loss
+
+
+# --- Whether ----------------------------------------------------------------------------------------------------------
+
+
+def choose(step, chosen: Choice, batch, left: int, limit=None, before=None, say=print) -> FusedLoss | None:
+    """A step's loss with fused norms: where the run was begun so, was asked for so, or a trial finds it faster.
+
+    The arguments are those of compilation.accelerate.
+    """
+    begun = bool(before and before.get("fused"))
+    sure = begun or bool(chosen.fused)
+    if chosen.fused is False or chosen.compile or (not sure and (before or left < LONG)):
+        return None
+    if not any(isinstance(module, nn.BatchNorm2d) for module in step.model.modules()):
+        return None
+    if reason := native.unavailable():
+        if sure:
+            say(f"batch norm and ReLU not fused: {reason}")
+        return None
+    x, y = batch()
+    passes = Passes(step, x[: len(x) // step.parts], y[: len(y) // step.parts])
+    loss = FusedLoss(step.loss)
+    if not sure and limit is not None and limit < 20 * passes.seconds(step.loss):
+        return None
+    mine, theirs = passes.run(step.loss), passes.run(loss)
+    if not loss.fused:
+        return None
+    if begun:
+        return loss  # it was judged then
+    if not sound(passes, mine, theirs):
+        say(f"batch norm and ReLU not fused: loss or gradient would be off by {100 * difference(mine, theirs):.1f}%")
+        return None
+    return loss if sure or _known_to_win(passes, loss, chosen) else None
+
+
+def _known_to_win(passes: Passes, loss: FusedLoss, chosen: Choice) -> bool:
+    """Whether passes with fused norms take less time, tried once per machine and network, so that seeds do not differ.
+
+    The best of turns of both ways.
+    """
+    step, images = passes.step, len(passes.x)
+    r = step.recipe
+    key = f"{r.model} {r.options} {r.shortcut} | {images} images | {step.precision} {chosen.layout} {chosen.threads}"
+    key += "".join(f" | {layer} by {name}" for layer, name in loss.algorithms.items())
+    answer = trials.known(tune.FUSED).get(key)
+    if type(answer) is not bool:
+        turns = [(passes.seconds(step.loss), passes.seconds(loss)) for _ in range(ROUNDS)]
+        plain, fused = (min(seconds) for seconds in zip(*turns, strict=True))
+        answer = fused * MARGIN < plain
+        trials.keep(tune.FUSED, trials.known(tune.FUSED) | {key: answer})
+    return answer
+
+
+# --- The operation ----------------------------------------------------------------------------------------------------
+
+
+def norm_add_relu(norm: nn.Module, relu: nn.Module, x: Tensor, added: Tensor | None = None) -> Tensor | None:
+    """relu(norm(x) + added) for maps (N, C, H, W), channels last; None where these loops cannot compute it.
+
+    They can in training, for fp32 or bf16 maps of a multiple of eight channels, and fp32 weights and moving averages.
+    """
+    if type(norm) is not nn.BatchNorm2d or type(relu) is not nn.ReLU or not norm.training or _hooked(norm, relu):
+        return None
+    if not norm.affine or not norm.track_running_stats or norm.momentum is None:
+        return None
+    fits = x.device.type == "cpu" and x.dtype in TYPES and x.ndim == 4 and x.numel() > x.shape[1]
+    if not fits or not x.is_contiguous(memory_format=torch.channels_last) or x.shape[1] % _loops().norm_width():
+        return None
+    if norm.weight.dtype != torch.float32 or norm.running_mean.dtype != torch.float32:
+        return None
+    if added is not None and (added.dtype != x.dtype or added.shape != x.shape):
+        return None
+    norm.num_batches_tracked.add_(1)
+    averages = norm.running_mean, norm.running_var
+    return _NormAddReLU.apply(x, norm.weight, norm.bias, added, averages, norm.momentum, norm.eps)
+
+
+def _hooked(*modules: nn.Module) -> bool:
+    """Whether someone waits for a module's own call."""
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
+
+
+class _NormAddReLU(torch.autograd.Function):
+    """(x, weight, bias, added, (running mean, running variance), momentum, epsilon) -> maps as x."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, added, averages, momentum, epsilon):
+        channels = x.shape[1]
+        y = torch.empty_like(x)
+        added = None if added is None else added.contiguous(memory_format=torch.channels_last)
+        moments = x.new_empty(4, channels, dtype=torch.float32)  # mean, deviation, scale, bias
+        vectors = weight, bias, *averages
+        _call("norm_forward", (x, added, y), vectors, (ctypes.c_double(momentum), ctypes.c_double(epsilon)), (moments,))
+        ctx.save_for_backward(x, None if added is None else y, moments)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slopes):
+        x, y, moments = ctx.saved_tensors
+        slopes = slopes.contiguous(memory_format=torch.channels_last)
+        of_x, of_added = torch.empty_like(x), None if y is None else torch.empty_like(x)
+        of_weight, of_bias = moments.new_empty(x.shape[1]), moments.new_empty(x.shape[1])
+        _call("norm_backward", (slopes, x, y, of_x, of_added), (moments,), (), (of_weight, of_bias))
+        return of_x, of_weight, of_bias, of_added, None, None, None
+
+
+def _loops() -> ctypes.CDLL:
+    loops = native.loops()
+    loops.norm_work.restype = ctypes.c_long
+    return loops
+
+
+def _call(function: str, maps, channels, settings, results) -> None:
+    """Run a function of fused_norm.cpp on maps, arrays per channel and numbers, with arrays per channel as results."""
+    like = next(tensor for tensor in maps if tensor is not None)
+    number = like.shape[1]
+    work = torch.empty(_loops().norm_work(number), dtype=torch.float64)
+    maps, channels, results = ([_address(t) for t in group] for group in (maps, channels, results))
+    size = ctypes.c_long(like.numel() // number), number
+    last = ctypes.c_void_p(work.data_ptr()), torch.get_num_threads()
+    getattr(native.loops(), function)(TYPES[like.dtype], *maps, *size, *channels, *settings, *results, *last)
+
+
+def _address(tensor: Tensor | None) -> ctypes.c_void_p | None:
+    return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
