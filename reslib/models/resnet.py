@@ -173,11 +173,13 @@ class Block(nn.Module):
         """The shortcut: a projection, or x subsampled and zero-padded to the new number of channels (option A)."""
         if self.downsample is not None:
             return self.downsample(x)
-        if self.stride != 1:
-            x = x[:, :, :: self.stride, :: self.stride]
-        if self.new_channels:
-            x = F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
-        return x
+        if self.stride == 1 and not self.new_channels:
+            return x
+        if x.stride(1) != 1:
+            return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+        # The gradient of a slice is dense in the order of its dimensions: channels last for maps that have them last.
+        x = x.permute(0, 2, 3, 1)[:, :: self.stride, :: self.stride]
+        return F.pad(x, (0, self.new_channels)).permute(0, 3, 1, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._preactivated(x) if self.preactivation else self._original(x)

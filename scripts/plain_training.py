@@ -1,0 +1,139 @@
+"""Train a CIFAR ResNet or plain net of section 4.2 by code that shares nothing with reslib: a second opinion on errors.
+
+    python scripts/plain_training.py DATA_ROOT OUT.json [depth] [iterations] [seed] [residual: 1 or 0]
+
+The loop that a reader of the paper would write: per-image crops in numpy, modules of torch, fp32, one batch after the
+other. A run that was stopped goes on from OUT.pt. Errors at the end are those of the last iteration; compare several
+seeds with reslib's records of the same number of iterations.
+"""
+
+import json
+import pickle
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+BATCH = 128
+
+
+def read(folder: Path, names):
+    """(N, 3, 32, 32) bytes and (N,) labels."""
+    parts = [pickle.loads((folder / name).read_bytes(), encoding="bytes") for name in names]
+    return np.concatenate([p[b"data"] for p in parts]).reshape(-1, 3, 32, 32), np.concatenate(
+        [p[b"labels"] for p in parts]
+    )
+
+
+class Unit(nn.Module):
+    """conv, norm, ReLU, conv, norm, (+ x), ReLU."""
+
+    def __init__(self, before, width, residual):
+        super().__init__()
+        self.stride, self.residual, self.width = 1 if before == width else 2, residual, width
+        self.a = nn.Conv2d(before, width, 3, self.stride, 1, bias=False)
+        self.b = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.p, self.q = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        y = self.q(self.b(F.relu(self.p(self.a(x)))))
+        if not self.residual:
+            return F.relu(y)
+        if self.stride == 2:
+            x = x[:, :, ::2, ::2]
+            x = torch.cat([x, torch.zeros_like(x)], 1)
+        return F.relu(y + x)
+
+
+def network(depth: int, residual: bool) -> nn.Module:
+    """6n+2 layers."""
+    units, before = [], 16
+    for width in (16, 32, 64):
+        for _ in range((depth - 2) // 6):
+            units.append(Unit(before, width, residual))
+            before = width
+    stem = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    net = nn.Sequential(*stem, *units, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = 9 * module.out_channels
+            nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+    return net
+
+
+def crops(images: np.ndarray, chosen, generator: np.random.Generator) -> np.ndarray:
+    """Four zeros on every side, a random 32x32 window, mirrored or not, each image on its own."""
+    out = np.empty((len(chosen), 3, 32, 32), np.float32)
+    for i, k in enumerate(chosen):
+        padded = np.zeros((3, 40, 40), np.float32)
+        padded[:, 4:36, 4:36] = images[k]
+        top, left = generator.integers(0, 9, 2)
+        window = padded[:, top : top + 32, left : left + 32]
+        out[i] = window[:, :, ::-1] if generator.random() < 0.5 else window
+    return out
+
+
+def error(net, images, labels) -> float:
+    """Share of images that the net gets wrong, with moving averages."""
+    net.eval()
+    with torch.no_grad():
+        wrong = sum(
+            int((net(torch.tensor(images[i : i + 500])).argmax(1) != torch.tensor(labels[i : i + 500])).sum())
+            for i in range(0, len(images), 500)
+        )
+    net.train()
+    return wrong / len(images)
+
+
+def main(root, out, depth="20", iterations="6400", seed="0", residual="1") -> None:
+    total, seed, out = int(iterations), int(seed), Path(out)
+    folder = Path(root) / "cifar-10-batches-py"
+    images, labels = read(folder, [f"data_batch_{i}" for i in range(1, 6)])
+    mean = images.mean(0, dtype=np.float64)
+    images = ((images - mean) / 255).astype(np.float32)
+    test, truth = read(folder, ["test_batch"])
+    test = ((test - mean) / 255).astype(np.float32)
+    torch.manual_seed(seed)
+    net = network(int(depth), residual == "1").to(memory_format=torch.channels_last)
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    drops = torch.optim.lr_scheduler.MultiStepLR(sgd, [total // 2, total * 3 // 4], 0.1)
+    generator, order, step = np.random.default_rng(seed), np.empty(0, np.int64), 0
+    kept = out.with_suffix(".pt")
+    if kept.exists():
+        state = torch.load(kept, weights_only=False)
+        for thing, name in ((net, "net"), (sgd, "sgd"), (drops, "drops")):
+            thing.load_state_dict(state[name])
+        order, step, generator.bit_generator.state = state["order"], state["step"], state["generator"]
+    begun, first, wrong, seen = time.time(), step, 0, 0
+    while step < total:
+        if len(order) < BATCH:  # batches run on over the end of a pass
+            order = np.concatenate([order, generator.permutation(len(images))])
+        chosen, order = order[:BATCH], order[BATCH:]
+        x = torch.tensor(crops(images, chosen, generator)).contiguous(memory_format=torch.channels_last)
+        y = torch.tensor(labels[chosen])
+        guess = net(x)
+        sgd.zero_grad()
+        F.cross_entropy(guess, y).backward()
+        sgd.step()
+        drops.step()
+        step += 1
+        wrong, seen = wrong + int((guess.argmax(1) != y).sum()), seen + BATCH
+        if step % 320 == 0 or step == total:
+            rate = BATCH * (step - first) / (time.time() - begun)
+            now = error(net, test, truth)
+            print(f"{step}/{total} train {100 * wrong / seen:.2f} % test {100 * now:.2f} % {rate:.0f}/s", flush=True)
+            report = {"step": step, "seed": seed, "depth": int(depth), "train": wrong / seen, "test": now}
+            wrong = seen = 0
+            state = {"net": net.state_dict(), "sgd": sgd.state_dict(), "drops": drops.state_dict(), "order": order}
+            state |= {"step": step, "generator": generator.bit_generator.state}
+            torch.save(state, kept.with_suffix(".new"))
+            kept.with_suffix(".new").replace(kept)
+    out.write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
