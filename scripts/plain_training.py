@@ -102,12 +102,12 @@ def main(root, out, depth="20", iterations="6400", seed="0", residual="1") -> No
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     drops = torch.optim.lr_scheduler.MultiStepLR(sgd, [total // 2, total * 3 // 4], 0.1)
     generator, order, step = np.random.default_rng(seed), np.empty(0, np.int64), 0
-    kept = out.with_suffix(".pt")
+    kept, curve = out.with_suffix(".pt"), []
     if kept.exists():
         state = torch.load(kept, weights_only=False)
         for thing, name in ((net, "net"), (sgd, "sgd"), (drops, "drops")):
             thing.load_state_dict(state[name])
-        order, step, generator.bit_generator.state = state["order"], state["step"], state["generator"]
+        curve, order, step, generator.bit_generator.state = (state[k] for k in ("curve", "order", "step", "generator"))
     begun, first, wrong, seen = time.time(), step, 0, 0
     while step < total:
         if len(order) < BATCH:  # batches run on over the end of a pass
@@ -126,13 +126,16 @@ def main(root, out, depth="20", iterations="6400", seed="0", residual="1") -> No
             rate = BATCH * (step - first) / (time.time() - begun)
             now = error(net, test, truth)
             print(f"{step}/{total} train {100 * wrong / seen:.2f} % test {100 * now:.2f} % {rate:.0f}/s", flush=True)
-            report = {"step": step, "seed": seed, "depth": int(depth), "train": wrong / seen, "test": now}
+            curve.append([step, wrong / seen, now])
             wrong = seen = 0
             state = {"net": net.state_dict(), "sgd": sgd.state_dict(), "drops": drops.state_dict(), "order": order}
-            state |= {"step": step, "generator": generator.bit_generator.state}
+            state |= {"step": step, "curve": curve, "generator": generator.bit_generator.state}
             torch.save(state, kept.with_suffix(".new"))
             kept.with_suffix(".new").replace(kept)
-    out.write_text(json.dumps(report))
+    report = {"depth": int(depth), "residual": residual == "1", "seed": seed, "iterations": total}
+    report |= {"train": curve[-1][1], "test": curve[-1][2], "curve": curve}
+    report |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "finished": time.strftime("%Y-%m-%d")}
+    out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
