@@ -33,8 +33,8 @@ inline vec load(const bf16 *p)  // the upper half of an fp32 number
 
 inline void store(bf16 *p, const vec &v)  // rounded to nearest, ties to even; what is not a number stays so
 {
-    const bits b = (bits)v, rounded = b + 0x7fff + ((b >> 16) & 1), quiet = b | 0x400000;
-    *reinterpret_cast<halves *>(p) = __builtin_convertvector(((v == v ? rounded : quiet) >> 16) & 0xffff, halves);
+    const bits b = (bits)v, up = b + 0x7fff + ((b >> 16) & 1), quiet = b | 0x400000;
+    *reinterpret_cast<halves *>(p) = __builtin_convertvector(((v == v ? up : quiet) >> 16) & 0xffff, halves);
 }
 
 // v, but 0 where gate <= 0: ReLU and its gradient. What is not a number stays so, as in PyTorch.
@@ -52,6 +52,17 @@ struct Parts {  // of a map: at most PARTS, each of blocks of `rows` pixels, the
     }
     long begin(long part) const { return part * each; }
     long end(long part) const { return std::min(pixels, begin(part) + each); }
+
+    // call(part) for each, shared out among the threads; backwards, so that each begins with what it read last
+    template <typename Call>
+    void all([[maybe_unused]] int threads, bool backwards, Call call) const
+    {
+#pragma omp parallel for schedule(static) num_threads(threads)
+        for (int thread = 0; thread < threads; thread++) {
+            const long from = count * thread / threads, to = count * (thread + 1) / threads;
+            for (long i = 0; i < to - from; i++) call(backwards ? to - 1 - i : from + i);
+        }
+    }
 
     // call(first pixel, number of pixels) for every block of a part
     template <typename Call>
@@ -122,12 +133,11 @@ struct Channels {
 template <typename T>
 void forward(const T *x, const T *added, T *y, long pixels, int c, const float *weight, const float *bias,
              float *running_mean, float *running_variance, double momentum, double epsilon, float *channels,
-             double *work, [[maybe_unused]] int threads)
+             double *work, int threads)
 {
     const Parts parts(pixels, c);
     const Channels norm(channels, c);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (long part = 0; part < parts.count; part++) moments(x, parts, part, c, work + part * 2 * c);
+    parts.all(threads, false, [=, &parts](long part) { moments(x, parts, part, c, work + part * 2 * c); });
     for (long part = 1; part < parts.count; part++) {
         const double *other = work + part * 2 * c;
         join(work, other, other + c, c, c, parts.begin(part), parts.end(part) - parts.begin(part));
@@ -141,13 +151,13 @@ void forward(const T *x, const T *added, T *y, long pixels, int c, const float *
         running_mean[q] += momentum * (mean - running_mean[q]);
         running_variance[q] += momentum * (squares / (pixels - 1) - running_variance[q]);
     }
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (long back = 1; back <= parts.count; back++)
-        parts.values(parts.count - back, c, [=](long i, int q) {
+    parts.all(threads, true, [=, &parts](long part) {
+        parts.values(part, c, [=](long i, int q) {
             vec v = norm.of(load(x + i) - load(norm.mean + q), q);
             if (added) v += load(added + i);
             store(y + i, passed(v, v));
         });
+    });
 }
 
 // The gradient that arrives at the sum of norm and shortcut: where y, or without shortcut the norm, is positive.
@@ -159,12 +169,11 @@ inline vec arriving(const T *slopes, const T *y, const vec &norm, long i)
 
 template <typename T>
 void backward(const T *slopes, const T *x, const T *y, T *of_x, T *of_added, long pixels, int c, float *channels,
-              float *of_weight, float *of_bias, double *work, [[maybe_unused]] int threads)
+              float *of_weight, float *of_bias, double *work, int threads)
 {
     const Parts parts(pixels, c);
     const Channels norm(channels, c);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (long part = 0; part < parts.count; part++) {
+    parts.all(threads, false, [=, &parts](long part) {
         double *sums = work + part * 2 * c;  // of the gradient, and of it times x less its mean
         std::fill_n(sums, 2 * c, 0.0);
         parts.blocks(part, [=](long first, int rows) {
@@ -183,7 +192,7 @@ void backward(const T *slopes, const T *x, const T *y, T *of_x, T *of_added, lon
                 }
             }
         });
-    }
+    });
     for (long part = 1; part < parts.count; part++)
         for (int q = 0; q < 2 * c; q++) work[q] += work[part * 2 * c + q];
     float *slope = reinterpret_cast<float *>(work + PARTS * 2 * c), *constant = slope + c;
@@ -194,13 +203,13 @@ void backward(const T *slopes, const T *x, const T *y, T *of_x, T *of_added, lon
         slope[q] = norm.scale[q] * work[c + q] / pixels / (deviation * deviation);
         constant[q] = norm.scale[q] * work[q] / pixels;
     }
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (long back = 1; back <= parts.count; back++)
-        parts.values(parts.count - back, c, [=](long i, int q) {
+    parts.all(threads, true, [=, &parts](long part) {
+        parts.values(part, c, [=](long i, int q) {
             const vec off = load(x + i) - load(norm.mean + q);
             const vec g = of_added ? load(of_added + i) : arriving(slopes, y, norm.of(off, q), i);
             store(of_x + i, load(norm.scale + q) * g - load(slope + q) * off - load(constant + q));
         });
+    });
 }
 
 }  // namespace
