@@ -182,7 +182,7 @@ def _decide(step, chosen, batch, left, limit, before, say) -> tuple[CompiledLoss
         return None, reason
     x, y = batch()
     x, y = x[: len(x) // step.parts], y[: len(y) // step.parts]
-    key = network_key(step, x, chosen)
+    key = trials.network_key(step, x, chosen) + " | fused norms" * isinstance(step.loss, fused_norm.FusedLoss)
     known = None if sure else known_trials().get(key)
     if known and not known.wins:
         return None, f"measured before: {known}"
@@ -256,18 +256,8 @@ def expected_seconds(step: Step) -> float:
     return layers_of(step.model) * max(rates, default=SECONDS_PER_LAYER)
 
 
-def network_key(step: Step, x, chosen: Choice) -> str:
-    """What a trial is remembered under: network, shape of a batch, precision, layout and threads."""
-    r = step.recipe
-    shape = "x".join(map(str, x.shape))
-    other = "".join(f" | {layer} by {name}" for layer, name in getattr(step.loss, "algorithms", {}).items())
-    other += " | fused norms" if isinstance(step.loss, fused_norm.FusedLoss) else ""
-    key = f"{r.model} {r.options} {r.shortcut} | {shape} | {step.precision} {chosen.layout} {chosen.threads} threads"
-    return key + other
-
-
 def known_trials(name: str = COMPILE) -> dict[str, Trial]:
-    """network_key -> Trial of this machine, in a file of tune.TRIALS; a damaged one counts as empty."""
+    """Key of a network -> Trial of this machine, in a file of tune.TRIALS; a damaged one counts as empty."""
     try:
         found = {key: Trial(**entry) for key, entry in trials.known(name).items()}
         for trial in found.values():

@@ -88,10 +88,8 @@ def _known_to_win(passes: Passes, loss: FusedLoss, chosen: Choice) -> bool:
 
     The median ratio of turns of both ways.
     """
-    step, images = passes.step, len(passes.x)
-    r = step.recipe
-    key = f"{r.model} {r.options} {r.shortcut} | {images} images | {step.precision} {chosen.layout} {chosen.threads}"
-    key += "".join(f" | {layer} by {name}" for layer, name in loss.algorithms.items())
+    step = passes.step
+    key = trials.network_key(step, passes.x, chosen)
     answer = trials.known(tune.FUSED).get(key)
     if type(answer) is not bool:
         ratios = [passes.seconds(step.loss) / passes.seconds(loss) for _ in range(ROUNDS)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .errors import UserError, tell_once
 from .files import write_json
-from .tune import cache_file, machine_key
+from .tune import Choice, cache_file, machine_key
 
 
 def known(name: str) -> dict:
@@ -34,3 +34,11 @@ def _machines(name: str) -> dict:
         return {key: entries for key, entries in machines.items() if isinstance(entries, dict)}
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
+
+
+def network_key(step, x, chosen: Choice) -> str:
+    """What a trial of a step's whole network is kept under: network, shape of a batch x, precision, layout, threads."""
+    r = step.recipe
+    shape = "x".join(map(str, x.shape))
+    other = "".join(f" | {layer} by {name}" for layer, name in getattr(step.loss, "algorithms", {}).items())
+    return f"{r.model} {r.options} {r.shortcut} | {shape} | {step.precision} {chosen.layout} {chosen.threads} threads{other}"

@@ -8,7 +8,6 @@ seeds with reslib's records of the same number of iterations.
 """
 
 import json
-import pickle
 import sys
 import time
 from pathlib import Path
@@ -16,17 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from plain_evaluation import images_of
 from torch import nn
 
 BATCH = 128
-
-
-def read(folder: Path, names):
-    """(N, 3, 32, 32) bytes and (N,) labels."""
-    parts = [pickle.loads((folder / name).read_bytes(), encoding="bytes") for name in names]
-    return np.concatenate([p[b"data"] for p in parts]).reshape(-1, 3, 32, 32), np.concatenate(
-        [p[b"labels"] for p in parts]
-    )
 
 
 class Unit(nn.Module):
@@ -92,10 +84,10 @@ def error(net, images, labels) -> float:
 def main(root, out, depth="20", iterations="6400", seed="0", residual="1") -> None:
     total, seed, out = int(iterations), int(seed), Path(out)
     folder = Path(root) / "cifar-10-batches-py"
-    images, labels = read(folder, [f"data_batch_{i}" for i in range(1, 6)])
+    images, labels = images_of(folder, [f"data_batch_{i}" for i in range(1, 6)])
     mean = images.mean(0, dtype=np.float64)
     images = ((images - mean) / 255).astype(np.float32)
-    test, truth = read(folder, ["test_batch"])
+    test, truth = images_of(folder, ["test_batch"])
     test = ((test - mean) / 255).astype(np.float32)
     torch.manual_seed(seed)
     net = network(int(depth), residual == "1").to(memory_format=torch.channels_last)

@@ -243,7 +243,7 @@ def test_a_network_is_tried_once_per_machine(monkeypatch):
     monkeypatch.setattr(trials, "keep", lambda name, entries: name == "fused.json" and kept.update(entries))
     assert "fused" in chosen(monkeypatch)[0] and "fused" in chosen(monkeypatch, fused=2.0)[0]
     (key,) = kept
-    assert key == "resnet8  A | 4 images | fp32 channels-last 1"
+    assert key == "resnet8  A | 4x3x32x32 | fp32 channels-last 1 threads"
     kept[key] = "damaged"
     assert "fused" not in chosen(monkeypatch, fused=2.0)[0] and kept[key] is False
 
