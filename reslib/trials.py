@@ -41,4 +41,5 @@ def network_key(step, x, chosen: Choice) -> str:
     r = step.recipe
     shape = "x".join(map(str, x.shape))
     other = "".join(f" | {layer} by {name}" for layer, name in getattr(step.loss, "algorithms", {}).items())
-    return f"{r.model} {r.options} {r.shortcut} | {shape} | {step.precision} {chosen.layout} {chosen.threads} threads{other}"
+    key = f"{r.model} {r.options} {r.shortcut} | {shape} | {step.precision} {chosen.layout} {chosen.threads} threads"
+    return key + other
