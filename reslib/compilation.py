@@ -1,6 +1,6 @@
 """torch.compile of a training step on a processor: tried on the network itself, and kept only where it wins.
 
-On a GPU: gpu_compilation.py.
+On a GPU: gpu_trials.py.
 
 Compiling takes up to minutes, and what it gains depends on network and machine, down to nothing: neither flags nor a
 small probe can tell (results/bench). A run that is long enough compiles its own forward and backward
@@ -85,6 +85,16 @@ class CompiledLoss:
     def compiled(self) -> bool:
         """Whether passes are compiled, as far as is known."""
         return self.call is not self.eager
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it is eager for good."""
+        return not self.compiled
+
+    @property
+    def way(self) -> str:
+        """What of it a record of a captured step says, "" where it is eager."""
+        return "compiled" * self.compiled
 
     def give_up(self, error: Exception) -> None:
         """Eager from now on, said with the reason."""

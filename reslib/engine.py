@@ -148,13 +148,13 @@ class CapturedStep(Step):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.graph, self.failed = None, ""
-        self.trial = None  # a gpu_compilation.GpuTrial: whether passes through torch.compile are faster once captured
+        self.trials = []  # of gpu_trials: whether other passes are faster once captured, to the first that are
 
     @property
     def way(self) -> str:
         """How steps run: as a CUDA graph, or eager and why."""
         if self.graph is not None:
-            return "CUDA graph" + ", compiled" * getattr(self.loss, "compiled", False)
+            return ", ".join(filter(None, ("CUDA graph", getattr(self.loss, "way", ""))))
         return f"eager, not captured: {self.failed}" if self.failed else "eager"
 
     def __call__(self, x, y, iteration):
@@ -185,8 +185,9 @@ class CapturedStep(Step):
 
         try:
             self._record()
-            if self.graph is not None and self.trial is not None:
-                self._try_compiled(undo)
+            for trial in self.trials if self.graph is not None else ():
+                if self._better(trial, undo):
+                    break
         finally:
             undo()
 
@@ -214,28 +215,29 @@ class CapturedStep(Step):
             self.failed = (str(first).splitlines() or [type(first).__name__])[0]
             warnings.warn(f"step not captured as a CUDA graph, training without: {self.failed}", stacklevel=4)
 
-    def _try_compiled(self, undo):
-        """Capture the step with compiled passes as well where that may pay, and keep the faster one.
+    def _better(self, trial, undo) -> bool:
+        """Capture the step with a trial's passes as well where that may pay; whether they win and are kept.
 
         Whatever goes wrong, the plain graph is there.
         """
         plain = self.graph, self.result, self.loss
         seconds = seconds_per_replay(plain[0], self.replays)
-        undo()  # compiled passes are compared where the run begins
+        undo()  # other passes are compared where the run begins
         self.optimizer.zero_grad(set_to_none=True)  # those of the capture would be added to
         keep = False
         try:
-            loss = self.trial.loss(self, seconds)
+            loss = trial.loss(self, seconds)
             if loss is not None:
-                keep = self._captured_too(plain[0], loss)
+                keep = self._captured_too(trial, plain[0], loss)
         except Exception as error:  # compilers fail in many ways, and there may be no room for two graphs
-            self.trial.refused(error)
+            trial.refused(error)
         if not keep:
             self.graph, self.result, self.loss = plain
             self.failed = ""
             self.optimizer.zero_grad(set_to_none=True)  # they would hold the memory of the other graph
+        return keep
 
-    def _captured_too(self, plain, loss) -> bool:
+    def _captured_too(self, trial, plain, loss) -> bool:
         """Whether a step through another loss, captured and made the step, wins against the plain graph."""
         self.graph, self.loss = None, loss
         with warnings.catch_warnings():  # the plain step is there: no word of warning
@@ -243,23 +245,23 @@ class CapturedStep(Step):
             self._record()
         if self.graph is None:
             raise RuntimeError(self.failed)
-        if not loss.compiled:
+        if not loss.way:
             return False  # it has said why
-        if self.trial.sure:
+        if trial.sure:
             return True
-        eager, compiled = [], []
+        mine, other = [], []
         for _ in range(self.rounds):
-            eager.append(seconds_per_replay(plain, self.replays))
-            compiled.append(seconds_per_replay(self.graph, self.replays))
-        return self.trial.wins(min(eager), min(compiled))
+            mine.append(seconds_per_replay(plain, self.replays))
+            other.append(seconds_per_replay(self.graph, self.replays))
+        return trial.wins(min(mine), min(other))
 
     def _warm_up(self):
-        """The eager steps; once more without torch.compile where it fails, as it may only at the backward pass."""
+        """The eager steps; once more with the plain loss where another fails, as it may only at the backward pass."""
         try:
             for _ in range(self.warmup):
                 self._body()
         except Exception as error:
-            if not getattr(self.loss, "compiled", False) or isinstance(error, torch.OutOfMemoryError):
+            if getattr(self.loss, "given_up", True) or isinstance(error, torch.OutOfMemoryError):
                 raise
             self.loss.give_up(error)
             self._warm_up()

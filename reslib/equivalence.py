@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import data, equivalence_records, gpu_compilation
+from . import data, equivalence_records, gpu_trials
 from .cli import MAX_SEEDS, ArgumentError, add_common, add_execution, execution_of, number, results_of
 from .compilation import accelerate, cannot_compile
 from .convolutions import Convolutions, fourier
@@ -162,7 +162,7 @@ def first_steps(
     optimizer = make_optimizer(recipe, model, device)
     step = (Step if eager else make_step)(recipe, model, optimizer, device, precision)
     if device.type == "cuda" and not eager:
-        gpu_compilation.accelerate(step, steps)
+        gpu_trials.accelerate(step, steps)
     speed = accelerate(step, fast, lambda: batches.batch(0), steps) if fast else {}
     before, losses, previous = _flat(model), [], recipe.lr
     for iteration in range(steps):

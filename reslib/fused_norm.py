@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import native, trials, tune
-from .models.norm_relu import taken_over
+from .models.conv_norm_relu import norm_relu, normalises, taken_over
 from .passes import Passes, difference, sound
 from .tune import LONG, MARGIN, Choice
 
@@ -38,10 +38,11 @@ class FusedLoss(nn.Module):
         with taken_over(self._way):
             return self.loss(x, y, progress)
 
-    def _way(self, norm, relu, x, added):
-        result = norm_add_relu(norm, relu, x, added)
+    def _way(self, conv, norm, relu, x, added):
+        y = conv(x)
+        result = norm_add_relu(norm, relu, y, added)
         self.fused += result is not None
-        return result
+        return norm_relu(norm, relu, y, added) if result is None else result
 
 
 def without(loss: nn.Module) -> nn.Module:
@@ -106,25 +107,16 @@ def norm_add_relu(norm: nn.Module, relu: nn.Module, x: Tensor, added: Tensor | N
 
     They can in training, for fp32 or bf16 maps of a multiple of eight channels, and fp32 weights and moving averages.
     """
-    if type(norm) is not nn.BatchNorm2d or type(relu) is not nn.ReLU or not norm.training or _hooked(norm, relu):
-        return None
-    if not norm.affine or not norm.track_running_stats or norm.momentum is None:
+    if not normalises(norm, relu):
         return None
     fits = x.device.type == "cpu" and x.dtype in TYPES and x.ndim == 4 and x.numel() > x.shape[1]
     if not fits or not x.is_contiguous(memory_format=torch.channels_last) or x.shape[1] % _loops().norm_width():
-        return None
-    if norm.weight.dtype != torch.float32 or norm.running_mean.dtype != torch.float32:
         return None
     if added is not None and (added.dtype != x.dtype or added.shape != x.shape):
         return None
     norm.num_batches_tracked.add_(1)
     averages = norm.running_mean, norm.running_var
     return _NormAddReLU.apply(x, norm.weight, norm.bias, added, averages, norm.momentum, norm.eps)
-
-
-def _hooked(*modules: nn.Module) -> bool:
-    """Whether someone waits for a module's own call."""
-    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
 
 
 class _NormAddReLU(torch.autograd.Function):

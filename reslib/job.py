@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from . import compilation, data, distributed, gpu_compilation, own_network
+from . import compilation, data, distributed, gpu_trials, own_network
 from .checkpoint import State, restore
 from .complexity import multiply_adds, weighted_layers
 from .engine import Step, make_optimizer, make_step
@@ -137,7 +137,7 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
     step = make_step(recipe, model, optimizer, device, state.precision, group, execution.eager)
     step.layout = LAYOUTS[layout]
     if device.type == "cuda" and not execution.eager:
-        gpu_compilation.accelerate(
+        gpu_trials.accelerate(
             step,
             left=recipe.iterations - state.iteration,
             limit=execution.time_limit,

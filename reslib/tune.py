@@ -32,15 +32,17 @@ MARGIN = 1.03  # a candidate must beat the plainer one by this factor: noise mus
 PRECISIONS = ("fp32", "bf16")
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
 # Beside the cache: what was faster (trials.py). Compilations for a GPU take another time than those for the processor.
-COMPILE, COMPILE_GPU, CONVOLUTIONS, FUSED = TRIALS = (
+COMPILE, COMPILE_GPU, UNITS_GPU, CONVOLUTIONS, FUSED = TRIALS = (
     "compile.json",
     "compile-gpu.json",
+    "units-gpu.json",
     "convolutions.json",
     "fused.json",
 )
 LONG = 500  # iterations from which a run is worth measuring for
 EAGER = dict.fromkeys(("compile", "fourier", "winograd", "fused"), False)  # of a Choice: no faster pass at all
-FIELDS = ("precision", "layout", "threads", *EAGER)  # of RESLIB_TUNE
+GPU_FIELDS = ("units",)  # of RESLIB_TUNE, not of a Choice: for a GPU alone
+FIELDS = ("precision", "layout", "threads", *EAGER, *GPU_FIELDS)  # of RESLIB_TUNE
 MAX_THREADS = 1024  # far more than help; a request for very many of them ends the process without a word
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 DEFAULT_THREADS = torch.get_num_threads()  # before anything here asks for another number
@@ -88,7 +90,7 @@ def machine_key() -> str:
 
 def choice() -> Choice:
     """The fastest way to train on this processor: given by RESLIB_TUNE, cached, or measured now."""
-    given = _given()
+    given = _for_processor()
     known = None if given.pop("measure", False) else _cached().get(machine_key())
     if {"precision", "threads"} <= set(given):
         return Choice(**given, origin="given")
@@ -113,7 +115,7 @@ def choice_for(iterations: int, deterministic: bool = False, threads: int | None
 
     threads: what the caller shares out among processes; like RESLIB_TUNE it stands above what was measured.
     """
-    given = _given()
+    given = _for_processor()
     given.pop("measure", None)
     if not measures(iterations, deterministic):
         chosen = Choice("", torch.get_num_threads(), **EAGER, origin="default")
@@ -211,6 +213,11 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def _for_processor() -> dict:
+    """Of `_given`, what a Choice can hold."""
+    return {name: value for name, value in _given().items() if name not in GPU_FIELDS}
+
+
 def _given() -> dict:
     """RESLIB_TUNE as a dictionary. Raises UserError naming it, the value and what is allowed."""
     text = os.environ.get("RESLIB_TUNE", "").strip()
@@ -229,7 +236,7 @@ def _given() -> dict:
             choose(f"RESLIB_TUNE {name}", value, PRECISIONS if name == "precision" else LAYOUTS)
         elif name == "threads" and (type(value) is not int or not 1 <= value <= MAX_THREADS):
             raise UserError(f"RESLIB_TUNE threads {shown(value)} is out of range: allowed is 1 to {MAX_THREADS}")
-        elif name in EAGER and type(value) is not bool:
+        elif name in (*EAGER, *GPU_FIELDS) and type(value) is not bool:
             raise UserError(f"RESLIB_TUNE {name} {shown(value)} is unknown: allowed are true, false")
     return values
 

@@ -5,7 +5,7 @@ import torch
 from fake_cuda import CPU, Cuda, batch, compiler, made
 
 from reslib.engine import CapturedStep, Step
-from reslib.gpu_compilation import accelerate
+from reslib.gpu_trials import accelerate
 
 
 @pytest.mark.parametrize(

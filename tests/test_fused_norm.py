@@ -14,7 +14,7 @@ from training import rows_of, silent, tiny, train_in_pieces, weights_of
 from reslib import compilation, fused_norm, native, trials, tune
 from reslib.fused_norm import FusedLoss, norm_add_relu
 from reslib.job import Execution
-from reslib.models.norm_relu import norm_relu, taken_over
+from reslib.models.conv_norm_relu import conv_norm_relu, norm_relu, taken_over
 from reslib.passes import Passes, difference, sound
 from reslib.train import train
 
@@ -166,9 +166,9 @@ def test_a_way_counts_within_its_block_and_thread():
     inner, outer = (lambda *a, name=name: calls.append(name) for name in ("inner", "outer"))
     with taken_over(outer):
         with taken_over(inner):
-            norm_relu(norm, nn.ReLU(), x)
-        norm_relu(norm, nn.ReLU(), x)
-    norm_relu(norm, nn.ReLU(), x)
+            conv_norm_relu(nn.Identity(), norm, nn.ReLU(), x)
+        conv_norm_relu(nn.Identity(), norm, nn.ReLU(), x)
+    conv_norm_relu(nn.Identity(), norm, nn.ReLU(), x)
     assert calls == ["inner", "outer"] and norm.num_batches_tracked == 3  # None: PyTorch computes
 
 
@@ -196,7 +196,7 @@ def test_networks_compute_the_same_loss_and_gradient(model, options, norms):
     assert sound(passes, mine, theirs)
     net, images = step.model.eval(), batch()[0]
     evaluated = net(images)
-    with taken_over(norm_add_relu):
+    with taken_over(loss._way):
         assert torch.equal(net(images), evaluated)
 
 

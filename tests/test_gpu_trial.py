@@ -8,10 +8,11 @@ import torch
 from fake_cuda import CPU, Cuda, batch, compiler, made
 from training import tiny
 
-from reslib import engine, gpu_compilation, trials
+from reslib import engine, gpu_compilation, gpu_trials, trials
 from reslib.compilation import CompiledLoss
 from reslib.engine import CapturedStep, Step, make_optimizer
-from reslib.gpu_compilation import BlockwiseLoss, GpuTrial, accelerate
+from reslib.gpu_compilation import BlockwiseLoss
+from reslib.gpu_trials import CompilerTrial, accelerate
 from reslib.models import build_model
 from reslib.passes import Passes
 
@@ -121,7 +122,7 @@ def test_compiled_passes_that_cannot_be_captured_leave_the_plain_graph(monkeypat
     monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: loss(*x))
     timed(monkeypatch, 1.0)
     step.model.compilable = True
-    step.trial = GpuTrial(64_000, None, said.append)
+    step.trials = [CompilerTrial(64_000, None, said.append)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         step._capture(*batch())
@@ -153,7 +154,7 @@ def test_memory_that_runs_out_in_a_trial_leaves_the_plain_graph(monkeypatch, own
         monkeypatch.setattr("reslib.passes.difference", lambda mine, theirs: 1.0)
         monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: loss(*x))
     step = made(CapturedStep)
-    step.model.compilable, step.trial = True, GpuTrial(64_000, None, said.append)
+    step.model.compilable, step.trials = True, [CompilerTrial(64_000, None, said.append)]
     before = step.model.fc.weight.detach().clone()
     step._capture(*batch())
     assert step.way == "CUDA graph" and cuda.captures == 1 and said[-1] == "not compiled: no room"
@@ -179,8 +180,8 @@ def test_wrong_or_failing_passes_are_refused_and_remembered(monkeypatch, own_cac
     for compiled, words, known in ((endless, "off by nan%", 0), (wrong, "off by 5.0%", 1), (failing, "no Triton", 1)):
         monkeypatch.setattr(torch, "compile", compiled)
         said, step = [], made(CapturedStep)
-        step.model.compilable, step.trial = True, GpuTrial(64_000, None, said.append)
-        monkeypatch.setattr(gpu_compilation, "known_trials", lambda name: {})
+        step.model.compilable, step.trials = True, [CompilerTrial(64_000, None, said.append)]
+        monkeypatch.setattr(gpu_trials, "known_trials", lambda name: {})
         step._capture(*batch())
         assert step.way == "CUDA graph" and words in said[-1]
         assert len(trials.known("compile-gpu.json")) == known
@@ -220,4 +221,4 @@ def test_a_step_that_is_not_captured_is_compiled_where_asked_for_and_never_tried
         step = made(Step)
         step.model.compilable = True
         accelerate(step, 64_000)
-        assert type(step.loss) is kind and not hasattr(step, "trial")
+        assert type(step.loss) is kind and not hasattr(step, "trials")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from .. import compilation, data, gpu_compilation, tune
+from .. import compilation, data, gpu_trials, thin, tune
 from ..engine import Step, make_optimizer, make_step, set_learning_rate
+from ..errors import UserError
 from ..measure import error_and_loss
 from ..models.resnet import Block
 from ..networks import make_model
@@ -33,6 +34,7 @@ NAMES = {  # contender: what it is
     "fast": "reslib as it trains a long run here",
     "contiguous": "as eager, but images and weights NCHW",
     "freed": "as eager, but memory goes back to the system after every step",
+    "thin": "reslib with bf16, captured, with the units of thin nets by kernels of its own (on a GPU)",
     "blocks": "as eager, but every residual block through torch.compile: one compilation per shape",
 }
 TRIALS = {  # contender: what it may try, of the fields of tune.EAGER
@@ -71,6 +73,10 @@ class Reslib:
         self.step.layout = layout
         self.captured = type(self.step) is not Step
         self.speed = {}
+        if way == "thin":
+            if reason := thin.unavailable(device):
+                raise UserError(f"contender thin: {reason}")
+            self.step.loss = thin.ThinLoss(self.step.loss, say)
         if way == "blocks":
             compilation.allow_many()
             for block in (m for m in self.model.modules() if isinstance(m, Block)):
@@ -82,7 +88,7 @@ class Reslib:
             elif way == "compiled":
                 self.step.loss = compilation.CompiledLoss(self.step.loss, say)
             elif way == "fast":
-                gpu_compilation.accelerate(self.step, LONG_RUN, say=lambda text: say(f"    {text}"))
+                gpu_trials.accelerate(self.step, LONG_RUN, say=lambda text: say(f"    {text}"))
             self.window = Window(recipe, device)
             self.iteration, self.lr = 0, recipe.lr
             self.stream = iter(())

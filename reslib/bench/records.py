@@ -245,6 +245,11 @@ TRIED = {  # kind of device: {contender: (what, what was expected before it was 
             "as the blocks, after a longer compilation",
             "kept up to 20 layers, where a trial on the captured step finds it faster",
         ),
+        "thin": (
+            "convolution, batch norm, addition and ReLU of up to 64 filters by six Triton kernels, captured",
+            "half the time of the captured step: a third of its kernels, and convolutions in a fraction of theirs",
+            "not measured on a GPU when this was written; a trial on the captured step decides",
+        ),
         "contiguous": (
             "NCHW instead of channels-last, captured",
             "slower: tensor cores work on channels-last, and other layouts are converted at every convolution",

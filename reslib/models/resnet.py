@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError, choose
-from .norm_relu import norm_relu
+from .conv_norm_relu import conv_norm_relu
 
 IMAGENET_BLOCKS = {  # depth: (blocks per stage, bottleneck), Table 1
     18: ((2, 2, 2, 2), False),
@@ -133,7 +133,7 @@ class ResNet(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) -> (N, C, h, w), the map that is pooled before the classifier."""
-        x = self.maxpool(norm_relu(self.bn1, self.relu, self.conv1(x)))
+        x = self.maxpool(conv_norm_relu(self.conv1, self.bn1, self.relu, x))
         for stage in self.stages:
             for block in getattr(self, stage):
                 if self.activation_checkpointing and self.training:
@@ -185,17 +185,18 @@ class Block(nn.Module):
         return self._preactivated(x) if self.preactivation else self._original(x)
 
     def _original(self, x):
-        out = self.conv2(norm_relu(self.bn1, self.relu, self.conv1(x)))
-        last = self.bn2
+        out = conv_norm_relu(self.conv1, self.bn1, self.relu, x)
+        last = self.conv2, self.bn2
         if self.conv3 is not None:
-            out, last = self.conv3(norm_relu(self.bn2, self.relu, out)), self.bn3
-        return norm_relu(last, self.relu, out, self.identity(x) if self.residual else None)
+            out, last = conv_norm_relu(self.conv2, self.bn2, self.relu, out), (self.conv3, self.bn3)
+        return conv_norm_relu(*last, self.relu, out, self.identity(x) if self.residual else None)
 
     def _preactivated(self, x):
         ready = F.relu(self.bn1(x))  # not in place: without batch norm this is x, which the identity still needs
-        out = self.conv2(norm_relu(self.bn2, self.relu, self.conv1(ready)))
+        last, out = self.conv2, conv_norm_relu(self.conv1, self.bn2, self.relu, ready)
         if self.conv3 is not None:
-            out = self.conv3(norm_relu(self.bn3, self.relu, out))
+            last, out = self.conv3, conv_norm_relu(self.conv2, self.bn3, self.relu, out)
+        out = last(out)
         if not self.residual:
             return out
         # A projection reads the activated input; the identity path stays untouched.

@@ -1,0 +1,185 @@
+"""Faster passes for the step that a CUDA GPU replays as one graph: tried on the network itself, kept where they win.
+
+The step is captured plain first, in a second or two. Where the run is long enough, other passes are made, captured as
+well, and the two are timed in turn: first with the units of thin/, made in seconds, and where those do not win, through
+torch.compile.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+
+from .compilation import Trial, known_trials, layers_of, remember, uncompilable
+from .engine import CapturedStep
+from .gpu_compilation import compiled_loss
+from .passes import Passes, difference, sound
+from .provenance import device_name
+from .thin import NAME, ThinLoss, unavailable
+from .tune import COMPILE_GPU, LONG, MARGIN, UNITS_GPU, asked
+
+PAYS_AFTER = 4.0  # times as long as it takes to make other passes must the rest of the run be: gains are about a fifth
+
+
+def accelerate(step, left: int, limit: float | None = None, sessions=(), measure: bool = True, say=print) -> None:
+    """Let a captured step try faster passes at its first call, or give any step those that are decided on.
+
+    RESLIB_TUNE decides by compile=true or false and units=true or false. sessions: of the run that is continued, whose
+    steps go on as the last of them took them. left: steps still to go; limit: seconds, at most, that this process will
+    train. measure: whether the choice may depend on a measurement. `step.way` says what came of it. Networks with
+    dropout get other passes only where asked for: their soundness cannot be checked against double precision.
+    """
+    asked_for, before = {trial.name: asked(trial.field) for trial in TRIALS}, way_of(sessions)
+    name = next((name for name, wanted in asked_for.items() if wanted), None)
+    if name is None and before is not None:
+        name = "" if asked_for.get(before) is False else before
+    if before is not None and name != before:
+        was = "CUDA graph" + f", {before}" * bool(before)
+        say(f"note: its steps were taken as {was}; continued otherwise, its bits are not those of an undisturbed run")
+    for trial in TRIALS:
+        if trial.name == name:
+            if reason := trial.unsuitable(step):
+                say(f"{trial.refusal}: {reason}")
+            else:
+                step.loss = trial.passes_of(step, say)
+    tried = isinstance(step, CapturedStep) and not step.stochastic
+    if name is None and measure and left >= LONG and tried:
+        step.trials = [
+            trial(left, limit, say)
+            for trial in TRIALS
+            if asked_for[trial.name] is not False and not trial.unsuitable(step)
+        ]
+
+
+def way_of(sessions) -> str | None:
+    """How the last session that took a step took its steps: a trial's name, "" where plain, None where not captured."""
+    ways = [s.get("step", "") for s in sessions if s.get("to_iteration", 0) > s.get("from_iteration", 0)]
+    if not ways or not ways[-1].startswith("CUDA graph"):
+        return None
+    return ways[-1].partition(", ")[2]
+
+
+class GpuTrial:
+    """What a captured step asks about other passes: whether to make them, and whether they win.
+
+    sure: they have won before on this machine, in this network; then they are not timed again.
+    """
+
+    name = field = file = ""  # in records, in RESLIB_TUNE, of known trials
+    words = refusal = ""  # of messages
+    expected = 30.0  # seconds of making them, until that has been timed here
+
+    def __init__(self, left: int, limit: float | None, say):
+        self.left, self.limit, self.say, self.sure = left, limit, say, False
+        self.key, self.layers, self.seconds = "", 0, 0.0
+
+    @staticmethod
+    def unsuitable(step) -> str:
+        """Why a step must not have these passes, "" where nothing speaks against it."""
+        raise NotImplementedError
+
+    @staticmethod
+    def passes_of(step, say):
+        """The step's loss the other way, with `way` and `give_up`."""
+        raise NotImplementedError
+
+    def loss(self, step, seconds: float):
+        """The other passes of a step that takes `seconds` captured; None where that would not pay or is not right.
+
+        Raises what the passes raise.
+        """
+        r, shape = step.recipe, "x".join(map(str, step.x.shape))
+        where = f"{device_name(step.device)}, torch {torch.__version__}"
+        self.key = f"{r.model} {r.options} {r.shortcut} | {shape} | {step.precision} | {where}"
+        self.layers = layers_of(step.model)
+        known = known_trials(self.file).get(self.key)
+        if known and not known.wins:
+            self.say(f"{self.refusal}: measured before, {known}")
+            return None
+        self.sure = bool(known)
+        expected = known.compile_seconds if known else self.expected
+        rest = self.left * seconds
+        if (rest if self.limit is None else min(rest, self.limit)) < PAYS_AFTER * expected:
+            return None
+        purpose = "" if known else " to see whether that is faster"
+        self.say(f"{self.words} the step{purpose}, about {expected:.0f} s ...")
+        passes, begun = Passes(step, step.x, step.y), time.perf_counter()
+        loss = self.passes_of(step, self.say)
+        if getattr(loss, "reason", ""):
+            return None  # no compiler, it has said
+        theirs = passes.run(getattr(loss, "call", loss))  # not through what says of any error that there is no compiler
+        self.seconds = time.perf_counter() - begun
+        loss.proved = True
+        if not loss.way:
+            return None  # nothing in this network that could be otherwise
+        mine = passes.run(step.loss)
+        if not sound(passes, mine, theirs):
+            off = difference(mine, theirs)
+            self.say(f"{self.refusal}: loss or gradient would be off by {100 * off:.1f}%")
+            if math.isfinite(off):
+                self._remember(Trial(seconds, None, self.seconds, self.layers))
+            return None
+        return loss
+
+    def refused(self, error: Exception) -> None:
+        """Something failed on the way: said, and remembered unless the next run may have the room."""
+        text = str(error).strip()
+        self.say(f"{self.refusal}: {text.splitlines()[0] if text else type(error).__name__}")
+        if not isinstance(error, torch.OutOfMemoryError):
+            self._remember(Trial(0.0, None, self.seconds, self.layers))
+
+    def wins(self, plain: float, other: float) -> bool:
+        """Whether the step of the other passes is faster by more than the margin; remembered."""
+        trial = Trial(plain, other, self.seconds, self.layers)
+        self._remember(trial)
+        verdict = "kept" if trial.wins else f"not kept: by less than {100 * (MARGIN - 1):.0f}%"
+        self.say(
+            f"a step takes {1000 * plain:.2f} ms captured, {1000 * other:.2f} ms {self.name} and captured "
+            f"(compilation {self.seconds:.0f} s): {verdict}"
+        )
+        return trial.wins
+
+    def _remember(self, trial: Trial) -> None:
+        if self.key:
+            remember(self.key, trial, self.file)
+
+
+class ThinTrial(GpuTrial):
+    """Units by kernels of our own (thin/)."""
+
+    name, field, file = NAME, "units", UNITS_GPU
+    words, refusal = f"compiling {NAME} for", f"no {NAME}"
+
+    @staticmethod
+    def unsuitable(step) -> str:
+        """Why a step must not have these passes, "" where nothing speaks against it."""
+        if step.precision != "bf16":
+            return f"for bf16 alone, not {step.precision}"
+        return unavailable(step.device)
+
+    @staticmethod
+    def passes_of(step, say):
+        """The step's loss the other way."""
+        return ThinLoss(step.loss, say)
+
+
+class CompilerTrial(GpuTrial):
+    """torch.compile, of the whole network or block by block (gpu_compilation.py)."""
+
+    name, field, file = "compiled", "compile", COMPILE_GPU
+    words, refusal = "compiling", "not compiled"
+
+    @staticmethod
+    def unsuitable(step) -> str:
+        """Why a step must not have these passes, "" where nothing speaks against it."""
+        return uncompilable(step)
+
+    @staticmethod
+    def passes_of(step, say):
+        """The step's loss the other way."""
+        return compiled_loss(step, say)
+
+
+TRIALS = (ThinTrial, CompilerTrial)  # in this order, to the first that wins

@@ -1,0 +1,57 @@
+"""Convolution, batch norm, the addition of a shortcut, ReLU: one call, which a faster way of all may take over."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+import torch
+from torch import Tensor, nn
+
+_active = threading.local()
+
+
+def conv_norm_relu(conv: nn.Module, norm: nn.Module, relu: nn.Module, x: Tensor, added: Tensor | None = None) -> Tensor:
+    """(N, C, H, W) -> relu(norm(conv(x)) + added), of the shape of conv(x).
+
+    norm: a batch norm, or the identity in a net without.
+    """
+    # torch.compile fuses what follows the convolution by itself, and could not look into another's loops
+    if not torch.compiler.is_compiling() and (other := getattr(_active, "way", None)) is not None:
+        y = other(conv, norm, relu, x, added)
+        if y is not None:
+            return y
+    return norm_relu(norm, relu, conv(x), added)
+
+
+def norm_relu(norm: nn.Module, relu: nn.Module, y: Tensor, added: Tensor | None = None) -> Tensor:
+    """relu(norm(y) + added); y may be overwritten where norm is the identity."""
+    out = norm(y)
+    if added is not None:
+        out = out.add_(added)  # in place: batch norm keeps its input, so one activation less is written
+    return relu(out)
+
+
+def normalises(norm: nn.Module, relu: nn.Module) -> bool:
+    """Whether the two are a batch norm in training, with weights and moving averages in fp32, and ReLU, unwatched."""
+    if type(norm) is not nn.BatchNorm2d or type(relu) is not nn.ReLU or not norm.training or watched(norm, relu):
+        return False
+    if not norm.affine or not norm.track_running_stats or norm.momentum is None:
+        return False
+    return norm.weight.dtype == norm.running_mean.dtype == torch.float32
+
+
+def watched(*modules: nn.Module) -> bool:
+    """Whether someone waits for a module's own call."""
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
+
+
+@contextlib.contextmanager
+def taken_over(way):
+    """Within the block `way(conv, norm, relu, x, added)` of this thread's calls counts, where it is not None."""
+    before = getattr(_active, "way", None)
+    _active.way = way
+    try:
+        yield
+    finally:
+        _active.way = before
