@@ -78,6 +78,29 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(layer, tmp_path, monkeypatch
         assert products == (name in ("convolve", "correlate", "transpose")), name
 
 
+@needs_triton
+def test_a_cold_start_compiles_anew(monkeypatch, tmp_path):
+    """What a benchmark calls the set-up of a first run must not find kernels of the run before."""
+    import triton
+
+    from reslib.thin import kernels
+
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    monkeypatch.setitem(kernels.convolve.device_caches, 0, "compiled before")
+    with thin.compiled_anew():
+        assert not kernels.convolve.device_caches and triton.knobs.cache.dir != str(tmp_path)
+    assert triton.knobs.cache.dir == str(tmp_path)
+
+
+def test_a_contender_that_cannot_run_here_says_so():
+    from reslib import data
+    from reslib.bench.contenders import contender, recipe_for
+
+    source = data.load("synthetic")
+    with pytest.raises(UserError, match="contender thin: (for NVIDIA GPUs alone|Triton is not installed)"):
+        contender("thin", recipe_for("resnet8", 16, source), source, torch.device("cpu"), say=lambda text: None)
+
+
 # --- Whether ----------------------------------------------------------------------------------------------------------
 
 

@@ -211,13 +211,16 @@ class Settings:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = flags
 
 
+@contextlib.contextmanager
 def _caches(used: bool):
-    """Whether torch.compile may take what it compiled before from its caches on disk."""
+    """Whether torch.compile and Triton may take what they compiled before from their caches."""
     if used:
-        return contextlib.nullcontext()
+        yield
+        return
     import torch._inductor.config
 
-    return torch._inductor.config.patch(force_disable_caches=True)
+    with torch._inductor.config.patch(force_disable_caches=True), thin.compiled_anew():
+        yield
 
 
 def recipe_for(model: str, batch: int, source, options: str = "") -> Recipe:

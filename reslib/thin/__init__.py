@@ -7,7 +7,9 @@ Triton (kernels.py); unit.py calls them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import tempfile
 
 import torch
 from torch import nn
@@ -53,6 +55,23 @@ class ThinLoss(nn.Module):
         text = str(error).strip()
         self.say(f"no {NAME}: {text.splitlines()[0] if text else type(error).__name__}")
         self.given_up = True
+
+
+@contextlib.contextmanager
+def compiled_anew():
+    """Within the block kernels are compiled as on a machine that has never compiled them."""
+    if importlib.util.find_spec("triton") is None:
+        yield
+        return
+    import triton
+
+    from . import kernels
+
+    for kernel in vars(kernels).values():
+        getattr(kernel, "device_caches", {}).clear()  # of this process
+    with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
+        triton.knobs.cache.dir = folder
+        yield
 
 
 def unavailable(device: torch.device) -> str:
