@@ -148,7 +148,7 @@ class CapturedStep(Step):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.graph, self.failed = None, ""
-        self.trials = []  # of gpu_trials: whether other passes are faster once captured, to the first that are
+        self.trials = []  # of gpu_trials: whether other passes are faster once captured, until that is enough
 
     @property
     def way(self) -> str:
@@ -186,7 +186,7 @@ class CapturedStep(Step):
         try:
             self._record()
             for trial in self.trials if self.graph is not None else ():
-                if self._better(trial, undo):
+                if self._better(trial, undo) and trial.enough:
                     break
         finally:
             undo()
@@ -218,7 +218,7 @@ class CapturedStep(Step):
     def _better(self, trial, undo) -> bool:
         """Capture the step with a trial's passes as well where that may pay; whether they win and are kept.
 
-        Whatever goes wrong, the plain graph is there.
+        Whatever goes wrong, short of a fault of the device, the graph from before is there.
         """
         plain = self.graph, self.result, self.loss
         seconds = seconds_per_replay(plain[0], self.replays)

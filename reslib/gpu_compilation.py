@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .compilation import OPTIONS, CompiledLoss, layers_of
 from .models.resnet import Block
+from .thin import without
 
 WHOLE = 20  # layers up to which a residual or plain net is compiled as one: faster still, but it takes longer by depth
 
@@ -39,4 +40,4 @@ class BlockwiseLoss(CompiledLoss):
 def compiled_loss(step, say=print) -> CompiledLoss:
     """The loss of a step through torch.compile, as a whole or block by block."""
     deep = layers_of(step.model) > WHOLE and any(isinstance(m, Block) for m in step.model.modules())
-    return (BlockwiseLoss if deep else CompiledLoss)(step.loss, say)
+    return (BlockwiseLoss if deep else CompiledLoss)(without(step.loss), say)

@@ -1,8 +1,8 @@
 """Faster passes for the step that a CUDA GPU replays as one graph: tried on the network itself, kept where they win.
 
 The step is captured plain first, in a second or two. Where the run is long enough, other passes are made, captured as
-well, and the two are timed in turn: first with the units of thin/, made in seconds, and where those do not win, through
-torch.compile.
+well, and the two are timed in turn: first with the units of thin/, and where those do not win by far, through
+torch.compile. Either takes half a minute, the first time on a machine.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from .engine import CapturedStep
 from .gpu_compilation import compiled_loss
 from .passes import Passes, difference, sound
 from .provenance import device_name
-from .thin import NAME, ThinLoss, unavailable
+from .thin import NAME, ThinLoss, unavailable, version
 from .tune import COMPILE_GPU, LONG, MARGIN, UNITS_GPU, asked
 
+ENOUGH = 1.4  # times as fast as plain, more than torch.compile has gained on any of these nets
 PAYS_AFTER = 4.0  # times as long as it takes to make other passes must the rest of the run be: gains are about a fifth
 
 
@@ -32,18 +33,22 @@ def accelerate(step, left: int, limit: float | None = None, sessions=(), measure
     dropout get other passes only where asked for: their soundness cannot be checked against double precision.
     """
     asked_for, before = {trial.name: asked(trial.field) for trial in TRIALS}, way_of(sessions)
-    name = next((name for name, wanted in asked_for.items() if wanted), None)
-    if name is None and before is not None:
-        name = "" if asked_for.get(before) is False else before
-    if before is not None and name != before:
-        was = "CUDA graph" + f", {before}" * bool(before)
-        say(f"note: its steps were taken as {was}; continued otherwise, its bits are not those of an undisturbed run")
+    names = [name for name, wanted in asked_for.items() if wanted]
+    if before is not None and not names:
+        names = [before] if before and asked_for.get(before) is not False else [""]
+    name = names[0] if names else None
     for trial in TRIALS:
         if trial.name == name:
             if reason := trial.unsuitable(step):
                 say(f"{trial.refusal}: {reason}")
+                name = ""
             else:
                 step.loss = trial.passes_of(step, say)
+        elif trial.name in names:
+            say(f"{trial.refusal}: {name} asked for as well")
+    if before is not None and name != before:
+        was = "CUDA graph" + f", {before}" * bool(before)
+        say(f"note: its steps were taken as {was}; continued otherwise, its bits are not those of an undisturbed run")
     tried = isinstance(step, CapturedStep) and not step.stochastic
     if name is None and measure and left >= LONG and tried:
         step.trials = [
@@ -64,7 +69,8 @@ def way_of(sessions) -> str | None:
 class GpuTrial:
     """What a captured step asks about other passes: whether to make them, and whether they win.
 
-    sure: they have won before on this machine, in this network; then they are not timed again.
+    sure: they have won before on this machine, in this network; then they are not timed again. gain: times as fast as
+    the step was.
     """
 
     name = field = file = ""  # in records, in RESLIB_TUNE, of known trials
@@ -73,7 +79,7 @@ class GpuTrial:
 
     def __init__(self, left: int, limit: float | None, say):
         self.left, self.limit, self.say, self.sure = left, limit, say, False
-        self.key, self.layers, self.seconds = "", 0, 0.0
+        self.key, self.layers, self.seconds, self.gain = "", 0, 0.0, 1.0
 
     @staticmethod
     def unsuitable(step) -> str:
@@ -92,13 +98,14 @@ class GpuTrial:
         """
         r, shape = step.recipe, "x".join(map(str, step.x.shape))
         where = f"{device_name(step.device)}, torch {torch.__version__}"
-        self.key = f"{r.model} {r.options} {r.shortcut} | {shape} | {step.precision} | {where}"
+        self.key = f"{r.model} {r.options} {r.shortcut} | {shape} | {step.precision} | {where}{self.version()}"
         self.layers = layers_of(step.model)
         known = known_trials(self.file).get(self.key)
         if known and not known.wins:
-            self.say(f"{self.refusal}: measured before, {known}")
+            self.say(f"{self.refusal}: measured before{self._seconds(known)}")
             return None
         self.sure = bool(known)
+        self.gain = known.eager / known.compiled if known else self.gain
         expected = known.compile_seconds if known else self.expected
         rest = self.left * seconds
         if (rest if self.limit is None else min(rest, self.limit)) < PAYS_AFTER * expected:
@@ -134,12 +141,28 @@ class GpuTrial:
         """Whether the step of the other passes is faster by more than the margin; remembered."""
         trial = Trial(plain, other, self.seconds, self.layers)
         self._remember(trial)
+        self.gain = plain / other
         verdict = "kept" if trial.wins else f"not kept: by less than {100 * (MARGIN - 1):.0f}%"
-        self.say(
-            f"a step takes {1000 * plain:.2f} ms captured, {1000 * other:.2f} ms {self.name} and captured "
-            f"(compilation {self.seconds:.0f} s): {verdict}"
-        )
+        self.say(f"a step takes{self._seconds(trial)}: {verdict}")
         return trial.wins
+
+    @property
+    def enough(self) -> bool:
+        """Whether passes that won gain so much that no others need be tried."""
+        return self.gain >= ENOUGH
+
+    @staticmethod
+    def version() -> str:
+        """What else than network, shapes and machine an answer depends on."""
+        return ""
+
+    def _seconds(self, trial: Trial) -> str:
+        if trial.compiled is None:
+            return ", it failed or computed something else"
+        return (
+            f" {1000 * trial.eager:.2f} ms captured, {1000 * trial.compiled:.2f} ms {self.name} and captured "
+            f"(compilation {trial.compile_seconds:.0f} s)"
+        )
 
     def _remember(self, trial: Trial) -> None:
         if self.key:
@@ -155,6 +178,8 @@ class ThinTrial(GpuTrial):
     @staticmethod
     def unsuitable(step) -> str:
         """Why a step must not have these passes, "" where nothing speaks against it."""
+        if not isinstance(step, CapturedStep):
+            return "for captured steps alone"
         if step.precision != "bf16":
             return f"for bf16 alone, not {step.precision}"
         return unavailable(step.device)
@@ -163,6 +188,15 @@ class ThinTrial(GpuTrial):
     def passes_of(step, say):
         """The step's loss the other way."""
         return ThinLoss(step.loss, say)
+
+    @staticmethod
+    def version() -> str:
+        """The kernels themselves."""
+        return f" | {version()}"
+
+    def refused(self, error: Exception) -> None:
+        """Said and not remembered: it may be this machine that lacks what Triton needs, and it fails within seconds."""
+        self.say(f"{self.refusal}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}")
 
 
 class CompilerTrial(GpuTrial):
@@ -182,4 +216,4 @@ class CompilerTrial(GpuTrial):
         return compiled_loss(step, say)
 
 
-TRIALS = (ThinTrial, CompilerTrial)  # in this order, to the first that wins
+TRIALS = (ThinTrial, CompilerTrial)  # in this order, until one gains enough

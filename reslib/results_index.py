@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import artefacts, claims, equivalence_records, evidence, sources, tables
+from . import artefacts, claims, equivalence_records, evidence, independent, sources, tables
 from .errors import UserError
 from .files import write_text
 from .notebooks import notebook_names
@@ -25,7 +25,8 @@ Written by `reslib verify --write-index` from the records; `reslib verify` check
 - `figures/`, `tables/`: drawn from the records (errors in percent); `measurements/`: what the probes measured.
 - `notebooks/`: the executed notebooks.
 
-Beside them `bench/` holds the records of `reslib bench`, `equivalence/` those of `reslib equivalence` with their runs.
+Beside them `bench/` holds the records of `reslib bench`, `equivalence/` those of `reslib equivalence` with their runs,
+`independent/` runs of a training loop that shares no code with reslib.
 """
 TABLE6_COLUMNS = {  # column of the README: column of tables/cifar10.csv
     "model": "model",
@@ -51,6 +52,8 @@ def write_index(results: Path) -> list[Path]:
         parts.append(bench_section(results))
     if equivalence_records.paths(results):
         parts.append(equivalence_section(results))
+    if independent.paths(results):
+        parts.append(independent.section(results))
     write_text(written[0], "\n".join(parts))
     readme = results.parent / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""

@@ -17,13 +17,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from . import artefacts, equivalence_records, results_index, sources
-from .bench.report import markdown
+from . import artefacts, equivalence_records, independent, results_index, sources
 from .cli import checking_arguments, name_given
 from .errors import UserError
+from .measured_checks import check_benchmarks, check_equivalence, check_independent
 from .presets import PRESETS, folders_of_presets, preset_of
-from .record_checks import Findings, check_records
-from .runs import read_json, results_root
+from .record_checks import Findings, check_records, one_line
+from .runs import results_root
 
 REDRAW = "`reslib verify --redraw` draws it from the records"
 VERSION_TOLERANCE = 0.05  # share of pixels that may differ between two versions of matplotlib
@@ -103,6 +103,7 @@ def verify(results: Path, folders: list[Path] | None = None) -> Findings:
     check_index(results, findings)
     check_benchmarks(results, findings)
     check_equivalence(results, findings)
+    check_independent(results, findings)
     return findings
 
 
@@ -113,7 +114,7 @@ def check_drawings(folder: Path, temporary: Path, findings: Findings) -> None:
         try:
             drawn |= {path.relative_to(temporary): path for path in artefacts.write(name, folder, temporary)}
         except Exception as error:  # damaged records fail in many ways; the others are still compared
-            findings.problems.append(f"{folder.name}: {name} cannot be drawn from the records: {_line(error)}")
+            findings.problems.append(f"{folder.name}: {name} cannot be drawn from the records: {one_line(error)}")
             complete = False
     for relative, fresh in drawn.items():
         there = folder / relative
@@ -273,44 +274,7 @@ def check_index(results: Path, findings: Findings) -> None:
     for name, there, section in (
         ("the benchmarks", any((results / "bench").glob("[!.]*.json")), results_index.bench_section),
         ("the fast path beside fp32", equivalence_records.paths(results), results_index.equivalence_section),
+        ("the plain loop", independent.paths(results), independent.section),
     ):
         if there and section(results) not in text:
             findings.problems.append(f"README.md of the results is old on {name}; --write-index writes it anew")
-
-
-def check_benchmarks(results: Path, findings: Findings) -> None:
-    """The page of each record of `reslib bench` must be what the record gives."""
-    for record in sorted((results / "bench").glob("[!.]*.json")):
-        page = record.with_suffix(".md")
-        if not page.exists():
-            findings.warnings.append(f"bench/{page.name} is not there")
-            continue
-        findings.files += 1
-        try:
-            fresh = markdown(read_json(record))
-        except (UserError, LookupError, TypeError, ValueError) as error:
-            findings.problems.append(f"bench/{record.name} cannot be read: {_line(error)}")
-            continue
-        if page.read_text(encoding="utf-8", errors="replace") != fresh:
-            findings.problems.append(f"bench/{page.name} is not what bench/{record.name} gives")
-
-
-def check_equivalence(results: Path, findings: Findings) -> None:
-    """Each record of `reslib equivalence` must be what its runs give, and its page what the record gives."""
-    for folder in sorted((results / equivalence_records.FOLDER).glob("[!.]*/")):
-        check_records(folder, findings, f"{equivalence_records.FOLDER}/{folder.name}")
-    for path in equivalence_records.paths(results):
-        where, page = path.relative_to(results).as_posix(), path.with_suffix(".md")
-        findings.files += 1
-        try:
-            record = equivalence_records.read_record(path)
-            if not equivalence_records.alike(equivalence_records.rebuilt(record, results), record):
-                findings.problems.append(f"{where} is not what the runs it names give")
-            elif not page.exists() or page.read_text(encoding="utf-8") != equivalence_records.markdown(record):
-                findings.problems.append(f"{where}: {page.name} is not what the record gives")
-        except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
-            findings.problems.append(f"{where} cannot be believed: {_line(error)}")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

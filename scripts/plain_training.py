@@ -19,6 +19,7 @@ from plain_evaluation import images_of
 from torch import nn
 
 BATCH = 128
+EVERY = 320  # steps between evaluations, and of the training error's window
 
 
 class Unit(nn.Module):
@@ -114,7 +115,7 @@ def main(root, out, depth="20", iterations="6400", seed="0", residual="1") -> No
         drops.step()
         step += 1
         wrong, seen = wrong + int((guess.argmax(1) != y).sum()), seen + BATCH
-        if step % 320 == 0 or step == total:
+        if step % EVERY == 0 or step == total:
             rate = BATCH * (step - first) / (time.time() - begun)
             now = error(net, test, truth)
             print(f"{step}/{total} train {100 * wrong / seen:.2f} % test {100 * now:.2f} % {rate:.0f}/s", flush=True)

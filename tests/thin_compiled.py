@@ -59,7 +59,7 @@ def _recorded(found):
 
 def _compiled(function, values, named):
     named = dict(named)
-    options = {"num_warps": named.pop("num_warps")}
+    options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
     signature, constants, attributes = {}, {}, {}
     for place, name in enumerate(function.arg_names):
         value = values[place] if place < len(values) else named[name]

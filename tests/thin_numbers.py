@@ -15,6 +15,7 @@ from reslib.engine import Objective
 from reslib.models import build_model
 from reslib.models.conv_norm_relu import conv_norm_relu
 from reslib.thin import ThinLoss
+from reslib.thin import unit as thin_unit
 from reslib.thin.unit import unit
 
 CASES = {  # name: images, pixels, filters before and after, stride, whether something is added
@@ -52,6 +53,9 @@ def of_unit(case, mean=0.0, device="cpu") -> dict:
     size = -(-pixels // stride)
     x, slope = maps(images, before, pixels, pixels, mean=mean), maps(images, after, size, size)
     other = maps(images, after, size, size) if added else None
+    if device == "cuda":  # where both ways round them
+        conv.weight.data, x, slope = (t.detach().bfloat16().float() for t in (conv.weight, x, slope))
+        other = None if other is None else other.bfloat16().float()
 
     def results(way, dtype):
         c, n = copy.deepcopy(conv).to(device, dtype), copy.deepcopy(norm).to(device, dtype)
@@ -100,13 +104,21 @@ def diverged() -> bool:
 
 
 def main() -> None:
-    units = {name: of_unit(case) for name, case in CASES.items()}
+    before = thin_unit.PROGRAMS, thin_unit.SUMS_AT_ONCE, thin_unit.JOINED_VALUES
+    units = {"as on a GPU": of_unit((3, 8, 16, 16, 1, False))}
+    thin_unit.JOINED_VALUES = 4096  # the interpreter takes its time for every program
+    units |= {name: of_unit(case) for name, case in CASES.items()}
     units["mean far from zero"] = of_unit((9, 8, 16, 16, 1, False), mean=100.0)
+    thin_unit.PROGRAMS, thin_unit.SUMS_AT_ONCE = 2, 64  # few programs, which go through their loops more than once
+    units["long loops"] = of_unit((13, 9, 16, 32, 1, False))
+    units["long loops, added"] = of_unit((13, 9, 32, 64, 2, True))
+    thin_unit.PROGRAMS, thin_unit.SUMS_AT_ONCE = before[:2]
     networks = {
         "resnet8": of_network("resnet8"),
         "preactivated": of_network("resnet8", preactivation=True),
         "narrow": of_network("resnet8", width=8),
     }
+    thin_unit.JOINED_VALUES = before[2]
     print(json.dumps({"units": units, "networks": networks, "diverged": diverged()}))
 
 

@@ -8,8 +8,11 @@ Triton (kernels.py); unit.py calls them.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
+import os
 import tempfile
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -60,18 +63,34 @@ class ThinLoss(nn.Module):
 @contextlib.contextmanager
 def compiled_anew():
     """Within the block kernels are compiled as on a machine that has never compiled them."""
-    if importlib.util.find_spec("triton") is None:
+    if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
         yield
         return
-    import triton
-
     from . import kernels
 
     for kernel in vars(kernels).values():
         getattr(kernel, "device_caches", {}).clear()  # of this process
-    with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
-        triton.knobs.cache.dir = folder
-        yield
+    before = os.environ.get("TRITON_CACHE_DIR")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRITON_CACHE_DIR"] = folder  # torch.compile sets the same variable, so no knob above it
+        try:
+            yield
+        finally:
+            del os.environ["TRITON_CACHE_DIR"]
+            if before is not None:
+                os.environ["TRITON_CACHE_DIR"] = before
+
+
+def version() -> str:
+    """Of the kernels and how they are launched: what was found of them is no longer true when it changes."""
+    here = Path(__file__).parent
+    source = b"".join((here / name).read_bytes() for name in ("kernels.py", "unit.py"))
+    return hashlib.sha256(source).hexdigest()[:8]
+
+
+def without(loss: nn.Module) -> nn.Module:
+    """The loss that a ThinLoss is of; any other as it is."""
+    return loss.loss if isinstance(loss, ThinLoss) else loss
 
 
 def unavailable(device: torch.device) -> str:

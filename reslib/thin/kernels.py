@@ -3,11 +3,9 @@
     forward   convolve   x -> y, with mean and squared deviations of each tile
               activate   y -> relu(batch norm(y) + added)
     backward  reduce     gradient of the output -> its sums by tile, and the gradient of `added`
-              transpose  -> gradient of x
-              correlate  -> gradient of the weight, a share per program
+              correlate  -> gradient of y, and of the weight, a share per program
               join       the sum of these shares
-
-`transpose` and `correlate` work out the gradient of y where they read it, so that it is never in memory.
+              transpose  gradient of y -> gradient of x
 
 Maps are NHWC, N images of H x W pixels; the channels of a pixel are a row. M = N H W rows of the convolution's output
 are dealt out in tiles of ROWS, a program each. What is summed over all M goes by tile, in `moments` or `sums` (tiles,
@@ -122,7 +120,7 @@ def reduce(
     value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(slope + at, mask=inside, other=0.0)
     if ADDED:
-        g = tl.where(tl.load(out + at, mask=inside, other=0.0) > 0, g, 0.0)
+        g = tl.where(tl.load(out + at, mask=inside, other=0.0) <= 0, 0.0, g)
         tl.store(masked + at, g, mask=inside)
         g = g.to(tl.float32)
     else:
@@ -135,9 +133,9 @@ def reduce(
 
 @triton.jit
 def _through_relu(g, value, kept, c, CHANNELS: tl.constexpr):
-    """The gradient before ReLU, of maps to which nothing was added: g where the batch norm of `value` is above zero."""
+    """The gradient before ReLU, of maps to which nothing was added: g unless the batch norm of `value` is negative."""
     scale, shift = tl.load(kept + 2 * CHANNELS + c), tl.load(kept + 3 * CHANNELS + c)
-    return tl.where(value * scale[None, :] + shift[None, :] > 0, g.to(tl.float32), 0.0)
+    return tl.where(value * scale[None, :] + shift[None, :] <= 0, 0.0, g.to(tl.float32))
 
 
 @triton.jit
@@ -169,51 +167,24 @@ def _of_convolution(slope, y, at, there, kept, first, second, M, c, CHANNELS: tl
 
 
 @triton.jit
-def transpose(
-    slope, y, weight, kept, sums, of_x, M, MX, SO, SI, SH, SW,
-    H: tl.constexpr, W: tl.constexpr, HY: tl.constexpr, WY: tl.constexpr, STRIDE: tl.constexpr,
-    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, ADDED: tl.constexpr,
-    SOME: tl.constexpr, PRODUCT: tl.constexpr,
-):  # fmt: skip
-    """The gradient of x, MX rows: a convolution of the gradient of y with the mirrored kernel."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = rows < MX
-    n, h, w = _pixel(rows, H, W)
-    i, o = tl.arange(0, INPUTS), tl.arange(0, OUTPUTS)
-    first, second = _totals(sums, o, OUTPUTS, TILES, SOME)
-    total = tl.zeros((ROWS, INPUTS), tl.float32)
-    for tap in range(9):
-        kh, kw = tap // 3, tap % 3
-        line, column = h + 1 - kh, w + 1 - kw  # of the output, times the stride
-        there = inside & (line >= 0) & (line < HY * STRIDE) & (column >= 0) & (column < WY * STRIDE)
-        if STRIDE > 1:
-            there = there & (line % STRIDE == 0) & (column % STRIDE == 0)
-        at = ((n * HY + line // STRIDE) * WY + column // STRIDE) * OUTPUTS
-        a = _of_convolution(slope, y, at, there, kept, first, second, M, o, OUTPUTS, ADDED)
-        b = tl.load(weight + kh * SH + kw * SW + i[None, :] * SI + o[:, None] * SO)
-        total = tl.dot(a.to(PRODUCT), b.to(PRODUCT), total)
-    at = rows[:, None] * INPUTS + i[None, :]
-    tl.store(of_x + at, total.to(of_x.dtype.element_ty), mask=inside[:, None])
-
-
-@triton.jit
 def correlate(
-    slope, y, x, kept, sums, shares, of_weight, of_bias, M,
+    slope, y, x, kept, sums, shares, of_y, of_scale, of_shift, M,
     H: tl.constexpr, W: tl.constexpr, HY: tl.constexpr, WY: tl.constexpr, STRIDE: tl.constexpr,
     INPUTS: tl.constexpr, PADDED: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, STEPS: tl.constexpr, TILES: tl.constexpr, ADDED: tl.constexpr, SOME: tl.constexpr,
-    PRODUCT: tl.constexpr,
+    PRODUCT: tl.constexpr, WANTED: tl.constexpr,
 ):  # fmt: skip
     """A share of the weight's gradient, from STEPS times ROWS rows, for COLUMNS of its 9 x PADDED inputs.
 
-    shares: (shares, 9 PADDED up to a multiple of COLUMNS, OUTPUTS). One program writes the gradients of batch norm.
+    shares: (shares, 9 PADDED up to a multiple of COLUMNS, OUTPUTS). The gradient of y is written where WANTED, those of
+    batch norm by one program.
     """
     part, share = tl.program_id(0), tl.program_id(1)
     o = tl.arange(0, OUTPUTS)
     first, second = _totals(sums, o, OUTPUTS, TILES, SOME)
     if part + share == 0:
-        tl.store(of_bias + o, first)
-        tl.store(of_weight + o, second)
+        tl.store(of_shift + o, first)
+        tl.store(of_scale + o, second)
     k = part * COLUMNS + tl.arange(0, COLUMNS)
     tap, i = k // PADDED, k % PADDED
     kh, kw = tap // 3, tap % 3
@@ -222,14 +193,17 @@ def correlate(
         rows = (share * STEPS + step) * ROWS + tl.arange(0, ROWS)
         inside = rows < M
         n, h, w = _pixel(rows, HY, WY)
-        b = _of_convolution(slope, y, rows * OUTPUTS, inside, kept, first, second, M, o, OUTPUTS, ADDED)
+        b = _of_convolution(slope, y, rows * OUTPUTS, inside, kept, first, second, M, o, OUTPUTS, ADDED).to(PRODUCT)
+        if WANTED:
+            if part == 0:
+                tl.store(of_y + rows[:, None] * OUTPUTS + o[None, :], b, mask=inside[:, None])
         line = (h * STRIDE - 1)[None, :] + kh[:, None]
         column = (w * STRIDE - 1)[None, :] + kw[:, None]
         there = (line >= 0) & (line < H) & (column >= 0) & (column < W) & inside[None, :]
         there = there & ((tap < 9) & (i < INPUTS))[:, None]
         at = ((n[None, :] * H + line) * W + column) * INPUTS + i[:, None]
         a = tl.load(x + at, mask=there, other=0.0)
-        total = tl.dot(a.to(PRODUCT), b.to(PRODUCT), total)
+        total = tl.dot(a.to(PRODUCT), b, total)
     width = tl.num_programs(0) * COLUMNS
     tl.store(shares + (share * width + k[:, None]) * OUTPUTS + o[None, :], total)
 
@@ -252,3 +226,29 @@ def join(
     tap, i = k // PADDED, k % PADDED
     at = tap // 3 * SH + tap % 3 * SW + i * SI
     tl.store(of_weight + at[:, None] + o[None, :] * SO, total, mask=((tap < 9) & (i < INPUTS))[:, None])
+
+
+@triton.jit
+def transpose(
+    of_y, weight, of_x, M, SO, SI, SH, SW,
+    H: tl.constexpr, W: tl.constexpr, HY: tl.constexpr, WY: tl.constexpr, STRIDE: tl.constexpr,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, PRODUCT: tl.constexpr,
+):  # fmt: skip
+    """The gradient of x, here of M rows: a convolution of the gradient of y with the mirrored kernel."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = rows < M
+    n, h, w = _pixel(rows, H, W)
+    i, o = tl.arange(0, INPUTS), tl.arange(0, OUTPUTS)
+    total = tl.zeros((ROWS, INPUTS), tl.float32)
+    for tap in range(9):
+        kh, kw = tap // 3, tap % 3
+        line, column = h + 1 - kh, w + 1 - kw  # of the output, times the stride
+        there = inside & (line >= 0) & (line < HY * STRIDE) & (column >= 0) & (column < WY * STRIDE)
+        if STRIDE > 1:
+            there = there & (line % STRIDE == 0) & (column % STRIDE == 0)
+        at = ((n * HY + line // STRIDE) * WY + column // STRIDE) * OUTPUTS
+        a = tl.load(of_y + at[:, None] + o[None, :], mask=there[:, None], other=0.0)
+        b = tl.load(weight + kh * SH + kw * SW + i[None, :] * SI + o[:, None] * SO)
+        total = tl.dot(a.to(PRODUCT), b.to(PRODUCT), total)
+    at = rows[:, None] * INPUTS + i[None, :]
+    tl.store(of_x + at, total.to(of_x.dtype.element_ty), mask=inside[:, None])

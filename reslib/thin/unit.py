@@ -18,6 +18,9 @@ PROGRAMS = 256
 TILE_VALUES = 8192  # of a tile of a map, at most
 MAX_TILES = 1024  # whose sums every program joins for itself
 SUMS_AT_ONCE = 4096  # values of these sums that are read at a time
+LAUNCH = {"num_warps": 4}  # of every kernel
+PRODUCT_LAUNCH = {}  # beside it, of those that multiply
+JOINED_VALUES = 64  # of a weight's gradient, by a program that joins shares
 
 
 def unit(conv: nn.Module, norm: nn.Module, relu: nn.Module, x: Tensor, added: Tensor | None = None) -> Tensor | None:
@@ -108,12 +111,12 @@ class Unit(torch.autograd.Function):
         sizes |= {"INPUTS": inputs, "OUTPUTS": outputs}
         kernels.convolve[(tiles,)](
             x, weight, y, moments, rows, *weight.stride(),
-            **sizes, PADDED=max(16, inputs), ROWS=tile, PRODUCT=PRODUCTS[kind], num_warps=4,
+            **sizes, PADDED=max(16, inputs), ROWS=tile, PRODUCT=PRODUCTS[kind], **LAUNCH, **PRODUCT_LAUNCH,
         )  # fmt: skip
         kernels.activate[(tiles,)](
             y, y if added is None else added, out, moments, scale, shift, *averages, kept, rows, momentum, epsilon,
             CHANNELS=outputs, ROWS=tile, TILES=tiles, ADDED=added is not None,
-            SOME=SUMS_AT_ONCE // outputs, num_warps=4,
+            SOME=SUMS_AT_ONCE // outputs, **LAUNCH,
         )  # fmt: skip
         ctx.sizes, ctx.added = sizes, added is not None
         ctx.save_for_backward(x, weight, y, kept, *([out] if ctx.added else []))
@@ -130,12 +133,12 @@ class Unit(torch.autograd.Function):
         tiles = _parts(rows, tile)
         masked = torch.empty_like(y) if ctx.added else slope  # through ReLU
         sums = kept.new_empty(tiles, 2, outputs)
-        common = {"ADDED": ctx.added, "num_warps": 4}
+        common = {"ADDED": ctx.added} | LAUNCH
         kernels.reduce[(tiles,)](
             slope, y, out[0] if out else y, masked, sums, kept, rows, CHANNELS=outputs, ROWS=tile, **common
         )
-        of_y = {**ctx.sizes, **common, "TILES": tiles, "SOME": SUMS_AT_ONCE // outputs}
-        of_y["PRODUCT"] = PRODUCTS[y.dtype]
+        wanted, product = ctx.needs_input_grad[0], PRODUCTS[y.dtype]
+        of_y = torch.empty_like(y) if wanted else y
         of_weight, of_scale, of_shift = torch.empty_like(weight), kept.new_empty(outputs), kept.new_empty(outputs)
         padded = _power(inputs)
         columns = min(256 if outputs == 16 else 128, _power(9 * padded))
@@ -144,19 +147,21 @@ class Unit(torch.autograd.Function):
         number = _parts(rows, block * steps)
         shares = kept.new_empty(number, parts * columns, outputs)
         kernels.correlate[(parts, number)](
-            masked, y, x, kept, sums, shares, of_scale, of_shift, rows,
-            **of_y, PADDED=padded, COLUMNS=columns, ROWS=block, STEPS=steps,
+            masked, y, x, kept, sums, shares, of_y, of_scale, of_shift, rows, **ctx.sizes,
+            PADDED=padded, COLUMNS=columns, ROWS=block, STEPS=steps, TILES=tiles, SOME=SUMS_AT_ONCE // outputs,
+            PRODUCT=product, WANTED=wanted, **common, **PRODUCT_LAUNCH,
         )  # fmt: skip
-        few = 512 // outputs
+        few = max(1, JOINED_VALUES // outputs)
         kernels.join[(_parts(9 * padded, few),)](
             shares, of_weight, parts * columns, *of_weight.stride(),
-            INPUTS=inputs, PADDED=padded, OUTPUTS=outputs, ROWS=few, NUMBER=number, SOME=8, num_warps=4,
+            INPUTS=inputs, PADDED=padded, OUTPUTS=outputs, ROWS=few, NUMBER=number, SOME=64, **LAUNCH,
         )  # fmt: skip
         of_x = None
-        if ctx.needs_input_grad[0]:
+        if wanted:
             of_x, of_rows = torch.empty_like(x), x.numel() // inputs
-            tile = _tile(of_rows, 2 * max(inputs, outputs))  # two maps are read at once
+            tile = _tile(of_rows, max(inputs, outputs))
             kernels.transpose[(_parts(of_rows, tile),)](
-                masked, y, weight, kept, sums, of_x, rows, of_rows, *weight.stride(), **of_y, ROWS=tile
-            )
+                of_y, weight, of_x, of_rows, *weight.stride(),
+                **ctx.sizes, ROWS=tile, PRODUCT=product, **LAUNCH, **PRODUCT_LAUNCH,
+            )  # fmt: skip
         return of_x, of_weight, of_scale, of_shift, masked if ctx.added else None, None, None

@@ -1,0 +1,95 @@
+"""A second opinion: runs of scripts/plain_training.py, which shares no code with reslib, beside reslib's own.
+
+`results/independent/<network>-<iterations>-s<seed>.json`, a file per run, as the script wrote it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from . import artefacts
+from .errors import UserError
+from .presets import folders_of_presets
+from .runs import read_json
+from .stats import summarize, welch
+
+FOLDER = "independent"
+ERRORS = {"test": "test_error", "training": "train_error"}  # in the table: column of reslib's runs
+SECTION = f"""## {FOLDER}
+
+Networks of section 4.2 trained by [scripts/plain_training.py](../scripts/plain_training.py), a plain loop in fp32 that
+imports nothing of reslib, beside reslib's runs of the same iterations. Errors in %; intervals by Welch.
+"""
+
+
+def paths(results: Path) -> list[Path]:
+    """The files of these runs."""
+    return sorted((Path(results) / FOLDER).glob("[!.]*.json"))
+
+
+def read(path: Path) -> dict:
+    """A run, its errors as fractions. Raises UserError where it is none, or its ends are not those of its curve."""
+    run = read_json(path)
+    try:
+        last = run["curve"][-1]
+        sound = last == [run["iterations"], run["train"], run["test"]] and 0 <= run["test"] <= 1
+        network = f"{'resnet' if run['residual'] else 'plain'}{run['depth']}"
+        sound &= path.stem == f"{network}-{run['iterations']}-s{run['seed']}"
+    except (LookupError, TypeError) as error:
+        raise UserError(f"{path} is not a run of plain_training.py: {error!r}") from error
+    if not sound:
+        raise UserError(f"{path} is damaged: its errors, its name and the last row of its curve do not agree")
+    return {"model": network, "train_error": run["train"], "test_error": run["test"], **run}
+
+
+def section(results: Path) -> str:
+    """Of results/README.md: both kinds of runs side by side, and each file with its command."""
+    lines, files, runs = [SECTION], [], []
+    for path in paths(results):
+        try:
+            run = read(path)
+        except UserError as error:
+            files.append(f"| {path.name} | {error} | |")
+            continue
+        runs.append(run)
+        link = f"[{path.stem}]({FOLDER}/{path.name})"
+        command = f"python scripts/plain_training.py DATA {path.name} {run['depth']} {run['iterations']} {run['seed']}"
+        errors = " | ".join(f"{100 * run[column]:.2f}" for column in ERRORS.values())
+        files.append(f"| {link} | {errors} | `{command} {int(run['residual'])}` |")
+    lines += ["| network | iterations | error | plain loop | reslib | plain loop - reslib (points) | 95% interval |"]
+    lines += ["| --- | ---: | --- | ---: | ---: | ---: | --- |"]
+    for (model, iterations), group in pd.DataFrame(runs).groupby(["model", "iterations"]) if runs else ():
+        ours = _of_reslib(results, model, iterations)
+        lines += [_beside(f"{model} | {iterations:,} | {kind}", ours[c], group[c]) for kind, c in ERRORS.items()]
+    lines += ["", f"| run | {' | '.join(ERRORS)} | made by |", "| --- | ---: | ---: | --- |", *files]
+    return "\n".join(lines) + "\n"
+
+
+def _of_reslib(results: Path, model: str, iterations: int) -> pd.DataFrame:
+    """reslib's finished runs of the paper's protocol on CIFAR-10, of the same length, of whatever preset."""
+    found = [artefacts.study_frames("figure6", folder, curves=False)[0] for folder in folders_of_presets(results)]
+    runs = pd.concat([frame for frame in found if len(frame)] or [pd.DataFrame(columns=["model"])])
+    if runs.empty:
+        return pd.DataFrame(columns=list(ERRORS.values()))
+    same = (runs["model"] == model) & (runs["iterations"] == iterations) & (runs["dataset"] == "cifar10")
+    return runs[same & (runs["status"] == "finished")]
+
+
+def _beside(name: str, ours, theirs) -> str:
+    cells = [_mean(100 * theirs), _mean(100 * ours)]
+    if len(ours):
+        found = welch(100 * ours, 100 * theirs)
+        cells.append(f"{found.difference:+.2f}")
+        cells.append(f"{found.low:+.2f} to {found.high:+.2f}" if found.low == found.low else "single runs")
+    return f"| {name} | {' | '.join(cells + [''] * (4 - len(cells)))} |"
+
+
+def _mean(errors) -> str:
+    """mean ± standard deviation (number of seeds)."""
+    if not len(errors):
+        return "none"
+    sample = summarize(errors)
+    spread = f" ± {sample.std:.2f}" if sample.n > 1 else ""
+    return f"{sample.mean:.2f}{spread} (n = {sample.n})"

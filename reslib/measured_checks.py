@@ -1,0 +1,55 @@
+"""What `reslib verify` asks of measurements beside the presets: benchmarks, equivalence, runs of the plain loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import equivalence_records, independent
+from .bench.report import markdown
+from .errors import UserError
+from .record_checks import Findings, check_records, one_line
+from .runs import read_json
+
+
+def check_benchmarks(results: Path, findings: Findings) -> None:
+    """The page of each record of `reslib bench` must be what the record gives."""
+    for record in sorted((results / "bench").glob("[!.]*.json")):
+        page = record.with_suffix(".md")
+        if not page.exists():
+            findings.warnings.append(f"bench/{page.name} is not there")
+            continue
+        findings.files += 1
+        try:
+            fresh = markdown(read_json(record))
+        except (UserError, LookupError, TypeError, ValueError) as error:
+            findings.problems.append(f"bench/{record.name} cannot be read: {one_line(error)}")
+            continue
+        if page.read_text(encoding="utf-8", errors="replace") != fresh:
+            findings.problems.append(f"bench/{page.name} is not what bench/{record.name} gives")
+
+
+def check_equivalence(results: Path, findings: Findings) -> None:
+    """Each record of `reslib equivalence` must be what its runs give, and its page what the record gives."""
+    for folder in sorted((results / equivalence_records.FOLDER).glob("[!.]*/")):
+        check_records(folder, findings, f"{equivalence_records.FOLDER}/{folder.name}")
+    for path in equivalence_records.paths(results):
+        where, page = path.relative_to(results).as_posix(), path.with_suffix(".md")
+        findings.files += 1
+        try:
+            record = equivalence_records.read_record(path)
+            if not equivalence_records.alike(equivalence_records.rebuilt(record, results), record):
+                findings.problems.append(f"{where} is not what the runs it names give")
+            elif not page.exists() or page.read_text(encoding="utf-8") != equivalence_records.markdown(record):
+                findings.problems.append(f"{where}: {page.name} is not what the record gives")
+        except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
+            findings.problems.append(f"{where} cannot be believed: {one_line(error)}")
+
+
+def check_independent(results: Path, findings: Findings) -> None:
+    """Each run of scripts/plain_training.py must agree with its curve."""
+    for path in independent.paths(results):
+        findings.files += 1
+        try:
+            independent.read(path)
+        except UserError as error:
+            findings.problems.append(one_line(error))
