@@ -2,7 +2,7 @@
 
 The nets of section 4.2 have 16 to 64 filters. cuDNN's kernels are made for more, and what comes between convolutions
 takes as long as they do, kernel after kernel. Here a unit of the four is two kernels forward and four backward, in
-Triton (kernels.py); unit.py calls them.
+Triton (kernels.py); unit.py calls them. `scripts/thin_timing.py` times them layer by layer.
 """
 
 from __future__ import annotations
