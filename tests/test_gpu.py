@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from on_gpu import GPU, RECIPE, exact, source  # noqa: F401 (fixtures)
 from own_models import Small
 from training import rows_of, silent, stop_after
 
@@ -11,29 +12,9 @@ from reslib import data
 from reslib.engine import CapturedStep, Step, make_optimizer, make_step, set_learning_rate
 from reslib.equivalence import departure, first_steps
 from reslib.networks import make_model
-from reslib.recipe import Recipe
 from reslib.window import Window
 
 pytestmark = pytest.mark.gpu
-GPU = torch.device("cuda")
-RECIPE = Recipe(
-    model="resnet8", dataset="synthetic", batch_size=16, lr=0.01, iterations=40, train_size=512, test_size=64
-)
-
-
-@pytest.fixture(scope="module")
-def source():
-    return data.load("synthetic")
-
-
-@pytest.fixture(autouse=True)
-def exact():
-    tf32 = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.allow_tf32 = tf32
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -225,65 +206,6 @@ def test_compiled_captured_steps_follow_fp32_for_fifty_steps(source, monkeypatch
     away = departure(exact, taken)
     assert taken.way == "CUDA graph, compiled"
     assert 0 < away["weights"] < 0.05 and away["loss"] < 0.0005, away  # the tolerances of test_equivalence for bf16
-
-
-@pytest.mark.parametrize("added", [False, True])
-@pytest.mark.parametrize("layer", [(3, 16, 1, 32), (16, 16, 1, 32), (16, 32, 2, 32), (32, 32, 1, 16), (32, 64, 2, 16),
-                                   (64, 64, 1, 8)])  # fmt: skip
-def test_thin_units_are_as_near_to_double_precision_as_pytorchs_bf16(layer, added):
-    """At the paper's batch of 128, with the same bits every time."""
-    from thin_numbers import of_unit
-
-    distances = of_unit((128, layer[3], *layer[:3], added), device="cuda")
-    assert {"out", "weight", "scale", "shift", "mean", "variance"} <= set(distances)
-    for quantity, (mine, usual) in distances.items():
-        assert mine < max(1.5 * usual, 1e-5), (quantity, mine, usual)
-    assert distances == of_unit((128, layer[3], *layer[:3], added), device="cuda")
-
-
-@pytest.mark.parametrize("model", ["resnet8", "plain8", "resnet14"])
-def test_captured_steps_of_thin_units_follow_fp32_for_fifty_steps(source, monkeypatch, model):
-    monkeypatch.setenv("RESLIB_TUNE", "units=true")
-    recipe = RECIPE.replace(model=model, lr=0.001)
-    exact = first_steps(recipe, source, GPU, "fp32", steps=50, eager=True)
-    taken = first_steps(recipe, source, GPU, "bf16", steps=50)
-    away = departure(exact, taken)
-    assert taken.way == "CUDA graph, thin units"
-    assert 0 < away["weights"] < 0.05 and away["loss"] < 0.0005, away  # the tolerances of test_equivalence for bf16
-
-
-def test_a_long_run_tries_thin_units_before_the_compiler(source, monkeypatch, tmp_path):
-    from reslib import gpu_trials
-
-    torch.use_deterministic_algorithms(False)
-    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path))
-    monkeypatch.delenv("RESLIB_TUNE", raising=False)
-    recipe = RECIPE.replace(model="resnet20", batch_size=128)
-    net = make_model(recipe, 10, None).to(GPU, memory_format=torch.channels_last).train()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    step, said = make_step(recipe, net, make_optimizer(recipe, net, GPU), GPU, "bf16"), []
-    gpu_trials.accelerate(step, 10**7, say=said.append)
-    step._capture(*data.batches_for(recipe, source, GPU).batch(0))
-    assert "ms thin units and captured" in said[1], said
-    assert said[1].endswith(": kept") or step.way != "CUDA graph, thin units"
-    assert not said[-1].endswith(": kept") or step.way != "CUDA graph"
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-
-
-def test_a_run_of_thin_units_resumes_as_it_was_begun(tmp_path, monkeypatch):
-    from reslib.job import Execution
-    from reslib.train import Interrupted, train
-
-    monkeypatch.setenv("RESLIB_TUNE", "units=true")
-    whole = train(RECIPE, tmp_path / "whole", execution=Execution(device="cuda"), say=silent)
-    assert whole["sessions"][0]["step"] == "CUDA graph, thin units"
-    with pytest.raises(Interrupted), monkeypatch.context() as patch:
-        stop_after(patch, 13)
-        train(RECIPE, tmp_path / "pieces", execution=Execution(device="cuda"), say=silent)
-    monkeypatch.delenv("RESLIB_TUNE")
-    pieces = train(RECIPE, tmp_path / "pieces", execution=Execution(device="cuda"), say=silent)
-    assert [s["step"] for s in pieces["sessions"]] == ["CUDA graph, thin units"] * 2
-    assert rows_of(tmp_path / "pieces", RECIPE) == rows_of(tmp_path / "whole", RECIPE)  # these kernels add in order
 
 
 def test_dropout_of_the_captured_step_is_a_function_of_the_iteration(source):

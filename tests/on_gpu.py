@@ -1,0 +1,27 @@
+"""What tests on a CUDA GPU share: a small recipe, its data, arithmetic without TF32 and without chance."""
+
+import pytest
+import torch
+
+from reslib import data
+from reslib.recipe import Recipe
+
+GPU = torch.device("cuda")
+RECIPE = Recipe(
+    model="resnet8", dataset="synthetic", batch_size=16, lr=0.01, iterations=40, train_size=512, test_size=64
+)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return data.load("synthetic")
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.allow_tf32 = tf32
