@@ -12,7 +12,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from reslib.thin import kernels
-from reslib.thin.unit import Unit
+from reslib.thin.unit import _Unit
 
 HOPPER = GPUTarget("cuda", 90, 32)
 TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"}
@@ -31,7 +31,7 @@ def launches(before: int, after: int, stride: int, pixels: int, added: bool) -> 
         other = torch.empty(BATCH, after, size, size, dtype=torch.bfloat16).to(**form).requires_grad_()
         averages = torch.empty(after), torch.empty(after), torch.zeros((), dtype=torch.int64)
         settings = stride, 0.1, 1e-5, torch.bfloat16
-        out = Unit.apply(x, weight, scale, shift, other if added else None, averages, settings)
+        out = _Unit.apply(x, weight, scale, shift, other if added else None, averages, settings)
         out.backward(torch.empty_like(out))
     return {name: _compiled(*launch) for name, launch in found.items()}
 

@@ -42,7 +42,7 @@ def unit(conv: nn.Module, norm: nn.Module, relu: nn.Module, x: Tensor, added: Te
         added = added.contiguous(memory_format=torch.channels_last)
     averages = norm.running_mean, norm.running_var, norm.num_batches_tracked
     settings = conv.stride[0], norm.momentum, norm.eps, kind
-    return Unit.apply(x, conv.weight, norm.weight, norm.bias, added, averages, settings)
+    return _Unit.apply(x, conv.weight, norm.weight, norm.bias, added, averages, settings)
 
 
 def _type_of_maps(x) -> torch.dtype | None:
@@ -89,7 +89,7 @@ def _tile(rows: int, channels: int) -> int:
     return max(64, min(_power(_parts(rows, PROGRAMS)), TILE_VALUES // channels))
 
 
-class Unit(torch.autograd.Function):
+class _Unit(torch.autograd.Function):
     """(x, weights, added, averages, settings) -> relu(batch norm(conv(x)) + added), channels last.
 
     averages: running mean, running variance, number of batches, which are moved. settings: stride, momentum and epsilon
