@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import UserError
+from .errors import UserError, first_line
 from .executor import failure_line
 from .job import Execution
 from .recipe import Recipe
@@ -110,7 +110,7 @@ def _answer(ray, reference, recipe: Recipe) -> tuple[str, str]:
         return "failed", f"{recipe.run_name} failed on its node: {_last_line(error)}"
     except ray.exceptions.RayError as error:
         return "failed", (
-            f"{recipe.run_name} failed: its worker was lost {LOST_WORKERS + 1} times ({_first_line(error)}); the same "
+            f"{recipe.run_name} failed: its worker was lost {LOST_WORKERS + 1} times ({first_line(error)}); the same "
             "command continues it"
         )
 
@@ -151,7 +151,7 @@ def _connect(ray, address: str) -> None:
         ray.init(address=address, logging_level="warning", log_to_driver=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"no Ray cluster at address {address!r}: start one with `ray start --head` ({_first_line(error)})"
+            f"no Ray cluster at address {address!r}: start one with `ray start --head` ({first_line(error)})"
         ) from error
 
 
@@ -159,10 +159,6 @@ def _absolute(data_root) -> str | None:
     """The data root as every node names it; $RESLIB_DATA of the driver counts for all."""
     given = data_root or os.environ.get("RESLIB_DATA")
     return str(Path(given).expanduser().resolve()) if given else None
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _last_line(error: Exception) -> str:

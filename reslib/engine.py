@@ -12,6 +12,7 @@ from torch import nn
 from .cuda_graphs import abandon, captured, empty_graph, seconds_per_replay
 from .data.memory import mixed_seed
 from .distributed import ALONE
+from .errors import first_line
 from .measure import batch_norms
 from .numerics import autocast
 from .recipe import Recipe
@@ -212,7 +213,7 @@ class CapturedStep(Step):
                 raise first from None
             if not isinstance(error, (RuntimeError, Warning)):  # not of a capture: the network's own
                 raise
-            self.failed = (str(first).splitlines() or [type(first).__name__])[0]
+            self.failed = first_line(first)
             warnings.warn(f"step not captured as a CUDA graph, training without: {self.failed}", stacklevel=4)
 
     def _better(self, trial, undo) -> bool:

@@ -28,6 +28,16 @@ def choose(field: str, value, allowed) -> None:
     raise UserError(f"{field} {shown(value)} is unknown: allowed are {', '.join(map(str, allowed))}{hint}")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def one_line(error: BaseException) -> str:
+    """All that an error says, in a line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def tell_once(text: str) -> None:
     """On standard error, the same line only once per process: the records, say, are read for every figure."""
     if text not in _told:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from . import equivalence_records, independent
 from .bench.report import markdown
-from .errors import UserError
-from .record_checks import Findings, check_records, one_line
+from .errors import UserError, one_line
+from .record_checks import Findings, check_records
 from .runs import read_json
 
 

@@ -179,8 +179,3 @@ def check_together(preset: str, finished: list[tuple[Recipe, dict]], findings: F
         if len(errors) > 1 and stats.summarize(errors).zero_variance:
             model = members[0][0].model
             findings.warnings.append(f"{preset}: all {len(errors)} seeds of {model} have test error {errors[0]:g}")
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, in a line; its kind where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -19,10 +19,10 @@ import numpy as np
 
 from . import artefacts, equivalence_records, independent, results_index, sources
 from .cli import checking_arguments, name_given
-from .errors import UserError
+from .errors import UserError, one_line
 from .measured_checks import check_benchmarks, check_equivalence, check_independent
 from .presets import PRESETS, folders_of_presets, preset_of
-from .record_checks import Findings, check_records, one_line
+from .record_checks import Findings, check_records
 from .runs import results_root
 
 REDRAW = "`reslib verify --redraw` draws it from the records"
