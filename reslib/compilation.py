@@ -22,7 +22,9 @@ from torch import nn
 
 from . import convolutions, fused_norm, trials
 from .engine import Step
+from .errors import first_line
 from .machine import cores
+from .models.conv_norm_relu import without
 from .passes import Passes, difference, sound
 from .tune import COMPILE, LONG, MARGIN, Choice
 
@@ -98,7 +100,7 @@ class CompiledLoss:
 
     def give_up(self, error: Exception) -> None:
         """Eager from now on, said with the reason."""
-        self.reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        self.reason = first_line(error)
         self.say(f"not compiled: {self.reason}")
         self.call = self.eager
 
@@ -207,7 +209,7 @@ def _decide(step, chosen, batch, left, limit, before, say) -> tuple[CompiledLoss
             loss, trial = try_compiled(passes, say)
             remember(key, trial)
             return (loss if trial.wins else None), str(trial)
-    loss = CompiledLoss(fused_norm.without(step.loss), say)
+    loss = CompiledLoss(without(step.loss), say)
     passes.seconds(loss)  # compiles
     if loss.reason:
         return None, loss.reason
@@ -238,7 +240,7 @@ def uncompilable(step: Step) -> str:
 def try_compiled(passes: Passes, say=print, rounds: int = ROUNDS) -> tuple[CompiledLoss | None, Trial]:
     """Compile these passes and compare them with the eager ones, in results and in time, in turn."""
     step = passes.step
-    loss = CompiledLoss(fused_norm.without(step.loss), say)
+    loss = CompiledLoss(without(step.loss), say)
     layers = layers_of(step.model)
     begun = time.perf_counter()
     theirs = passes.run(loss)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import native, trials, tune
-from .models.conv_norm_relu import norm_relu, normalises, taken_over
+from .models.conv_norm_relu import UnitsLoss, norm_relu, normalises
 from .passes import Passes, difference, sound
 from .tune import LONG, MARGIN, Choice
 
@@ -22,32 +22,23 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of maps, as the loops name them
 ROUNDS = 9  # what is gained is a twentieth: fewer turns could not tell on a busy machine
 
 
-class FusedLoss(nn.Module):
+class FusedLoss(UnitsLoss):
     """`loss(x, y, progress)` with batch norm, addition and ReLU in one go; `fused` counts the calls that were."""
 
     def __init__(self, loss: nn.Module):
-        super().__init__()
-        self.loss, self.fused = loss, 0
+        super().__init__(loss)
+        self.fused = 0
 
     @property
     def algorithms(self) -> dict:
         """Of the convolutions, as of the loss within."""
         return getattr(self.loss, "algorithms", {})
 
-    def forward(self, x, y, progress):
-        with taken_over(self._way):
-            return self.loss(x, y, progress)
-
     def _way(self, conv, norm, relu, x, added):
         y = conv(x)
         result = norm_add_relu(norm, relu, y, added)
         self.fused += result is not None
         return norm_relu(norm, relu, y, added) if result is None else result
-
-
-def without(loss: nn.Module) -> nn.Module:
-    """The loss that a FusedLoss is of; any other as it is."""
-    return loss.loss if isinstance(loss, FusedLoss) else loss
 
 
 # --- Whether ----------------------------------------------------------------------------------------------------------

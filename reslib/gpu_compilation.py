@@ -7,8 +7,8 @@ layers as for 56.
 from __future__ import annotations
 
 from .compilation import OPTIONS, CompiledLoss, layers_of
+from .models.conv_norm_relu import without
 from .models.resnet import Block
-from .thin import without
 
 WHOLE = 20  # layers up to which a residual or plain net is compiled as one: faster still, but it takes longer by depth
 

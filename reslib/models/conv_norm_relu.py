@@ -46,6 +46,23 @@ def watched(*modules: nn.Module) -> bool:
     return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
 
 
+class UnitsLoss(nn.Module):
+    """`loss(x, y, progress)` whose calls of conv_norm_relu go through `_way`, which returns None for what it leaves."""
+
+    def __init__(self, loss: nn.Module):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, x, y, progress):
+        with taken_over(self._way):
+            return self.loss(x, y, progress)
+
+
+def without(loss):
+    """The loss that a UnitsLoss is of; any other as it is."""
+    return loss.loss if isinstance(loss, UnitsLoss) else loss
+
+
 @contextlib.contextmanager
 def taken_over(way):
     """Within the block `way(conv, norm, relu, x, added)` of this thread's calls counts, where it is not None."""

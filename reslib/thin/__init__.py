@@ -17,21 +17,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..models.conv_norm_relu import taken_over
+from ..errors import first_line
+from ..models.conv_norm_relu import UnitsLoss
 
 NAME = "thin units"  # in records and messages
 CAPABILITY = (8, 0)  # of a GPU: the first with products in bf16
 
 
-class ThinLoss(nn.Module):
+class ThinLoss(UnitsLoss):
     """`loss(x, y, progress)` with units by these kernels; `units` counts those taken over in the last pass.
 
     After `give_up` it is the loss within.
     """
 
     def __init__(self, loss: nn.Module, say=print):
-        super().__init__()
-        self.loss, self.say, self.units, self.given_up = loss, say, 0, False
+        super().__init__(loss)
+        self.say, self.units, self.given_up = say, 0, False
 
     @property
     def way(self) -> str:
@@ -41,22 +42,19 @@ class ThinLoss(nn.Module):
     def forward(self, x, y, progress):
         if self.given_up:
             return self.loss(x, y, progress)
+        self.units = 0
+        return super().forward(x, y, progress)
+
+    def _way(self, *call):
         from .unit import unit  # Triton: not on every machine
 
-        self.units = 0
-
-        def way(*call):
-            result = unit(*call)
-            self.units += result is not None
-            return result
-
-        with taken_over(way):
-            return self.loss(x, y, progress)
+        result = unit(*call)
+        self.units += result is not None
+        return result
 
     def give_up(self, error: Exception) -> None:
         """As the loss within from now on, said with the reason."""
-        text = str(error).strip()
-        self.say(f"no {NAME}: {text.splitlines()[0] if text else type(error).__name__}")
+        self.say(f"no {NAME}: {first_line(error)}")
         self.given_up = True
 
 
@@ -86,11 +84,6 @@ def version() -> str:
     here = Path(__file__).parent
     source = b"".join((here / name).read_bytes() for name in ("kernels.py", "unit.py"))
     return hashlib.sha256(source).hexdigest()[:8]
-
-
-def without(loss: nn.Module) -> nn.Module:
-    """The loss that a ThinLoss is of; any other as it is."""
-    return loss.loss if isinstance(loss, ThinLoss) else loss
 
 
 def unavailable(device: torch.device) -> str:
