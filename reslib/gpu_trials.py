@@ -14,13 +14,14 @@ import torch
 
 from .compilation import Trial, known_trials, layers_of, remember, uncompilable
 from .engine import CapturedStep
+from .errors import first_line
 from .gpu_compilation import compiled_loss
 from .passes import Passes, difference, sound
 from .provenance import device_name
 from .thin import NAME, ThinLoss, unavailable, version
 from .tune import COMPILE_GPU, LONG, MARGIN, UNITS_GPU, asked
 
-ENOUGH = 1.4  # times as fast as plain, more than torch.compile has gained on any of these nets
+ENOUGH = 1.4  # times as fast as plain: well above the quarter that torch.compile gains (notebook speed)
 PAYS_AFTER = 4.0  # times as long as it takes to make other passes must the rest of the run be: gains are about a fifth
 
 
@@ -43,7 +44,7 @@ def accelerate(step, left: int, limit: float | None = None, sessions=(), measure
                 say(f"{trial.refusal}: {reason}")
                 name = ""
             else:
-                step.loss = trial.passes_of(step, say)
+                step.loss = trial.passes_of(step, say) or step.loss
         elif trial.name in names:
             say(f"{trial.refusal}: {name} asked for as well")
     if before is not None and name != before:
@@ -69,6 +70,9 @@ def way_of(sessions) -> str | None:
 class GpuTrial:
     """What a captured step asks about other passes: whether to make them, and whether they win.
 
+    Each kind of passes adds `unsuitable(step)`, why a step must not have them, and `passes_of(step, say)`, the step's
+    loss the other way, with `way` and `give_up`, or None where it cannot be made and has said why.
+
     sure: they have won before on this machine, in this network; then they are not timed again. gain: times as fast as
     the step was.
     """
@@ -76,20 +80,15 @@ class GpuTrial:
     name = field = file = ""  # in records, in RESLIB_TUNE, of known trials
     words = refusal = ""  # of messages
     expected = 30.0  # seconds of making them, until that has been timed here
+    failures_last = True  # whether what failed once is not tried again
 
     def __init__(self, left: int, limit: float | None, say):
         self.left, self.limit, self.say, self.sure = left, limit, say, False
         self.key, self.layers, self.seconds, self.gain = "", 0, 0.0, 1.0
 
-    @staticmethod
-    def unsuitable(step) -> str:
-        """Why a step must not have these passes, "" where nothing speaks against it."""
-        raise NotImplementedError
-
-    @staticmethod
-    def passes_of(step, say):
-        """The step's loss the other way, with `way` and `give_up`."""
-        raise NotImplementedError
+    def first_pass(self, passes: Passes, loss):
+        """What a pass through such a loss gives, its failures raised."""
+        return passes.run(loss)
 
     def loss(self, step, seconds: float):
         """The other passes of a step that takes `seconds` captured; None where that would not pay or is not right.
@@ -99,6 +98,8 @@ class GpuTrial:
         r, shape = step.recipe, "x".join(map(str, step.x.shape))
         where = f"{device_name(step.device)}, torch {torch.__version__}"
         self.key = f"{r.model} {r.options} {r.shortcut} | {shape} | {step.precision} | {where}{self.version()}"
+        if against := getattr(step.loss, "way", ""):
+            self.key += f" | against {against}"
         self.layers = layers_of(step.model)
         known = known_trials(self.file).get(self.key)
         if known and not known.wins:
@@ -114,11 +115,10 @@ class GpuTrial:
         self.say(f"{self.words} the step{purpose}, about {expected:.0f} s ...")
         passes, begun = Passes(step, step.x, step.y), time.perf_counter()
         loss = self.passes_of(step, self.say)
-        if getattr(loss, "reason", ""):
-            return None  # no compiler, it has said
-        theirs = passes.run(getattr(loss, "call", loss))  # not through what says of any error that there is no compiler
+        if loss is None:
+            return None
+        theirs = self.first_pass(passes, loss)
         self.seconds = time.perf_counter() - begun
-        loss.proved = True
         if not loss.way:
             return None  # nothing in this network that could be otherwise
         mine = passes.run(step.loss)
@@ -132,9 +132,8 @@ class GpuTrial:
 
     def refused(self, error: Exception) -> None:
         """Something failed on the way: said, and remembered unless the next run may have the room."""
-        text = str(error).strip()
-        self.say(f"{self.refusal}: {text.splitlines()[0] if text else type(error).__name__}")
-        if not isinstance(error, torch.OutOfMemoryError):
+        self.say(f"{self.refusal}: {first_line(error)}")
+        if self.failures_last and not isinstance(error, torch.OutOfMemoryError):
             self._remember(Trial(0.0, None, self.seconds, self.layers))
 
     def wins(self, plain: float, other: float) -> bool:
@@ -174,6 +173,7 @@ class ThinTrial(GpuTrial):
 
     name, field, file = NAME, "units", UNITS_GPU
     words, refusal = f"compiling {NAME} for", f"no {NAME}"
+    failures_last = False  # the machine may lack what Triton needs, and without it this fails within seconds
 
     @staticmethod
     def unsuitable(step) -> str:
@@ -194,10 +194,6 @@ class ThinTrial(GpuTrial):
         """The kernels themselves."""
         return f" | {version()}"
 
-    def refused(self, error: Exception) -> None:
-        """Said and not remembered: it may be this machine that lacks what Triton needs, and it fails within seconds."""
-        self.say(f"{self.refusal}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}")
-
 
 class CompilerTrial(GpuTrial):
     """torch.compile, of the whole network or block by block (gpu_compilation.py)."""
@@ -212,8 +208,15 @@ class CompilerTrial(GpuTrial):
 
     @staticmethod
     def passes_of(step, say):
-        """The step's loss the other way."""
-        return compiled_loss(step, say)
+        """The step's loss the other way, None without a compiler."""
+        loss = compiled_loss(step, say)
+        return None if loss.reason else loss
+
+    def first_pass(self, passes: Passes, loss):
+        """As above; not through the one that says of any error that there is no compiler."""
+        result = passes.run(loss.call)
+        loss.proved = True
+        return result
 
 
 TRIALS = (ThinTrial, CompilerTrial)  # in this order, until one gains enough
