@@ -20,7 +20,8 @@ ERRORS = {"test": "test_error", "training": "train_error"}  # in the table: colu
 SECTION = f"""## {FOLDER}
 
 Networks of section 4.2 trained by [scripts/plain_training.py](../scripts/plain_training.py), a plain loop in fp32 that
-imports nothing of reslib, beside reslib's runs of the same iterations. Errors in %; intervals by Welch.
+imports nothing of reslib, on CIFAR-10's own files, beside reslib's runs of the same iterations. Errors in %; intervals
+by Welch.
 """
 
 
@@ -37,11 +38,13 @@ def read(path: Path) -> dict:
         sound = last == [run["iterations"], run["train"], run["test"]] and 0 <= run["test"] <= 1
         network = f"{'resnet' if run['residual'] else 'plain'}{run['depth']}"
         sound &= path.stem == f"{network}-{run['iterations']}-s{run['seed']}"
+        threads = f"{run['threads']} thread{'s' * (run['threads'] != 1)}"
+        made = f"torch {run['torch']}, {threads}, {run['finished']}"
     except (LookupError, TypeError) as error:
         raise UserError(f"{path} is not a run of plain_training.py: {error!r}") from error
     if not sound:
         raise UserError(f"{path} is damaged: its errors, its name and the last row of its curve do not agree")
-    return {"model": network, "train_error": run["train"], "test_error": run["test"], **run}
+    return {"model": network, "train_error": run["train"], "test_error": run["test"], "made": made, **run}
 
 
 def section(results: Path) -> str:
@@ -51,19 +54,19 @@ def section(results: Path) -> str:
         try:
             run = read(path)
         except UserError as error:
-            files.append(f"| {path.name} | {error} | |")
+            files.append(f"| {path.name} | {error} | | | |")
             continue
         runs.append(run)
         link = f"[{path.stem}]({FOLDER}/{path.name})"
         command = f"python scripts/plain_training.py DATA {path.name} {run['depth']} {run['iterations']} {run['seed']}"
         errors = " | ".join(f"{100 * run[column]:.2f}" for column in ERRORS.values())
-        files.append(f"| {link} | {errors} | `{command} {int(run['residual'])}` |")
+        files.append(f"| {link} | {errors} | {run['made']} | `{command} {int(run['residual'])}` |")
     lines += ["| network | iterations | error | plain loop | reslib | plain loop - reslib (points) | 95% interval |"]
     lines += ["| --- | ---: | --- | ---: | ---: | ---: | --- |"]
     for (model, iterations), group in pd.DataFrame(runs).groupby(["model", "iterations"]) if runs else ():
         ours = _of_reslib(results, model, iterations)
         lines += [_beside(f"{model} | {iterations:,} | {kind}", ours[c], group[c]) for kind, c in ERRORS.items()]
-    lines += ["", f"| run | {' | '.join(ERRORS)} | made by |", "| --- | ---: | ---: | --- |", *files]
+    lines += ["", f"| run | {' | '.join(ERRORS)} | with | made by |", "| --- | ---: | ---: | --- | --- |", *files]
     return "\n".join(lines) + "\n"
 
 

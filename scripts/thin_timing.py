@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from reslib.cuda_graphs import seconds_per_replay
+from reslib.errors import first_line
 from reslib.models.conv_norm_relu import conv_norm_relu
 from reslib.thin import unit as thin
 
@@ -47,7 +48,8 @@ class Layer:
         torch.manual_seed(0)
         self.conv = nn.Conv2d(before, after, 3, stride, 1, bias=False).to("cuda", memory_format=torch.channels_last)
         self.norm, self.relu, size = nn.BatchNorm2d(after).cuda(), nn.ReLU(), pixels // stride
-        self.x = _maps(before, pixels).requires_grad_(before > 3)
+        self.x = _maps(before, pixels)
+        self.x = self.x.requires_grad_() if before > 3 else self.x.float()  # images come in fp32
         self.added = _maps(after, size).requires_grad_() if added else None
         self.slope = _maps(after, size)
         wanted = (self.x, self.added, self.conv.weight, self.norm.weight, self.norm.bias)
@@ -91,7 +93,7 @@ def measure(layer: Layer) -> dict:
                 raise ValueError(f"off by {off:.3f}")
             graphs[name] = layer.graph(thin.unit)
         except Exception as error:  # a way that cannot be launched is a result
-            found[name] = f"failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            found[name] = f"failed: {first_line(error)}"
     turns = {name: [] for name in graphs}
     for _ in range(ROUNDS):
         for name, graph in graphs.items():

@@ -4,12 +4,20 @@ import pytest
 import torch
 
 from reslib import data
+from reslib.equivalence import departure, first_steps
 from reslib.recipe import Recipe
 
 GPU = torch.device("cuda")
 RECIPE = Recipe(
     model="resnet8", dataset="synthetic", batch_size=16, lr=0.01, iterations=40, train_size=512, test_size=64
 )
+
+
+def away_from_fp32(recipe, source) -> tuple[dict, str]:
+    """(how far 50 steps in bf16 as a run takes them go from eager steps in fp32, how they were taken)."""
+    exact = first_steps(recipe, source, GPU, "fp32", steps=50, eager=True)
+    taken = first_steps(recipe, source, GPU, "bf16", steps=50)
+    return departure(exact, taken), taken.way
 
 
 @pytest.fixture(scope="module")

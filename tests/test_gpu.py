@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from on_gpu import GPU, RECIPE, exact, source  # noqa: F401 (fixtures)
+from on_gpu import GPU, RECIPE, away_from_fp32, exact, source  # noqa: F401 (fixtures)
 from own_models import Small
 from training import rows_of, silent, stop_after
 
@@ -201,10 +201,8 @@ def test_compiled_captured_steps_follow_fp32_for_fifty_steps(source, monkeypatch
     monkeypatch.setattr(gpu_compilation, "WHOLE", 10)
     monkeypatch.setenv("RESLIB_TUNE", "compile=true")
     recipe = RECIPE.replace(model=model, lr=0.001)
-    exact = first_steps(recipe, source, GPU, "fp32", steps=50, eager=True)
-    taken = first_steps(recipe, source, GPU, "bf16", steps=50)
-    away = departure(exact, taken)
-    assert taken.way == "CUDA graph, compiled"
+    away, way = away_from_fp32(recipe, source)
+    assert way == "CUDA graph, compiled"
     assert 0 < away["weights"] < 0.05 and away["loss"] < 0.0005, away  # the tolerances of test_equivalence for bf16
 
 

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from on_gpu import GPU, RECIPE, exact, source  # noqa: F401 (fixtures)
+from on_gpu import GPU, RECIPE, away_from_fp32, exact, source  # noqa: F401 (fixtures)
 from training import rows_of, silent, stop_after
 
 from reslib import data, gpu_trials
 from reslib.engine import make_optimizer, make_step
-from reslib.equivalence import departure, first_steps
 from reslib.job import Execution
 from reslib.networks import make_model
 from reslib.train import Interrupted, train
@@ -33,10 +32,8 @@ def test_thin_units_are_as_near_to_double_precision_as_pytorchs_bf16(layer, adde
 def test_captured_steps_of_thin_units_follow_fp32_for_fifty_steps(source, monkeypatch, model):
     monkeypatch.setenv("RESLIB_TUNE", "units=true")
     recipe = RECIPE.replace(model=model, lr=0.001)
-    exact = first_steps(recipe, source, GPU, "fp32", steps=50, eager=True)
-    taken = first_steps(recipe, source, GPU, "bf16", steps=50)
-    away = departure(exact, taken)
-    assert taken.way == "CUDA graph, thin units"
+    away, way = away_from_fp32(recipe, source)
+    assert way == "CUDA graph, thin units"
     assert 0 < away["weights"] < 0.05 and away["loss"] < 0.0005, away  # the tolerances of test_equivalence for bf16
 
 

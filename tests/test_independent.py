@@ -100,6 +100,7 @@ def test_its_crops_are_windows_of_padded_images(plain):
 
 def written(folder, seed, error):
     run = {"depth": 20, "residual": True, "seed": seed, "iterations": 64, "train": 0.2, "test": error}
+    run |= {"torch": "2.14", "threads": 1, "finished": "2026-11-27"}
     run |= {"curve": [[32, 0.5, 0.5], [64, 0.2, error]]}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"resnet20-64-s{seed}.json").write_text(json.dumps(run))
@@ -122,6 +123,10 @@ def test_runs_stand_beside_reslibs_of_the_same_length(tmp_path, monkeypatch):
     row = next(line for line in text.splitlines() if line.startswith("| resnet20 | 64 | test"))
     assert row.startswith("| resnet20 | 64 | test | 31.00 ± 1.41 (n = 2) | 33.00 ± 2.83 (n = 2) | -2.00 | -")
     assert "`python scripts/plain_training.py DATA resnet20-64-s1.json 20 64 1 1`" in text
+    assert "| torch 2.14, 1 thread, 2026-11-27 |" in text
+    (folder / "resnet20-64-s1.json").unlink()
+    assert "| 30.00 (n = 1) | 33.00 ± 2.83 (n = 2) | -3.00 | single runs |" in independent.section(tmp_path)
+    written(folder, 1, 0.32)
     monkeypatch.setattr(independent, "folders_of_presets", lambda results: [])
     assert "| 31.00 ± 1.41 (n = 2) | none |  |  |" in independent.section(tmp_path)
 
@@ -131,6 +136,7 @@ def test_runs_stand_beside_reslibs_of_the_same_length(tmp_path, monkeypatch):
     [
         ({"test": 0.2}, "do not agree"),
         ({"seed": 7}, "do not agree"),
+        ({"threads": None, "curve": None}, "not a run of plain_training.py"),
         ({"curve": []}, "not a run of plain_training.py"),
         ({"curve": [[64, 0.2, 3.1]], "test": 3.1}, "do not agree"),
     ],
