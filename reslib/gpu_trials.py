@@ -18,7 +18,7 @@ from .errors import first_line
 from .gpu_compilation import compiled_loss
 from .passes import Passes, difference, sound
 from .provenance import device_name
-from .thin import NAME, ThinLoss, unavailable, version
+from .thin import NAME, ThinLoss, unavailable
 from .tune import COMPILE_GPU, LONG, MARGIN, UNITS_GPU, asked
 
 ENOUGH = 1.4  # times as fast as plain: well above the quarter that torch.compile gains (notebook speed)
@@ -97,7 +97,7 @@ class GpuTrial:
         """
         r, shape = step.recipe, "x".join(map(str, step.x.shape))
         where = f"{device_name(step.device)}, torch {torch.__version__}"
-        self.key = f"{r.model} {r.options} {r.shortcut} | {shape} | {step.precision} | {where}{self.version()}"
+        self.key = f"{r.model} {r.options} {r.shortcut} | {shape} | {step.precision} | {where}"
         if against := getattr(step.loss, "way", ""):
             self.key += f" | against {against}"
         self.layers = layers_of(step.model)
@@ -150,11 +150,6 @@ class GpuTrial:
         """Whether passes that won gain so much that no others need be tried."""
         return self.gain >= ENOUGH
 
-    @staticmethod
-    def version() -> str:
-        """What else than network, shapes and machine an answer depends on."""
-        return ""
-
     def _seconds(self, trial: Trial) -> str:
         if trial.compiled is None:
             return ", it failed or computed something else"
@@ -188,11 +183,6 @@ class ThinTrial(GpuTrial):
     def passes_of(step, say):
         """The step's loss the other way."""
         return ThinLoss(step.loss, say)
-
-    @staticmethod
-    def version() -> str:
-        """The kernels themselves."""
-        return f" | {version()}"
 
 
 class CompilerTrial(GpuTrial):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,16 +11,31 @@ from .errors import UserError, tell_once
 from .files import write_json
 from .tune import Choice, cache_file, machine_key
 
+HERE = Path(__file__).parent
+TRIED = ("compilation.py", "convolutions", "fused_norm.*", "gpu_compilation.py", "models", "thin")  # code of the passes
+
+
+def code() -> list[Path]:
+    """The files of all passes that are tried."""
+    found = [path for pattern in TRIED for path in HERE.glob(pattern)]
+    return sorted(file for path in found for file in ([path] if path.is_file() else path.glob("*.[cp]*")))
+
+
+@functools.cache
+def version() -> str:
+    """Of these files: what was found of them is no longer true when they change."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in code())).hexdigest()[:8]
+
 
 def known(name: str) -> dict:
-    """The trials of this machine in a file of tune.TRIALS: key -> entry. A damaged file counts as empty."""
-    return _machines(name).get(machine_key(), {})
+    """Trials of this machine and code in a file of tune.TRIALS: key -> entry. A damaged file counts as empty."""
+    return _machines(name).get(here(), {})
 
 
 def keep(name: str, entries: dict) -> None:
     """Make these the trials of this machine; where the cache cannot be written, every run makes them again."""
     try:
-        write_json(path_of(name), _machines(name) | {machine_key(): entries})
+        write_json(path_of(name), _machines(name) | {here(): entries})
     except UserError as error:
         tell_once(f"note: what is faster here is tried in every run: {error}")
 
@@ -26,6 +43,11 @@ def keep(name: str, entries: dict) -> None:
 def path_of(name: str) -> Path:
     """Beside the cache of tune.py."""
     return cache_file().with_name(name)
+
+
+def here() -> str:
+    """What all trials are kept under: this machine, and the code of the passes that were tried."""
+    return f"{machine_key()} | passes {version()}"
 
 
 def _machines(name: str) -> dict:

@@ -174,15 +174,27 @@ def test_a_small_win_does_not_keep_the_compiler_out(monkeypatch, gpu):
     assert key.endswith("| against thin units")  # nothing is said of the plain step, which the compiler may beat
 
 
-def test_other_kernels_are_tried_anew(monkeypatch, gpu):
+def test_other_code_is_tried_anew(monkeypatch, gpu):
     timed(monkeypatch, 1.0)
-    for version, count in (("a", 1), ("a", 1), ("b", 2)):
-        monkeypatch.setattr(gpu_trials, "version", lambda version=version: version)
+    for version, before in (("a", 0), ("a", 1), ("b", 0)):
+        monkeypatch.setattr(trials, "version", lambda version=version: version)
+        assert len(trials.known(tune.UNITS_GPU)) == before
         step = bf16()
         accelerate(step, 64_000)
         step._capture(*batch())
-        assert len(trials.known(tune.UNITS_GPU)) == count
-    assert len(thin.version()) == 8
+        assert len(trials.known(tune.UNITS_GPU)) == 1
+
+
+def test_the_code_that_is_tried_is_known_by_all_its_files(monkeypatch, tmp_path):
+    names = {file.name for file in trials.code()}
+    assert {"kernels.py", "unit.py", "resnet.py", "winograd.cpp", "fourier.py", "fused_norm.cpp"} <= names
+    monkeypatch.setattr(trials, "HERE", tmp_path)
+    (tmp_path / "thin").mkdir()
+    found = set()
+    for text in ("a", "a", "b"):
+        (tmp_path / "thin" / "kernels.py").write_text(text)
+        found.add(trials.version.__wrapped__())
+    assert len(found) == 2
 
 
 def test_a_processor_takes_no_notice_of_units(monkeypatch):

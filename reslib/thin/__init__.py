@@ -8,11 +8,9 @@ Triton (kernels.py); unit.py calls them. `scripts/thin_timing.py` times them lay
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import os
 import tempfile
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -77,13 +75,6 @@ def compiled_anew():
             del os.environ["TRITON_CACHE_DIR"]
             if before is not None:
                 os.environ["TRITON_CACHE_DIR"] = before
-
-
-def version() -> str:
-    """Of the kernels and how they are launched: what was found of them is no longer true when it changes."""
-    here = Path(__file__).parent
-    source = b"".join((here / name).read_bytes() for name in ("kernels.py", "unit.py"))
-    return hashlib.sha256(source).hexdigest()[:8]
 
 
 def unavailable(device: torch.device) -> str:
