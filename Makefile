@@ -1,6 +1,7 @@
 # make reproduce [PRESET=quick|smoke|medium|paper]   the figures and tables, from nets trained here
 # make test                                          everything that CI checks: tests, and the notebooks meanwhile
 # make test-long                                     what takes minutes each: kills, clusters, JupyterLab in a browser
+# make test-gpu                                      what needs a CUDA GPU: its tests, times of kernels, the whole benchmark
 # PYTHON=python3.12 chooses the interpreter, RESLIB_DATA=/path the data root.
 PRESET ?= quick
 PYTHON ?= python3
@@ -11,7 +12,7 @@ STAMP  := $(VENV)/.installed
 MODULES = reslib $(shell ls $$(dirname $$(grep -l ^__all__ reslib/*/__init__.py) | sed 's|$$|/*.py|') | grep -v __ | \
   sed 's|/|.|g; s|\.py$$||')
 
-.PHONY: reproduce test test-long install check lab report verify docs links clean
+.PHONY: reproduce test test-long test-gpu install check lab report verify docs links clean
 
 reproduce: install
 	$(BIN)/reslib reproduce --preset $(PRESET)
@@ -28,6 +29,12 @@ test: install
 test-long: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[cluster]"
 	$(BIN)/python -m pytest -q --long tests
+
+test-gpu: install
+	@$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'make test-gpu: no CUDA GPU here')"
+	$(BIN)/python -m pytest -q -m gpu tests
+	$(BIN)/python scripts/thin_timing.py
+	$(BIN)/reslib bench --whole
 
 lab: install
 	$(BIN)/jupyter lab notebooks

@@ -53,7 +53,7 @@ def test_ci_skips_no_test_for_want_of_a_package():
 def test_makefile_installs_the_extras_that_the_readme_names():
     makefile, readme = (ROOT / "Makefile").read_text(), (ROOT / "README.md").read_text()
     assert '".[notebooks,test]"' in makefile and '".[notebooks,test]"' in readme
-    for command in ("make reproduce", "make test"):
+    for command in ("make reproduce", "make test", "make test-gpu"):
         assert command in readme and re.search(rf"^{command.split()[1]}:", makefile, re.M)
 
 
