@@ -23,9 +23,17 @@ REFERENCE = "paper"
 MOVING = "moving instead of exact batch-norm statistics"
 MOVING_POOLED = f"{MOVING}, all depths"
 WELCH, PAIRED, POOLED = "Welch, over seeds", "paired t, over seeds", "paired t, over runs"
+ALIKE = "t, one seed: its spread taken from the other side"
 BINOMIAL = "binomial, one seed: test images only"
 NOT_TRAINED = "not yet trained"
 NOT_PLANNED = "not part of this preset"
+SEEDS = "over seeds or runs"  # WELCH, PAIRED and POOLED, which look alike
+HOLLOW = {"linewidth": 1, "marker": "o", "markerfacecolor": "white"}
+LOOKS = {  # of intervals in the forest plot, and what the legend says of them
+    SEEDS: ("95% interval over seeds or runs", {"linewidth": 2, "marker": "o"}),
+    ALIKE: ("one seed: its spread taken from the other side", HOLLOW),
+    BINOMIAL: ("one seed: binomial interval, without the spread between seeds", HOLLOW | {"linestyle": (0, (3, 1.5))}),
+}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # the reference, then the changes
 COLUMNS = [
     "deviation", "model", "n", "n reference", "diverged", "error", "reference error", "difference", "low", "high",
@@ -40,8 +48,9 @@ def table(
 
     groups: recipes by name; "paper" holds the reference, "paper (X)" that of a group named "... (X)"; a group without
     recipes is not part of the preset and has a row that says so. runs: records, of every seed that is there. The
-    interval is Welch's over seeds; with one seed on a side it is binomial and knows nothing of the spread between
-    seeds, so that it can call two runs alike but never different. statistics: add the row of moving against exact
+    interval is Welch's over seeds; with one seed on one side Student's, if seeds of both spread alike; with one seed on
+    each it is binomial and knows nothing of the spread between seeds, so that it can call two runs alike but never
+    different. statistics: add the row of moving against exact
     batch-norm statistics, measured on the reference runs themselves; pool: runs of several networks, for a further row.
     """
     rows = []
@@ -114,9 +123,18 @@ def _row(name: str, model: str, group: pd.DataFrame, reference: pd.DataFrame) ->
     if len(group):
         row |= {"error": 100 * group["test_error"].mean(), "finding": "no reference runs"}
     if len(group) and len(reference):
-        d = evidence.difference(reference, group)
-        row |= _finding(d.value, d.low, d.high, WELCH if d.over_seeds else BINOMIAL)
+        row |= _difference(reference, group)
     return row
+
+
+def _difference(reference: pd.DataFrame, group: pd.DataFrame) -> dict:
+    """Of the group's mean test error from the reference's, in points."""
+    if min(len(reference), len(group)) == 1:
+        d = stats.pooled(100 * reference["test_error"], 100 * group["test_error"])
+        if math.isfinite(d.low):
+            return _finding(d.difference, d.low, d.high, ALIKE)
+    d = evidence.difference(reference, group)
+    return _finding(d.value, d.low, d.high, WELCH if d.over_seeds else BINOMIAL)
 
 
 def _moving_against_exact(reference: pd.DataFrame) -> dict:
@@ -154,7 +172,7 @@ def _finding(value: float, low: float, high: float, interval: str) -> dict:
     elif interval == BINOMIAL:
         finding = "one seed: not enough evidence"
     else:
-        finding = "costs" if value > 0 else "helps"
+        finding = ("costs" if value > 0 else "helps") + ", if seeds spread alike" * (interval == ALIKE)
     return {"difference": value, "low": low, "high": high, "interval": interval, "finding": finding}
 
 
@@ -185,19 +203,15 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Differences with their 95% intervals, a line per deviation, in order of `rows`; right of zero is worse."""
     fig, axes = new_figure(8.6, 1.5 + 0.38 * max(2, len(rows)))
     ax = axes[0][0]
-    places = np.arange(len(rows))[::-1]
+    places, kinds = np.arange(len(rows))[::-1], set()
     ax.axvline(0, color="#444444", linewidth=1, zorder=1)
     for place, row in zip(places, rows.to_dict("records"), strict=True):
         if np.isfinite(row["difference"]):
-            seeds = row["interval"] != BINOMIAL
-            ax.plot(
-                [row["low"], row["high"]], [place, place], color=COLOURS[0], linewidth=2 if seeds else 1,
-                linestyle="-" if seeds else (0, (3, 1.5)), zorder=2,
-            )  # fmt: skip
-            ax.plot(
-                [row["difference"]], [place], marker="o", markersize=6, color=COLOURS[0],
-                markerfacecolor=COLOURS[0] if seeds else "white", zorder=3,
-            )  # fmt: skip
+            kind = row["interval"] if row["interval"] in (ALIKE, BINOMIAL) else SEEDS
+            look = LOOKS[kind][1]
+            ax.plot([row["low"], row["high"]], [place, place], color=COLOURS[0], zorder=2, **look | {"marker": ""})
+            ax.plot([row["difference"]], [place], color=COLOURS[0], zorder=3, **look)
+            kinds.add(kind)
         else:
             ink = "#CC0000" if row["diverged"] else "#777777"  # a run that is still to come is no failure
             ax.text(0, place, f"  {row['finding']}", va="center", fontsize=8, color=ink)
@@ -218,15 +232,9 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     ax.set_xlabel("test error minus the reference's (points)")
     for words, side in (("← better ", "right"), (" worse →", "left")):  # on their sides of zero
         ax.text(0, 1.01, words, transform=ax.get_xaxis_transform(), ha=side, va="bottom", fontsize=8, color="#444444")
-    handles = [
-        Line2D([], [], color=COLOURS[0], marker="o", linewidth=2, label="95% interval over seeds or runs"),
-        Line2D([], [], color=COLOURS[0], marker="o", markerfacecolor="white", linewidth=1, linestyle=(0, (3, 1.5)),
-               label="one seed: binomial interval, without the spread between seeds"),
-    ]  # fmt: skip
-    binomial = rows["interval"] == BINOMIAL
-    wanted = [handles[0]] * bool((~binomial & (rows["interval"] != "")).any()) + [handles[1]] * bool(binomial.any())
-    if wanted:
-        legend_above(fig, wanted)
+    if kinds:
+        shown = (LOOKS[kind] for kind in LOOKS if kind in kinds)
+        legend_above(fig, [Line2D([], [], color=COLOURS[0], label=label, **look) for label, look in shown])
     sign(fig, runs)
     return fig
 

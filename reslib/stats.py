@@ -76,6 +76,21 @@ def welch(first: Iterable[float], second: Iterable[float]) -> Difference:
     return welch_from_moments(a.mean, a.std, a.n, b.mean, b.std, b.n)
 
 
+def pooled(first: Iterable[float], second: Iterable[float]) -> Difference:
+    """second - first of the means, both samples taken to have the same variance; one of them may be a single value.
+
+    Student's interval. NaN where there are less than three values, or no variance.
+    """
+    a, b = summarize(first), summarize(second)
+    difference, degrees = b.mean - a.mean, a.n + b.n - 2
+    squares = sum((s.n - 1) * s.std**2 for s in (a, b) if s.n > 1)
+    if not squares:
+        return Difference(difference, math.nan, math.nan, math.nan, math.nan)
+    error = math.sqrt(squares / degrees * (1 / a.n + 1 / b.n))
+    half = t_quantile(degrees) * error
+    return Difference(difference, error, degrees, difference - half, difference + half)
+
+
 def welch_from_moments(mean1: float, std1: float, n1: int, mean2: float, std2: float, n2: int) -> Difference:
     """The same from printed means and standard deviations, such as 6.61 ± 0.16 of five runs."""
     difference = mean2 - mean1

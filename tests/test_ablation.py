@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_frames import fake_curves
-from scipy.stats import ttest_ind, ttest_rel
+from scipy.stats import t, ttest_ind, ttest_rel
 
 from reslib import ablation, evidence, presets, studies
 from reslib.recipe import Recipe
@@ -86,6 +86,18 @@ def test_one_seed_never_decides():
     assert row["interval"] == ablation.BINOMIAL and row["finding"] == "one seed: not enough evidence"
     close = ablation.table(groups, frame(groups, {"paper": [0.5], "Nesterov momentum": [0.51]}, images=1000)).iloc[1]
     assert close["finding"] == "within the uncertainty"
+
+
+@pytest.mark.parametrize("single, finding", [(0.09, "within the uncertainty"), (0.12, "costs, if seeds spread alike")])
+def test_one_seed_beside_several_is_taken_to_spread_as_they_do(single, finding):
+    groups = groups_of(3)
+    runs = frame(groups, ERRORS)
+    alone = runs[runs["nesterov"]].head(1).assign(test_error=single)
+    row = ablation.table(groups, pd.concat([runs[~runs["nesterov"]], alone])).iloc[1]
+    several = 100 * np.array(ERRORS["paper"])
+    half = t.ppf(0.975, 2) * several.std(ddof=1) * math.sqrt(1 + 1 / 3)  # the interval of a new value
+    assert row["n"] == 1 and row["interval"] == ablation.ALIKE and row["finding"] == finding
+    assert (row["low"], row["high"]) == pytest.approx((100 * single - several.mean() - half, row["difference"] + half))
 
 
 def test_seeds_beyond_those_asked_for_count():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import scipy.stats
 
@@ -44,6 +45,21 @@ def test_welch_against_scipy():
     d = stats.welch(a, b)
     assert (d.low, d.high) == pytest.approx((reference.low, reference.high))
     assert d.difference == pytest.approx(sum(b) / 3 - sum(a) / 4)
+
+
+def test_pooled_against_scipy():
+    a, b = [8.1, 8.4, 8.2], [7.6, 8.0, 7.9, 7.7]
+    d = stats.pooled(a, b)
+    expected = scipy.stats.ttest_ind(b, a).confidence_interval()
+    assert (d.low, d.high) == pytest.approx((expected.low, expected.high)) and d.degrees == 5
+    for none in (stats.pooled([8.0], [9.0]), stats.pooled([8.0, 8.0], [9.0])):
+        assert none.difference == 1.0 and math.isnan(none.low) and math.isnan(none.standard_error)
+
+
+def test_a_single_values_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    found = [stats.pooled(rng.normal(size=3), rng.normal(size=1)) for _ in range(4000)]
+    assert sum(d.low <= 0 <= d.high for d in found) / 4000 == pytest.approx(0.95, abs=0.012)
 
 
 def test_welch_needs_two_values_a_side():
