@@ -130,7 +130,7 @@ CIFAR_CLAIMS = (
           ("resnet110", "fitnet19", "highway19"), criteria.fewer_parameters),
     Claim("warm-up", "Warmed up at 0.01, ResNet-110 is below 80% training error after about 400 iterations",
           "Section 4.2", f"the warm-up ended, after {paper.WARMUP_ITERATIONS / criteria.WARMUP_FACTOR:g} to "
-          f"{paper.WARMUP_ITERATIONS * criteria.WARMUP_FACTOR:g} iterations, in every run", "paper", ("resnet110",),
+          f"{paper.WARMUP_ITERATIONS * criteria.WARMUP_FACTOR:g} iterations, in every run", "any", ("resnet110",),
           criteria.warmup),
     Claim("resnet1202", "ResNet-1202 fits the training data (<0.1%) yet tests worse than ResNet-110",
           "Table 6; section 4.2", f"final training error below 0.1% and test error above ResNet-110's {_UNCERTAIN}",

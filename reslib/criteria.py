@@ -98,6 +98,8 @@ def warmup(frames: Frames) -> tuple[str, str]:
     ends = [None if np.isnan(end) else int(end) for end in frames.of("resnet110")["warmup_ended_at"].astype(float)]
     low, high = paper.WARMUP_ITERATIONS / WARMUP_FACTOR, paper.WARMUP_ITERATIONS * WARMUP_FACTOR
     text = f"ended after {', '.join('never' if end is None else f'{end:,}' for end in ends)} iterations"
+    if any(end is None for end in ends) and (frames.of("resnet110")["iterations"] < high).any():
+        return UNDECIDED, f"{text}; too short a training to tell"
     return (HOLDS if all(end is not None and low <= end <= high for end in ends) else FAILS), text
 
 

@@ -16,7 +16,7 @@ from . import paper, stats
 from .baseline_recipes import BASELINE_RECIPES
 from .errors import UserError
 from .names import IMAGENET_DEPTHS
-from .presets import cifar_recipe, preset_of
+from .presets import WARMUP_WINDOW, cifar_recipe, preset_of
 from .recipe import Recipe
 
 PROTOCOL = (
@@ -96,7 +96,7 @@ def expected(model: str) -> dict:
     values = {f.name: f.default for f in dataclasses.fields(Recipe) if f.name not in ("model", "seed")}
     digits = model.removeprefix("resnet").removeprefix("plain")
     if digits.isdigit() and int(digits) >= 110 and int(digits) not in IMAGENET_DEPTHS:
-        values["warmup_lr"] = 0.01
+        values |= {"warmup_lr": 0.01, "warmup_window": WARMUP_WINDOW}
     if model in paper.TABLE6 and not model.startswith("resnet"):
         values |= BASELINE_RECIPES.get(model, {})
     values["precision_asked"] = values.pop("precision")

@@ -14,6 +14,9 @@ from .recipe import Recipe, field_types, parse_field
 
 BOTTLENECKS = 50  # layers from which the ImageNet nets are built of bottlenecks (Table 1)
 WARMED_UP = 110  # layers from which the paper warms up (section 4.2)
+# Iterations over which the training error that ends the warm-up is measured: an epoch. The paper does not say, but its
+# "about 400 iterations" is one of 50,000 images in batches of 128.
+WARMUP_WINDOW = 391
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,7 @@ def cifar_recipe(model: str, preset: Preset, dataset: str = "cifar10", seed: int
         values |= {**BASELINE_RECIPES[model], **preset.baselines}
     if family_and_depth(model)[1] >= WARMED_UP:
         values["warmup_lr"] = 0.01  # "too large to start converging" (section 4.2)
+        values.setdefault("warmup_window", WARMUP_WINDOW)
     return _recipe({**values, **preset.changes, **changes}, preset)
 
 

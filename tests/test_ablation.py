@@ -138,7 +138,7 @@ def test_the_studies_own_groups_are_read():
     groups = studies.fidelity(preset, "cifar10", 2)
     errors = {name: [0.08 + 0.001 * i for i, _ in enumerate(recipes)] for name, recipes in groups.items()}
     rows = ablation.table(groups, frame(groups, errors))
-    assert len(rows) == len(studies.deviations(preset)) + 2  # and the statistics, and no warm-up
+    assert len(rows) == len(studies.deviations(preset)) + len(studies.DEEP_DEVIATIONS) + 1  # and the statistics
     assert (rows["n"] == 2).all() and (rows["n reference"] == 2).all()
     np.testing.assert_allclose(rows["difference"].iloc[1:], 0, atol=1e-9)
 

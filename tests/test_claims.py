@@ -144,7 +144,8 @@ def test_fewer_parameters_and_better(errors, parameters, verdict):
 def test_warm_up(ends, verdict):
     runs = fake_runs({"resnet110": [6.5, 6.6]}).assign(warmup_ended_at=ends)
     assert judge("warm-up", runs)[0] == verdict
-    assert judge("warm-up", runs.assign(iterations=6400))[0] == UNDECIDED
+    assert judge("warm-up", runs.assign(iterations=6400))[0] == verdict  # the first iterations are the paper's
+    assert judge("warm-up", runs.assign(iterations=300, warmup_ended_at=None))[0] == UNDECIDED
 
 
 def test_table6():

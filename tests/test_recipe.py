@@ -32,7 +32,8 @@ def test_defaults_are_the_papers():
     assert (recipe.augmentation, recipe.shortcut, recipe.val_size) == ("crop-flip", "A", 0)
     assert recipe.warmup_lr == 0 and recipe.warmup_error == 0.8
     deep = cifar_recipe("resnet110", PRESETS["paper"])
-    assert deep.warmup_lr == 0.01 and deep == Recipe(model="resnet110", warmup_lr=0.01)
+    assert deep.warmup_lr == 0.01 and deep == Recipe(model="resnet110", warmup_lr=0.01, warmup_window=391)
+    assert deep.warmup_window * deep.batch_size >= 50_000 > (deep.warmup_window - 1) * deep.batch_size  # an epoch
     assert cifar_recipe("resnet56", PRESETS["paper"]) == Recipe(model="resnet56")
 
 
