@@ -14,23 +14,26 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from . import evidence, paper, stats
+from . import evidence, norm_statistics, paper, stats
 from .figures.curves import seed_band
 from .figures.style import end_labels, iteration_axis, legend_above, new_figure, say, say_in_corner, sign
 from .recipe import Recipe
 
 REFERENCE = "paper"
-MOVING = "moving instead of exact batch-norm statistics"
-MOVING_POOLED = f"{MOVING}, all depths"
-WELCH, PAIRED, POOLED = "Welch, over seeds", "paired t, over seeds", "paired t, over runs"
+EXACT = {kind: f"exact batch-norm statistics, of {kind}" for kind in norm_statistics.KINDS}
+ALL_DEPTHS = ", all depths"
+WELCH, PAIRED, POOLED = "Welch, over seeds", "paired t, over seeds", "paired t, over networks"
 ALIKE = "t, one seed: its spread taken from the other side"
 BINOMIAL = "binomial, one seed: test images only"
+MCNEMAR = "binomial, paired, one seed: test images only"
+WITHIN = "within the uncertainty"
+FEWEST_NETS = 3  # that differences over networks are judged by
 NOT_TRAINED = "not yet trained"
 NOT_PLANNED = "not part of this preset"
-SEEDS = "over seeds or runs"  # WELCH, PAIRED and POOLED, which look alike
+SEEDS = "over seeds or networks"  # WELCH, PAIRED and POOLED, which look alike
 HOLLOW = {"linewidth": 1, "marker": "o", "markerfacecolor": "white"}
 LOOKS = {  # of intervals in the forest plot, and what the legend says of them
-    SEEDS: ("95% interval over seeds or runs", {"linewidth": 2, "marker": "o"}),
+    SEEDS: ("95% interval over seeds or networks", {"linewidth": 2, "marker": "o"}),
     ALIKE: ("one seed: its spread taken from the other side", HOLLOW),
     BINOMIAL: ("one seed: binomial interval, without the spread between seeds", HOLLOW | {"linestyle": (0, (3, 1.5))}),
 }
@@ -42,7 +45,10 @@ COLUMNS = [
 
 
 def table(
-    groups: dict[str, list[Recipe]], runs: pd.DataFrame, statistics: bool = True, pool: pd.DataFrame | None = None
+    groups: dict[str, list[Recipe]],
+    runs: pd.DataFrame,
+    statistics: pd.DataFrame | None = None,
+    pool: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """A row per deviation: its mean test error minus the reference's, in points, with the 95% interval.
 
@@ -50,16 +56,17 @@ def table(
     recipes is not part of the preset and has a row that says so. runs: records, of every seed that is there. The
     interval is Welch's over seeds; with one seed on one side Student's, if seeds of both spread alike; with one seed on
     each it is binomial and knows nothing of the spread between seeds, so that it can call two runs alike but never
-    different. statistics: add the row of moving against exact
-    batch-norm statistics, measured on the reference runs themselves; pool: runs of several networks, for a further row.
+    different. statistics: add rows of exact against moving batch-norm statistics, from what
+    norm_statistics.measure_runs gives of the reference runs; pool: runs of several networks, for further rows.
     """
     rows = []
-    if statistics:
-        rows.append(_moving_against_exact(of_group(groups[REFERENCE], runs)))
-    if pool is not None and len(pool) and pool["model"].nunique() > 1:
-        networks = f"{pool['model'].nunique()} plain and residual nets"
-        rows.append(_moving_against_exact(pool) | {"deviation": MOVING_POOLED, "model": networks})
-        rows[-1]["interval"] = rows[-1]["interval"].replace(PAIRED, POOLED)
+    if statistics is not None:
+        several = pool is not None and len(pool) and pool["model"].nunique() > 1
+        for kind, name in EXACT.items():
+            measured = statistics[statistics["kind"] == kind]
+            rows.append(_exact_statistics(name, measured, of_group(groups[REFERENCE], runs)))
+            if several:
+                rows.append(_exact_statistics(name + ALL_DEPTHS, measured, pool))
     for name, recipes in groups.items():
         if name == REFERENCE or name.startswith(f"{REFERENCE} ("):
             continue
@@ -80,6 +87,12 @@ def changes(groups: dict[str, list[Recipe]]) -> pd.DataFrame:
     return pd.Series(rows, name="changed", dtype=object).to_frame()
 
 
+def used(runs: pd.DataFrame, measured: pd.DataFrame, pool: pd.DataFrame) -> pd.DataFrame:
+    """All runs behind the table: the study's own, and those of other networks whose statistics were measured."""
+    others = pool[pool["run"].isin(measured["run"]) & ~pool["run"].isin(runs["run"])] if len(pool) else pool
+    return pd.concat([runs, others], ignore_index=True) if len(others) else runs
+
+
 def caption(text: str, runs: pd.DataFrame) -> str:
     """The caption of a table of differences, with the evidence behind it; names synthetic data first."""
     return f"{evidence.loud(runs)}{text} {evidence.evidence_line(runs)}"
@@ -89,7 +102,8 @@ def fidelity_caption(runs: pd.DataFrame) -> str:
     """The caption of the fidelity table."""
     text = (
         "What deviations from the paper's protocol cost, each alone. Test error at the last iteration. Exact "
-        "statistics are of many unaugmented training images, after training; all depths: the runs of Figure 6."
+        f"statistics are of {norm_statistics.TRAINING_IMAGES:,} training images at most, after training, instead of "
+        "moving averages: of crops, as in training, or of whole images. All depths: the nets of Figure 6."
     )
     return caption(text, runs)
 
@@ -137,29 +151,37 @@ def _difference(reference: pd.DataFrame, group: pd.DataFrame) -> dict:
     return _finding(d.value, d.low, d.high, WELCH if d.over_seeds else BINOMIAL)
 
 
-def _moving_against_exact(reference: pd.DataFrame) -> dict:
-    """Both errors of the same networks; exact: statistics of unaugmented training images (measure.exact_bn_error).
+def _exact_statistics(name: str, measured: pd.DataFrame, runs: pd.DataFrame) -> dict:
+    """Errors of the same networks with exact and with moving statistics; measured: rows of one kind, of these runs.
 
     The paper does not say which statistics it tested with. Those of the ImageNet models that its authors released are
     averages over a large training batch, taken after training (README of github.com/KaimingHe/deep-residual-networks).
+    Of several networks the seeds of each are averaged first: they are not further networks.
     """
-    done = evidence.finished(reference)
-    runs = done.dropna(subset=["exact_bn_test_error"])
+    done, models = evidence.finished(runs), runs["model"].unique()
+    measured = measured[measured["run"].isin(done["run"])]
     row = dict.fromkeys(COLUMNS, math.nan) | {
-        "deviation": MOVING, "n": len(runs), "n reference": len(runs), "diverged": 0, "interval": "",
-        "model": paper.label(str(reference["model"].iloc[0])) if len(reference) else "",
-        "finding": "not measured" if len(done) else NOT_TRAINED,
+        "deviation": name, "n": len(measured), "n reference": len(done), "diverged": 0, "interval": "",
+        "model": paper.label(str(models[0])) if len(models) else "", "finding": "not measured",
     }  # fmt: skip
-    if runs.empty:
-        return row
-    moving, exact = 100 * runs["test_error"], 100 * runs["exact_bn_test_error"]
-    row |= {"error": moving.mean(), "reference error": exact.mean()}
-    s = stats.summarize(moving - exact)
+    if len(models) > 1:
+        row["model"] = f"{measured['model'].nunique()} plain and residual nets"
+    if measured.empty:
+        return row if len(done) else row | {"finding": NOT_TRAINED}
+    moving, exact = (100 * measured[f"{kind}_wrong"] / measured["images"] for kind in ("moving", "exact"))
+    differences = exact - moving
+    if len(models) > 1:
+        moving, exact, differences = (v.groupby(measured["model"]).mean() for v in (moving, exact, differences))
+    row |= {"error": exact.mean(), "reference error": moving.mean()}
+    s = stats.summarize(differences)
     if s.n > 1 and not s.zero_variance:
-        return row | _finding(s.mean, s.low, s.high, PAIRED)
-    images = evidence.images_behind(runs, "test_error")
-    d = evidence.binomial_difference(exact.mean(), moving.mean(), images, images)
-    return row | _finding(d.value, d.low, d.high, BINOMIAL)
+        found = _finding(s.mean, s.low, s.high, POOLED if len(models) > 1 else PAIRED)
+        few = 1 < len(models) and s.n < FEWEST_NETS and found["finding"] != WITHIN
+        return row | found | ({"finding": f"{s.n} nets: not enough evidence"} if few else {})
+    spoiled, mended, images = (int(measured[column].sum()) for column in ("spoiled", "mended", "images"))
+    share = (spoiled - mended) / images
+    half = 200 * math.sqrt(((spoiled + mended) / images - share**2) / images)
+    return row | _finding(100 * share, 100 * share - half, 100 * share + half, MCNEMAR)
 
 
 def _all_diverged(runs: int) -> str:
@@ -168,8 +190,8 @@ def _all_diverged(runs: int) -> str:
 
 def _finding(value: float, low: float, high: float, interval: str) -> dict:
     if low <= 0 <= high:
-        finding = "within the uncertainty"
-    elif interval == BINOMIAL:
+        finding = WITHIN
+    elif interval in (BINOMIAL, MCNEMAR):
         finding = "one seed: not enough evidence"
     else:
         finding = ("costs" if value > 0 else "helps") + ", if seeds spread alike" * (interval == ALIKE)
@@ -207,7 +229,7 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     ax.axvline(0, color="#444444", linewidth=1, zorder=1)
     for place, row in zip(places, rows.to_dict("records"), strict=True):
         if np.isfinite(row["difference"]):
-            kind = row["interval"] if row["interval"] in (ALIKE, BINOMIAL) else SEEDS
+            kind = BINOMIAL if row["interval"] == MCNEMAR else row["interval"] if row["interval"] in LOOKS else SEEDS
             look = LOOKS[kind][1]
             ax.plot([row["low"], row["high"]], [place, place], color=COLOURS[0], zorder=2, **look | {"marker": ""})
             ax.plot([row["difference"]], [place], color=COLOURS[0], zorder=3, **look)

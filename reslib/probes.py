@@ -112,11 +112,28 @@ def responses_of_runs(runs: pd.DataFrame, data_root=None, device="cpu", known: p
 
     Batch norm holds exact statistics, of STATISTICS_IMAGES training images, as the ImageNet models that the authors
     released do: moving averages would mix a short run's responses with those of its first steps.
-    What `known`, an earlier measurement, has of the same weights by the same code is not measured again; of a run
-    without weights here, as in a clone that holds the records only, it is taken as it is. Columns: RESPONSES.
+    As `of_runs`. Columns: RESPONSES.
     """
-    frames, missing, batches = [pd.DataFrame(columns=RESPONSES).astype({"std": float})], [], {}
-    known = pd.DataFrame(columns=RESPONSES) if known is None else known.reindex(columns=RESPONSES)
+    prepared = {}
+
+    def measured(model: nn.Module, recipe: Recipe) -> pd.DataFrame:
+        return _responses(model, images_of(recipe, data_root, device, prepared), torch.device(device))
+
+    frame, missing = of_runs(runs, measured, RESPONSES, device, known)
+    return frame.astype({"std": float}), missing
+
+
+def of_runs(
+    runs: pd.DataFrame, measured: Callable, columns: list[str], device="cpu", known: pd.DataFrame | None = None
+):
+    """What `measured(network, recipe)` gives of each finished run: (frame, names of runs without weights here).
+
+    What `known`, an earlier frame, has of the same weights by the same code is not measured again; of a run without
+    weights here, as in a clone that holds the records only, it is taken as it is. columns: of the frame; those that
+    a run's record has are its, the last is the key of the measurement.
+    """
+    frames, missing = [], []
+    known = pd.DataFrame(columns=columns) if known is None else known.reindex(columns=columns)
     for row in evidence.finished(runs).sort_values(["family", "depth", "seed"]).to_dict("records"):
         weights, before = Path(row["path"]) / "weights.safetensors", known[known["run"] == row["run"]]
         key = measurement_key(sha256(weights), device) if weights.exists() else ""
@@ -124,20 +141,27 @@ def responses_of_runs(runs: pd.DataFrame, data_root=None, device="cpu", known: p
             frames.append(before)
         elif key:
             model, recipe = load_network(Path(row["path"]))
-            # Runs that differ in the network alone see the same images.
-            images = recipe.replace(model="resnet20", seed=0, options="", shortcut="A", warmup_lr=0.0, teacher="")
-            if images.digest not in batches:
-                source = data.load(recipe.dataset, data_root)
-                batches[images.digest] = data.batches_for(images, source, torch.device(device))
-            frame = _responses(model, batches[images.digest], torch.device(device))
-            frames.append(frame.assign(**{name: row[name] for name in RESPONSES[:6]}, key=key))
+            model.to(device, memory_format=torch.channels_last)
+            frame = measured(model, recipe)
+            named = {name: row[name] for name in columns[:-1] if name in row}
+            frames.append(frame.assign(**named, key=key))
         else:
             missing.append(row["run"])
-    return pd.concat(frames[1:] or frames, ignore_index=True)[RESPONSES], missing
+    if not frames:
+        return pd.DataFrame(columns=columns), missing
+    return pd.concat(frames, ignore_index=True)[columns], missing
+
+
+def images_of(recipe: Recipe, data_root, device, prepared: dict):
+    """The batches that a run of this recipe tests on; runs that differ in the network alone share those `prepared`."""
+    images = recipe.replace(model="resnet20", seed=0, options="", shortcut="A", warmup_lr=0.0, teacher="")
+    if images.digest not in prepared:
+        source = data.load(recipe.dataset, data_root)
+        prepared[images.digest] = data.batches_for(images, source, torch.device(device))
+    return prepared[images.digest]
 
 
 def _responses(model: nn.Module, batches, device: torch.device) -> pd.DataFrame:
-    model.to(device, memory_format=torch.channels_last)
     wanted = min(STATISTICS_IMAGES, len(batches))
     spread = len(batches) // wanted  # over the set, which may be sorted by class
     training = itertools.islice(batches.eval_batches("train", wanted // 2, world=spread), 2)

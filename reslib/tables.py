@@ -30,17 +30,18 @@ INTERVAL = "95% interval (%)"
 BEST_ON_TEST = "best epoch, selected on the test set (%)"
 BEST_BIAS = "bias, best epoch minus last (points)"
 PAPER = "test error (paper, %)"
+EXACT_BN = "exact BN of whole images (%)"
 PEERS = "released peers, best epoch on the test set (%)"
 COLUMNS = [
     "model", "source", "layers", "parameters", "parameters (paper)", "multiply-adds", PAPER, "n",
     "iterations", LAST, INTERVAL, "best of n seeds (%)", SELECTED, SELECTED_BIAS, BEST_ON_TEST,
-    BEST_BIAS, PEERS, "exact BN (%)", "against the paper", "data set", "preset", "precision",
+    BEST_BIAS, PEERS, EXACT_BN, "against the paper", "data set", "preset", "precision",
 ]  # fmt: skip
 MAIN = [
     "model", "source", "parameters", PAPER, "n", "iterations", LAST, INTERVAL, "best of n seeds (%)",
     "against the paper",
 ]  # fmt: skip
-VIEWS = ["model", "n", LAST, SELECTED, SELECTED_BIAS, BEST_ON_TEST, BEST_BIAS, PEERS, "exact BN (%)"]
+VIEWS = ["model", "n", LAST, SELECTED, SELECTED_BIAS, BEST_ON_TEST, BEST_BIAS, PEERS, EXACT_BN]
 TRAINING = "training error, last (%)"
 DEPTH = ["model", TRAINING, LAST, INTERVAL, "n", "parameters", "iterations", "data set", "preset", "precision"]
 GUESSING = "no better than guessing"
@@ -167,7 +168,7 @@ def _trained(model: str, rows: pd.DataFrame, label: str) -> dict:
         INTERVAL: _interval(own, rows),
         "best of n seeds (%)": f"{own.best:.2f}" if own.n > 1 else "",
         BEST_ON_TEST: _mean(rows, "best_test_error"),
-        "exact BN (%)": _mean(rows, "exact_bn_test_error"),
+        EXACT_BN: _mean(rows, "exact_bn_test_error"),
         "against the paper": _against(model, own, rows),
         "data set": _distinct(rows, "dataset") + (" (SYNTHETIC)" if evidence.is_synthetic(rows).any() else ""),
         "preset": _distinct(rows, "preset"),

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_frames import fake_curves
-from scipy.stats import t, ttest_ind, ttest_rel
+from scipy.stats import t, ttest_1samp, ttest_ind
 
-from reslib import ablation, evidence, presets, studies
+from reslib import ablation, evidence, norm_statistics, presets, studies
 from reslib.recipe import Recipe
 
 
@@ -36,6 +36,7 @@ def frame(groups, errors, **fields):
     return pd.DataFrame(rows)
 
 
+NOTHING = pd.DataFrame(columns=norm_statistics.COLUMNS)
 ERRORS = {"paper": [0.087, 0.089, 0.0885], "Nesterov momentum": [0.0905, 0.0923, 0.0931]}
 
 
@@ -57,24 +58,55 @@ def test_welch_interval_is_scipys():
     assert row["finding"] == ("costs" if expected.low > 0 else "within the uncertainty") == "costs"
 
 
+def measured_of(runs, exact, moving=90, spoiled=None):
+    """What norm_statistics measures of runs: of 1000 images `exact` are wrong with exact statistics of crops."""
+    rows = runs[["run", "model", "seed"]].assign(kind="crops", images=1000, moving_wrong=moving, exact_wrong=exact)
+    mended = 3 if spoiled is None else spoiled - (rows["exact_wrong"] - moving)
+    return rows.assign(mended=mended, spoiled=rows["exact_wrong"] - moving + mended, key="k")
+
+
 def test_exact_statistics_are_compared_on_the_same_networks():
     groups = groups_of(3)
     runs = frame(groups, ERRORS)
-    exact = np.array([0.086, 0.0885, 0.0879])
-    runs.loc[~runs["nesterov"], "exact_bn_test_error"] = exact
-    row = ablation.table(groups, runs).iloc[0]
-    expected = ttest_rel(100 * np.array(ERRORS["paper"]), 100 * exact).confidence_interval()
-    assert row["deviation"] == ablation.MOVING and row["interval"] == ablation.PAIRED
+    reference = runs[~runs["nesterov"]]
+    exact = np.array([92, 95, 93])
+    measured = measured_of(reference, exact)
+    rows = ablation.table(groups, runs, measured).set_index("deviation")
+    row, whole = (rows.loc[name] for name in ablation.EXACT.values())
+    expected = ttest_1samp(exact / 10 - 9.0, 0).confidence_interval()
+    assert row["interval"] == ablation.PAIRED and row["finding"] == ablation.WITHIN
     assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
-    assert row["reference error"] == pytest.approx(100 * exact.mean())
-    assert ablation.MOVING not in set(ablation.table(groups, runs, statistics=False)["deviation"])
-    other = runs[~runs["nesterov"]].assign(model="plain56")
-    pool = pd.concat([runs[~runs["nesterov"]], other.assign(exact_bn_test_error=other["test_error"] - 0.001)])
-    pooled = ablation.table(groups, runs, pool=pool).iloc[1]
-    expected = ttest_rel(100 * pool["test_error"], 100 * pool["exact_bn_test_error"]).confidence_interval()
-    assert pooled["deviation"] == ablation.MOVING_POOLED and pooled["interval"] == ablation.POOLED
-    assert pooled["n"] == 6 and pooled["model"] == "2 plain and residual nets"
-    assert (pooled["low"], pooled["high"]) == pytest.approx((expected.low, expected.high))
+    assert (row["error"], row["reference error"], row["n"]) == pytest.approx((exact.mean() / 10, 9.0, 3))
+    assert whole["finding"] == "not measured" and whole["n"] == 0
+    assert not set(ablation.EXACT.values()) & set(ablation.table(groups, runs)["deviation"])
+
+
+@pytest.mark.parametrize(
+    "others, finding", [(1, "2 nets: not enough evidence"), (2, "costs"), (0, "one seed: not enough evidence")]
+)
+def test_networks_count_once_however_many_seeds(others, finding):
+    """And fewer than three of them decide nothing."""
+    groups = groups_of(3 if others else 1)
+    runs = frame(groups, {k: v[: len(groups["paper"])] for k, v in ERRORS.items()})
+    shallow = runs[~runs["nesterov"]]
+    deeper = [shallow.head(1).assign(model=f"plain{d}", run=f"plain{d}") for d in (32, 44)[:others]]
+    pool = pd.concat([shallow, *deeper])
+    exact = pool["model"].map({"resnet20": 96, "plain32": 97, "plain44": 95}) + pool["seed"].map({0: 0, 1: 1, 2: -1})
+    rows = ablation.table(groups, runs, measured_of(pool, exact), pool=pool).set_index("deviation")
+    name = ablation.EXACT["crops"]
+    if not others:
+        row = rows.loc[name]
+        half = 200 * math.sqrt((12 / 1000 - 0.006**2) / 1000)  # 9 spoiled, 3 mended of 1000
+        assert (row["low"], row["high"]) == pytest.approx((0.6 - half, 0.6 + half))
+        assert row["interval"] == ablation.MCNEMAR and row["finding"] == ablation.WITHIN
+        wide = ablation.table(groups, runs, measured_of(pool, 190, spoiled=101)).iloc[0]
+        assert wide["finding"] == finding
+        return
+    row = rows.loc[name + ablation.ALL_DEPTHS]
+    expected = ttest_1samp([0.6, 0.7, 0.5][: others + 1], 0).confidence_interval()
+    assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
+    assert row["model"] == f"{others + 1} plain and residual nets" and row["interval"] == ablation.POOLED
+    assert row["finding"] == (finding if row["low"] > 0 else ablation.WITHIN)
 
 
 def test_one_seed_never_decides():
@@ -84,7 +116,7 @@ def test_one_seed_never_decides():
     half = 200 * math.sqrt(0.25 / 1000 + 0.24 / 1000)
     assert (row["low"], row["high"]) == pytest.approx((10 - half, 10 + half))
     assert row["interval"] == ablation.BINOMIAL and row["finding"] == "one seed: not enough evidence"
-    close = ablation.table(groups, frame(groups, {"paper": [0.5], "Nesterov momentum": [0.51]}, images=1000)).iloc[1]
+    close = ablation.table(groups, frame(groups, {"paper": [0.5], "Nesterov momentum": [0.51]}, images=1000)).iloc[0]
     assert close["finding"] == "within the uncertainty"
 
 
@@ -93,7 +125,7 @@ def test_one_seed_beside_several_is_taken_to_spread_as_they_do(single, finding):
     groups = groups_of(3)
     runs = frame(groups, ERRORS)
     alone = runs[runs["nesterov"]].head(1).assign(test_error=single)
-    row = ablation.table(groups, pd.concat([runs[~runs["nesterov"]], alone])).iloc[1]
+    row = ablation.table(groups, pd.concat([runs[~runs["nesterov"]], alone])).iloc[0]
     several = 100 * np.array(ERRORS["paper"])
     half = t.ppf(0.975, 2) * several.std(ddof=1) * math.sqrt(1 + 1 / 3)  # the interval of a new value
     assert row["n"] == 1 and row["interval"] == ablation.ALIKE and row["finding"] == finding
@@ -102,7 +134,7 @@ def test_one_seed_beside_several_is_taken_to_spread_as_they_do(single, finding):
 
 def test_seeds_beyond_those_asked_for_count():
     asked = groups_of(1)
-    row = ablation.table(asked, frame(groups_of(3), ERRORS)).iloc[1]
+    row = ablation.table(asked, frame(groups_of(3), ERRORS)).iloc[0]
     assert row["n"] == 3
 
 
@@ -110,12 +142,11 @@ def test_diverged_and_missing_runs_are_named_and_never_counted():
     groups = groups_of(3)
     runs = frame(groups, ERRORS)
     runs.loc[runs["nesterov"], ["status", "test_error"]] = ["diverged", np.nan]
-    row = ablation.table(groups, runs).iloc[1]
+    row = ablation.table(groups, runs).iloc[0]
     assert math.isnan(row["difference"]) and row["finding"] == "diverged in all 3 runs" and row["n"] == 0
     runs.loc[runs.index[-1], ["status", "test_error"]] = ["finished", 0.09]
-    unmeasured = runs.assign(exact_bn_test_error=np.nan)
-    assert ablation.table(groups, unmeasured)["finding"].iloc[0] == "not measured"
-    text = ablation.printed(ablation.table(groups, runs)).iloc[1]
+    assert ablation.table(groups, runs, NOTHING)["finding"].iloc[0] == "not measured"
+    text = ablation.printed(ablation.table(groups, runs)).iloc[0]
     assert "2 diverged" in text["finding"] and text["n"] == "1 / 3"
     nothing = ablation.table(groups, runs.iloc[:0])
     assert set(nothing["finding"]) == {"not yet trained"} and nothing["difference"].isna().all()
@@ -138,9 +169,9 @@ def test_the_studies_own_groups_are_read():
     groups = studies.fidelity(preset, "cifar10", 2)
     errors = {name: [0.08 + 0.001 * i for i, _ in enumerate(recipes)] for name, recipes in groups.items()}
     rows = ablation.table(groups, frame(groups, errors))
-    assert len(rows) == len(studies.deviations(preset)) + len(studies.DEEP_DEVIATIONS) + 1  # and the statistics
+    assert len(rows) == len(studies.deviations(preset)) + len(studies.DEEP_DEVIATIONS)
     assert (rows["n"] == 2).all() and (rows["n reference"] == 2).all()
-    np.testing.assert_allclose(rows["difference"].iloc[1:], 0, atol=1e-9)
+    np.testing.assert_allclose(rows["difference"], 0, atol=1e-9)
 
 
 def test_a_deviation_that_the_preset_does_not_have_says_so():

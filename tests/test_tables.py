@@ -35,7 +35,7 @@ def test_a_trained_row():
     assert cells["best of n seeds (%)"] == "6.45"
     assert cells[tables.BEST_ON_TEST] == "6.32" and cells[tables.BEST_BIAS] == "-0.30"
     assert "selected on the test set" in tables.BEST_ON_TEST
-    assert cells["exact BN (%)"] == "6.72" and cells[tables.SELECTED] == cells[tables.SELECTED_BIAS] == ""
+    assert cells[tables.EXACT_BN] == "6.72" and cells[tables.SELECTED] == cells[tables.SELECTED_BIAS] == ""
     assert cells["parameters"] == "269,722" and cells["precision"] == "bf16"
     assert cells["against the paper"].startswith("+0.01 (-0.2") and "from the mean 6.61" in cells["against the paper"]
 
