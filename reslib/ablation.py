@@ -225,7 +225,7 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Differences with their 95% intervals, a line per deviation, in order of `rows`; right of zero is worse."""
     fig, axes = new_figure(8.6, 1.5 + 0.38 * max(2, len(rows)))
     ax = axes[0][0]
-    places, kinds = np.arange(len(rows))[::-1], set()
+    places, kinds, waiting = np.arange(len(rows))[::-1], set(), []
     ax.axvline(0, color="#444444", linewidth=1, zorder=1)
     for place, row in zip(places, rows.to_dict("records"), strict=True):
         if np.isfinite(row["difference"]):
@@ -236,7 +236,7 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
             kinds.add(kind)
         else:
             ink = "#CC0000" if row["diverged"] else "#777777"  # a run that is still to come is no failure
-            ax.text(0, place, f"  {row['finding']}", va="center", fontsize=8, color=ink)
+            waiting.append((place, row["finding"], ink))
         count = f"n = {row['n']}" + (f", {row['diverged']} diverged" if row["diverged"] else "")
         ax.annotate(
             count, (1, place), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
@@ -251,6 +251,11 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     if right > left:
         margin = 0.06 * (right - left)
         ax.set_xlim(left - margin, right + margin)
+    low, high = ax.get_xlim()
+    x, side = (0.98, "right") if -low < 0.3 * (high - low) else (0.02, "left")  # on the wider side of zero
+    for place, finding, ink in waiting:
+        where = ax.get_yaxis_transform()
+        ax.text(x, place, finding, va="center", ha=side, fontsize=8, color=ink, transform=where)
     ax.set_xlabel("test error minus the reference's (points)")
     for words, side in (("← better ", "right"), (" worse →", "left")):  # on their sides of zero
         ax.text(0, 1.01, words, transform=ax.get_xaxis_transform(), ha=side, va="bottom", fontsize=8, color="#444444")

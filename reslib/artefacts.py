@@ -133,13 +133,19 @@ def _scoreboard(study: str, judged, stem: str, folder: Path, out: Path | None, d
     runs, _, dataset = study_frames(study, folder, dataset, curves=False)
     if runs.empty:
         return []
-    return _table(judged(folder, dataset), out or folder, stem, tables.claims_caption(runs))
+    behind = cifar_records(folder, dataset) if judged is claims_table else runs
+    return _table(judged(folder, dataset), out or folder, stem, tables.claims_caption(behind))
+
+
+def cifar_records(folder: Path, dataset: str) -> pd.DataFrame:
+    """All ended CIFAR records of this preset's plan, of every seed on disk."""
+    recipes = plan(preset_of(Path(folder).name), {"cifar": dataset}, names=CIFAR_STUDIES)
+    return frames(Path(folder) / "runs", recipes, curves=False)[0]  # only a claim about ImageNet looks at curves
 
 
 def claims_table(folder: Path, dataset: str) -> pd.DataFrame:
     """The claims about CIFAR-10, judged on all CIFAR records of this preset and what the probes measured."""
-    recipes = plan(preset_of(Path(folder).name), {"cifar": dataset}, names=CIFAR_STUDIES)
-    runs, _ = frames(Path(folder) / "runs", recipes, curves=False)  # only a claim about ImageNet looks at curves
+    runs = cifar_records(folder, dataset)
     board = claims.scoreboard(runs, None, find_measurement(folder, "figure7"), find_measurement(folder, "gradients"))
     return claims.rows_of(board, *(claim.id for claim in claims.CIFAR_CLAIMS))
 

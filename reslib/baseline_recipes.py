@@ -1,6 +1,7 @@
 """The recipes of the other networks of Table 6: the fields in which they differ from the study's own.
 
-Each with its source and with what its paper did otherwise; `reslib/models/baselines.py` says what they have in common.
+Each with its source and with what its paper did otherwise, in the network itself too; `reslib/models/baselines.py` says
+what they have in common.
 No PyTorch here: `reslib report` reads records in a second and shall not wait longer than that for an import.
 """
 
@@ -36,4 +37,11 @@ BASELINE_RECIPES: dict[str, dict[str, Any]] = {  # name: recipe fields
     "fitnet19": FITNET,
     "highway19": HIGHWAY,
     "highway32": HIGHWAY,
+}
+
+ARCHITECTURES = {  # name: how the network itself departs from its own paper, see its module
+    "nin": "no ReLU on the class maps",
+    "dsn": "parameters with those of the companion classifiers, multiply-adds without",
+    "fitnet19": "batch norm added, no hints",
+    "highway32": "layer sizes assumed from depth and number of parameters",
 }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from . import criteria, evidence, paper, stats
+from .baseline_recipes import ARCHITECTURES
 from .criteria import FAILS, FROZEN, HOLDS, UNDECIDED, Frames
 from .errors import choose
 
@@ -35,6 +36,7 @@ class Claim:
     models: tuple[str, ...]  # runs the claim needs; without one of them there is not enough evidence
     evaluate: Callable[[Frames], tuple[str, str]]  # -> verdict, evidence
     needs: str = ""  # the measurement it needs: "curves", "responses" or "gradients"
+    so_far: Callable[[Frames], str] | None = None  # what those of its runs say that are there
 
 
 def scoreboard(
@@ -68,7 +70,8 @@ def rows_of(board: pd.DataFrame, *ids: str) -> pd.DataFrame:
 def judge(claim: Claim, frames: Frames) -> tuple[str, str]:
     """Verdict and evidence, after the checks that all claims share: runs present, same data, scale."""
     if missing := [paper.label(m) for m in claim.models if frames.of(m).empty]:
-        return UNDECIDED, f"no finished runs of {', '.join(missing)}"
+        so_far = claim.so_far(frames) if claim.so_far else ""
+        return UNDECIDED, f"no finished runs of {', '.join(missing)}" + f"; so far {so_far}" * bool(so_far)
     measured = getattr(frames, claim.needs) if claim.needs else None
     if claim.needs and (measured is None or measured.empty):
         return UNDECIDED, f"{claim.needs} not measured"
@@ -101,6 +104,8 @@ def _caveats(used: pd.DataFrame) -> list[str]:
         notes.append(evidence.scale(used))
     if others := evidence.departures(used):
         notes.append(f"not the paper's recipe: {', '.join(others)}")
+    for model in (m for m in ARCHITECTURES if m in seeds.index):
+        notes.append(f"{paper.label(model)} not as in its paper: {ARCHITECTURES[model]}")
     for model, group in used.groupby("model"):
         if stats.summarize(group["test_error"]).zero_variance:
             notes.append(f"seeds of {paper.label(model)} are all equal")
@@ -137,7 +142,7 @@ CIFAR_CLAIMS = (
           "paper", ("resnet110", "resnet1202"), criteria.resnet1202),
     Claim("table6", "ResNet-20, 32, 44, 56 have the test errors of Table 6", "Table 6",
           f"each mean within {criteria.TABLE6_Z:g} combined standard errors (the paper's: binomial)", "paper",
-          tuple(f"resnet{d}" for d in criteria.TABLE6_DEPTHS), criteria.table6),
+          tuple(f"resnet{d}" for d in criteria.TABLE6_DEPTHS), criteria.table6, so_far=criteria.table6_so_far),
     Claim("parameters", "With option A plain and residual nets have the same parameters", "Section 4.2",
           "equal counts at every depth trained both ways, on CIFAR-10 those of the paper's layer sizes", "any", (),
           criteria.same_parameters),

@@ -215,7 +215,7 @@ def _stored(runs: pd.DataFrame) -> list[str]:
 
 
 def _seeds_in_words(counts: pd.Series) -> str:
-    """How many seeds each recipe has: "3 seeds of plain-20 and ResNet-20, 1 of each other". counts: by (model, ...)."""
+    """How many seeds each recipe has: "3 seeds of plain-20, 1 of every other network". counts: by (model, ...)."""
     networks: dict[int, list[str]] = {}
     for (model, *_), count in counts.items():
         networks.setdefault(int(count), []).append(paper.label(model))
@@ -228,7 +228,8 @@ def _seeds_in_words(counts: pd.Series) -> str:
     if not once or sum(map(len, named.values())) > 4:
         return f"{low} to {high} seeds each"
     words = [f"{n} seed{'s' * (n > 1)} of {' and '.join(names)}" for n, names in named.items()]
-    return ", ".join([*words, f"{usual} of each other"])
+    rest = networks[usual]
+    return ", ".join([*words, f"{usual} of {rest[0] if len(rest) == 1 else 'every other network'}"])
 
 
 def _settings_in_words(labels: pd.Series) -> str:

@@ -23,7 +23,11 @@ Written by `reslib verify --write-index` from the records; `reslib verify` check
   as fractions) and `summary.json` (commit, hardware, data fingerprint). `reslib.records.load_runs` reads them into a
   pandas frame.
 - `figures/`, `tables/`: drawn from the records (errors in percent); `measurements/`: what the probes measured.
-- `notebooks/`: the executed notebooks.
+- `notebooks/`: the executed notebooks. Where there is none of a figure or table, it was drawn from the records by
+  `reslib verify --redraw`, which gives the same file as the command beside it.
+
+A commit is that whose source has the digest in the record: where the record itself names another one with uncommitted
+changes, the two are the same source (`sources.json`).
 
 Beside them `bench/` holds the records of `reslib bench`, `equivalence/` those of `reslib equivalence` with their runs,
 `independent/` runs of a training loop that shares no code with reslib.
@@ -104,10 +108,11 @@ def _table6(runs: pd.DataFrame) -> list[str]:
     """
     if runs.empty:
         return []
-    table, whole = tables.cifar10_table(runs), evidence.at_paper_scale(runs)
-    table = table[table["n"] != ""]
+    whole = evidence.at_paper_scale(runs)
     if not whole:
-        table = table[~table["model"].isin(tables.depth_table(runs)["model"])]
+        runs = runs[~runs["family"].isin(("plain", "resnet"))]
+    table = tables.cifar10_table(runs)
+    table = table[table["n"] != ""]
     if table.empty:
         return []
     columns = {title: column for title, column in TABLE6_COLUMNS.items() if whole or "paper" not in title}
@@ -127,7 +132,12 @@ def _verdicts(boards: dict[str, pd.DataFrame], folder: str) -> list[str]:
             lines.append(f"{title} at this scale: {'; '.join(told)}.")
     links = {"claims": "CIFAR-10", "figure4_claims": "ImageNet"}
     where = ", ".join(f"[{links[stem]}]({folder}/{stem}.md)" for stem in boards)
-    return [" ".join([*lines, f"Criteria, evidence and the claims for which it is not enough: {where}."]) + "\n"]
+    return [
+        " ".join(
+            [*lines, f"Every claim with its criterion, its evidence and its verdict, undecided ones too: {where}."]
+        )
+        + "\n"
+    ]
 
 
 def _markdown(table: pd.DataFrame, columns: dict[str, str]) -> str:
@@ -231,7 +241,8 @@ def _facts(runs: pd.DataFrame) -> list[str]:
     runs = evidence.one_name(runs)
     for title, column in (("hardware", "device_name"), ("precision", "precision"), ("torch", "torch")):
         facts.append(f"{title}: {', '.join(sorted(map(str, runs[column].dropna().unique()))) or 'unknown'}")
-    commits = sorted({str(c)[:12] for c in runs["commit"].dropna()})
+    named = [[s.get("commit") for s in run] for run in runs.get("sessions", ()) if isinstance(run, list)]
+    commits = sorted({str(c)[:12] for c in [*runs["commit"].dropna(), *sum(named, [])] if c})
     dirty = " (some with uncommitted changes)" if (runs["dirty"] == True).any() else ""  # noqa: E712 (NaN: unfinished)
     facts.append(f"commits: {', '.join(commits) or 'unknown'}{dirty}")
     hours = runs["seconds"].sum() / 3600

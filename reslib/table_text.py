@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from . import evidence, imagenet_scale, paper, stats
+from .baseline_recipes import ARCHITECTURES
 
 NOT_AT_PAPER_SCALE = (
-    f"Not at the paper's scale ({evidence.PAPER_SCALE}): rows that are not compare with each other alone, and the "
-    "paper's number is left out of them."
+    f"Not at the paper's scale ({evidence.PAPER_SCALE}): rows below it compare only with each other, and the paper's "
+    "number is left out of them."
 )
 
 
@@ -27,7 +28,7 @@ def notes(runs: pd.DataFrame) -> list[str]:
     if evidence.is_synthetic(runs).any():
         lines.append("SYNTHETIC DATA: errors on synthetic images, not comparable with the paper's.")
     done = evidence.finished(runs)
-    lines += lengths(done)
+    lines += lengths(done) + departures(done)
     if "data_fingerprint" in done and done["data_fingerprint"].nunique() > 1:
         prints = ", ".join(sorted(map(str, done["data_fingerprint"].dropna().unique())))
         lines.append(f"Mixed data: the rows come from different data ({prints}) and do not compare.")
@@ -81,8 +82,17 @@ def caption(runs: pd.DataFrame) -> str:
     lines = lengths(done) if len(done) else []
     if len(done) and not evidence.at_paper_scale(done):
         lines = [NOT_AT_PAPER_SCALE, *lines]
+    lines += departures(done)
+    if len(done) and evidence.at_paper_scale(done):
+        lines.append(f"Released peers: {paper.PEERS_SOURCE}.")
     limits = "".join(f" {line}" for line in lines)
     return f"{evidence.loud(runs)}Test error (%) of the networks of Table 6.{limits} {evidence.evidence_line(runs)}"
+
+
+def departures(runs: pd.DataFrame) -> list[str]:
+    """How networks among the runs are not those of their own papers: a sentence, or nothing."""
+    found = [f"{paper.label(m)}, {ARCHITECTURES[m]}" for m in ARCHITECTURES if len(runs) and m in set(runs["model"])]
+    return [f"Not as in their own papers, beside the recipes: {'; '.join(found)}."] if found else []
 
 
 def depth_caption(runs: pd.DataFrame) -> str:

@@ -136,6 +136,7 @@ def test_fewer_parameters_and_better(errors, parameters, verdict):
     runs = fake_runs({n: (1, e) for n, e in zip(names, errors, strict=True)})
     runs["parameters"] = [parameters, 2_548_602, 2_256_838]
     assert judge("fewer-parameters", runs)[0] == verdict
+    assert "FitNet-19 not as in its paper: batch norm added, no hints" in judge("fewer-parameters", runs)[1]
 
 
 @pytest.mark.parametrize(
@@ -153,6 +154,10 @@ def test_table6():
     assert judge("table6", fake_runs(near))[0] == HOLDS
     assert judge("table6", fake_runs(near | {"resnet56": (0.2, 5.9)}))[0] == FAILS
     assert judge("table6", fake_runs(near, dataset="synthetic", synthetic=True))[0] == UNDECIDED
+    verdict, found = judge("table6", fake_runs({"resnet20": (0.7, 7.57)}))
+    assert verdict == UNDECIDED and found.startswith("no finished runs of ResNet-32, ResNet-44, ResNet-56")
+    assert "so far ResNet-20 7.57, paper 8.75, z -3.0" in found
+    assert judge("table6", fake_runs({"resnet20": (9, 14)}, iterations=6400))[1].endswith("ResNet-56")
 
 
 def test_parameters():

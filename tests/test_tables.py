@@ -186,6 +186,14 @@ def test_notes_on_mixed_data_equal_seeds_and_synthetic_images():
     assert row(tables.cifar10_table(synthetic), "ResNet-20")["data set"] == "synthetic (SYNTHETIC)"
 
 
+def test_a_caption_names_networks_that_are_not_their_papers():
+    runs = fake_runs({"resnet20": (1, 8.5), "fitnet19": (1, 8.4)})
+    for text in (" ".join(tables.notes(runs)), tables.caption(runs)):
+        assert "Not as in their own papers, beside the recipes: FitNet-19, batch norm added, no hints." in text
+    alone = tables.caption(runs.iloc[:1])
+    assert "Not as in" not in alone and "Released peers: README of github.com/akamaster" in alone
+
+
 def test_a_caption_says_that_data_are_mixed():
     runs = fake_runs({"plain20": [0.2, 0.21], "resnet20": [0.1, 0.11]})
     assert "MIXED" not in tables.caption(runs) and evidence.mixed(runs) == ""

@@ -23,8 +23,9 @@ NONE = pd.DataFrame()
 
 def goals(frame: pd.DataFrame, seeds: pd.DataFrame = NONE, starts: pd.DataFrame = NONE) -> pd.DataFrame:
     """A row per goal and device: frames of `records.comparisons`, `records.seeds`, `records.starts`."""
-    frame = latest(frame[frame["batch_size"] == BATCH] if len(frame) else frame, "usual", "fast")
-    table = Table()
+    whole = frame[frame["batch_size"] == BATCH] if len(frame) else frame
+    frame = latest(whole, "usual", "fast")
+    table = Table(_of(whole, contender="fast"))
     for full in CPU_GOALS:
         mine = _of(frame, kind="cpu")
         mine = mine[(mine["bf16_rate"] >= BF16_FULL_RATE) == full] if len(mine) else mine
@@ -44,10 +45,10 @@ def goals(frame: pd.DataFrame, seeds: pd.DataFrame = NONE, starts: pd.DataFrame 
 
 
 class Table:
-    """Rows of (hardware, network, goal, measured, verdict)."""
+    """Rows of (hardware, network, goal, measured, verdict). fast: that contender's rows of all comparisons."""
 
-    def __init__(self):
-        self.rows = []
+    def __init__(self, fast: pd.DataFrame):
+        self.rows, self.fast = [], fast
 
     def add(self, device: str, model: str, goal: str, measured: str = "", reached=None) -> None:
         """A goal and whether it was reached; None: not measured."""
@@ -62,6 +63,9 @@ class Table:
     def ratio(self, device, model, row, least: float) -> None:
         """A goal against the usual loop."""
         shown = "" if row is None else f"{row['ratio']:.2f}x ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+        alike = _of(self.fast, device=device, model=model)
+        if row is not None and len(alike) > 1:
+            shown += f"; {len(alike)} records, older code too: {alike['ratio'].min():.2f} to {alike['ratio'].max():.2f}"
         measured = () if row is None else (shown, row["ratio"] >= least)
         self.add(device, model, f"at least {least:g}x the usual loop", *measured)
 

@@ -7,6 +7,11 @@ from pathlib import Path
 
 from ..files import write_json, write_text
 
+TF32 = (
+    "*usual* has its convolutions in TF32, PyTorch's default on such a GPU; the matrix rate in fp32 and reslib's *fp32*"
+    " are without."
+)
+EMULATED = 0.25  # of the fp32 rate: a product in bf16 that is slower has no unit of its own, and is no measure
 PARTS = ("data", "forward", "backward", "optimiser", "metrics")
 
 
@@ -61,8 +66,9 @@ def markdown(record: dict) -> str:
         + f", data: {record['dataset']}. Load average at the start: {record['load']}."
         + (f" Settings for this processor: {record['tuned']}." if record.get("tuned") else ""),
     ]
+    tf32 = env.get("cuda") and record.get("tf32", {}).get("convolutions")
     for part in record["comparisons"]:
-        lines += ["", *_comparison(part)]
+        lines += ["", *_comparison(part), *(["", TF32] if tf32 else [])]
     for part in record.get("seeds", []):
         lines += ["", *_seeds(part)]
     if record["scaling"]:
@@ -133,15 +139,15 @@ def _comparison(part: dict) -> list[str]:
         "| loop | G multiply-adds/s | of the matrix rate | arithmetic alone | traffic alone (nothing fused) | step |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
+    slow = machine["bf16_multiply_adds_per_second"] < EMULATED * machine["fp32_multiply_adds_per_second"]
     for row in part["contenders"]:
+        measure = not (slow and row["precision"] == "bf16")
         cells = [
             f"{row['contender']} ({row['precision']})",
             _giga(row["multiply_adds_per_second"]),
-            f"{100 * row['share_of_matrix_rate']:.0f}%",
-            *(
-                f"{1000 * row[k]:.1f} ms"
-                for k in ("arithmetic_floor_seconds", "traffic_floor_seconds", "seconds_per_step")
-            ),
+            f"{100 * row['share_of_matrix_rate']:.0f}%" if measure else "no measure: bf16 is emulated",
+            f"{1000 * row['arithmetic_floor_seconds']:.1f} ms" if measure else "",
+            *(f"{1000 * row[k]:.1f} ms" for k in ("traffic_floor_seconds", "seconds_per_step")),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines

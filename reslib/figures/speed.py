@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from .. import paper
@@ -35,10 +36,13 @@ def contenders_figure(frame: pd.DataFrame) -> Figure:
             say(ax, "no record of this comparison")
         sign(fig, None)
         return fig
+    several = frame["commit"].nunique() > 1  # each panel says then whose code it is of
     for (left, right), ((model, batch), group) in zip(axes, groups, strict=True):
-        _rates(left, group, f"{_label(model)}, batch {batch}")
+        turns = group["turns"].max()
+        said = [f"{_label(model)}, batch {batch}", f"{turns} turn{'s' * (turns > 1)}"]
+        _rates(left, group, ", ".join(said + [f"commit {group['commit'].iloc[0][:7]}"] * several))
         _parts(right, group)
-    axes[-1][0].set_xlabel("images/s (median; line: range of the turns)")
+    axes[-1][0].set_xlabel("images/s (median; line: range of the turns; ×: median ratio)")
     axes[-1][1].set_xlabel("ms per step")
     names = PART_COLOURS | ({GRAPH: GRAPH_COLOUR} if frame["captured"].any() else {})
     legend_above(fig, [Patch(color=c, label=n) for n, c in names.items()], columns=len(names))
@@ -69,13 +73,19 @@ def _rates(ax, group: pd.DataFrame, title: str) -> None:
     rates = group["images_per_second"].to_numpy()
     inks = [CONTENDERS.get(name, OTHERS) for name in group["contender"]]
     ax.barh(places, rates, height=0.62, color=inks)
-    ax.hlines(places, group["low"], group["high"], color="#222222", linewidth=1.2)
+    _ranges(ax, places, group)
     ax.set_yticks(places, group["contender"])
     ax.set_title(title, loc="left")
     ax.set_xlim(0, 1.32 * group["high"].max())
     ax.grid(axis="y", visible=False)
     for place, rate, ratio, high in zip(places, rates, group["ratio"], group["high"], strict=True):
-        ax.text(high, place, f"  {rate:.0f} ({ratio:.2f}x)", va="center", fontsize=7.5)
+        ax.text(high, place, f"  {rate:.0f} ({ratio:.2f}×)", va="center", fontsize=7.5)
+
+
+def _ranges(ax, places, group: pd.DataFrame) -> None:
+    """From the lowest to the highest turn, to be seen on a dark bar too."""
+    edge = [withStroke(linewidth=3, foreground="white")]
+    ax.hlines(places, group["low"], group["high"], color="#222222", linewidth=1.2, path_effects=edge)
 
 
 def _parts(ax, group: pd.DataFrame) -> None:
@@ -173,7 +183,7 @@ def seeds_figure(frame: pd.DataFrame) -> Figure:
         group = group.sort_values("cost_in_runs", ascending=False)
         places = np.arange(len(group))
         ax.barh(places, group["cost_in_runs"], height=0.62, color="#0072B2")
-        ax.hlines(places, group["low"], group["high"], color="#222222", linewidth=1.2)
+        _ranges(ax, places, group)
         ax.axvline(count, color="#888888", linewidth=0.9, linestyle=(0, (4, 2)))
         ax.set_yticks(places, group["way"])
         ax.grid(axis="y", visible=False)
@@ -200,7 +210,7 @@ def loading_figure(frame: pd.DataFrame) -> Figure:
     for ax, ((device, model, dataset, crop, batch, precision), group) in zip(axes[:, 0], groups, strict=False):
         places = np.arange(len(group))[::-1]
         ax.barh(places, group["images_per_second"], height=0.62, color="#0072B2")
-        ax.hlines(places, group["low"], group["high"], color="#222222", linewidth=1.2)
+        _ranges(ax, places, group)
         ax.set_yticks(places, group["part"].str.replace("model", "network"))
         ax.set_xlim(0, 1.18 * group["high"].max())
         ax.grid(axis="y", visible=False)
