@@ -150,7 +150,7 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
             if model in TRAINING_BOUNDS:
                 _paper_line(ax, TRAINING_BOUNDS[model][1], model, "_paper_train")
     for ax in axes[0]:  # each panel compares depths: an axis for the plain nets would press the others together
-        _set_limits(ax, [_limits(ax, shown, 20, late=0.5)])
+        _set_limits(ax, [(0.0, _limits(ax, shown, 20, late=0.5)[1])])  # from zero, as the paper's
     _label_ends(axes[0], ends)
     handles = [Line2D([], [], color=GREY, label="training error (augmented images)", **TRAIN)]
     handles.append(Line2D([], [], color=GREY, label="test error", **TEST))

@@ -39,7 +39,7 @@ def contenders_figure(frame: pd.DataFrame) -> Figure:
     several = frame["commit"].nunique() > 1  # each panel says then whose code it is of
     for (left, right), ((model, batch), group) in zip(axes, groups, strict=True):
         turns = group["turns"].max()
-        said = [f"{_label(model)}, batch {batch}", f"{turns} turn{'s' * (turns > 1)}"]
+        said = [f"{_label(model)}, batch {batch}", "1 turn" if turns == 1 else f"{turns} turns"]
         _rates(left, group, ", ".join(said + [f"commit {group['commit'].iloc[0][:7]}"] * several))
         _parts(right, group)
     axes[-1][0].set_xlabel("images/s (median; line: range of the turns; ×: median ratio)")
@@ -167,7 +167,9 @@ def _plain_ticks(ax, values) -> None:
     ax.xaxis.set_major_locator(FixedLocator(values))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    low, high = ax.get_ylim()
+    subs = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8) if high < 4 * low else (1, 2, 3, 5, 7)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
 
