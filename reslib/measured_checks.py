@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from . import equivalence_records, independent
 from .bench.report import markdown
 from .errors import UserError, one_line
+from .files import write_text
 from .record_checks import Findings, check_records
 from .runs import read_json
+
+
+def write_pages(results: Path) -> list[Path]:
+    """Write the page of each benchmark and each equivalence record; what was written. Damaged ones `verify` names."""
+    written = []
+    kinds = (
+        (sorted((results / "bench").glob("[!.]*.json")), read_json, markdown),
+        (equivalence_records.paths(results), equivalence_records.read_record, equivalence_records.markdown),
+    )
+    for found, read, page in kinds:
+        for path in found:
+            with contextlib.suppress(UserError, LookupError, TypeError, ValueError, AttributeError):
+                write_text(path.with_suffix(".md"), page(read(path)))
+                written.append(path.with_suffix(".md"))
+    return written
 
 
 def check_benchmarks(results: Path, findings: Findings) -> None:

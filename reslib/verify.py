@@ -20,7 +20,7 @@ import numpy as np
 from . import artefacts, equivalence_records, independent, results_index, sources
 from .cli import checking_arguments, name_given
 from .errors import UserError, one_line
-from .measured_checks import check_benchmarks, check_equivalence, check_independent
+from .measured_checks import check_benchmarks, check_equivalence, check_independent, write_pages
 from .presets import PRESETS, folders_of_presets, preset_of
 from .record_checks import Findings, check_records
 from .runs import results_root
@@ -36,7 +36,7 @@ def add_arguments(parser) -> None:
         "--results", type=name_given, default=None, help="the same (default: $RESLIB_RESULTS or results/)"
     )
     parser.add_argument("--preset", default="", help="only this preset (default: all that are there)")
-    parser.add_argument("--redraw", action="store_true", help="first draw the figures and tables from the records")
+    parser.add_argument("--redraw", action="store_true", help="first draw figures, tables and pages from the records")
     parser.add_argument(
         "--write-index", action="store_true", help="first write README.md there, and the table of the README beside it"
     )
@@ -53,6 +53,8 @@ def main(arguments) -> int:
     if arguments.redraw:
         for folder in folders:
             print(f"{folder.name}: {len(artefacts.write_all(folder))} files drawn from the records")
+        if pages := write_pages(results):
+            print(f"{len(pages)} pages of benchmarks and of equivalence written from theirs")
     if arguments.write_index:
         for path in results_index.write_index(results):
             print(f"wrote {path}")
