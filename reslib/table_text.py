@@ -8,7 +8,7 @@ from . import evidence, imagenet_scale, paper, stats
 from .baseline_recipes import ARCHITECTURES
 
 NOT_AT_PAPER_SCALE = (
-    f"Not at the paper's scale ({evidence.PAPER_SCALE}): rows below it compare only with each other, and the paper's "
+    f"Not at the paper's scale ({evidence.PAPER_SCALE}): such rows compare only with each other, and the paper's "
     "number is left out of them."
 )
 
