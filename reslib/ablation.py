@@ -180,7 +180,8 @@ def _exact_statistics(name: str, measured: pd.DataFrame, runs: pd.DataFrame) -> 
         return row | found | ({"finding": f"{s.n} nets: not enough evidence"} if few else {})
     spoiled, mended, images = (int(measured[column].sum()) for column in ("spoiled", "mended", "images"))
     share = (spoiled - mended) / images
-    half = 200 * math.sqrt(((spoiled + mended) / images - share**2) / images)
+    # half an image more in either count, so that none on both sides is not taken for certainty (Agresti and Min 2005)
+    half = 200 * math.sqrt(((spoiled + mended + 1) / images - share**2) / images)
     return row | _finding(100 * share, 100 * share - half, 100 * share + half, MCNEMAR)
 
 
