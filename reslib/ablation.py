@@ -14,13 +14,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from . import evidence, norm_statistics, paper, stats
+from . import evidence, paper, stats
 from .figures.curves import seed_band
 from .figures.style import end_labels, iteration_axis, legend_above, new_figure, say, say_in_corner, sign
 from .recipe import Recipe
 
 REFERENCE = "paper"
-EXACT = {kind: f"exact batch-norm statistics, of {kind}" for kind in norm_statistics.KINDS}
+KINDS = ("crops", "whole images")  # of training images, whose exact batch-norm statistics norm_statistics.py takes
+TRAINING_IMAGES = 5000  # of these: "a sufficiently large training batch"
+MEASURED = [  # columns of what it measures
+    "run", "model", "seed", "kind", "images", "moving_wrong", "exact_wrong", "mended", "spoiled", "key",
+]  # fmt: skip
+EXACT = {kind: f"exact batch-norm statistics, of {kind}" for kind in KINDS}
 ALL_DEPTHS = ", all depths"
 WELCH, PAIRED, POOLED = "Welch, over seeds", "paired t, over seeds", "paired t, over networks"
 ALIKE = "t, one seed: its spread taken from the other side"
@@ -102,7 +107,7 @@ def fidelity_caption(runs: pd.DataFrame) -> str:
     """The caption of the fidelity table."""
     text = (
         "What deviations from the paper's protocol cost, each alone. Test error at the last iteration. Exact "
-        f"statistics are of {norm_statistics.TRAINING_IMAGES:,} training images at most, after training, instead of "
+        f"statistics are of {TRAINING_IMAGES:,} training images at most, after training, instead of "
         "moving averages: of crops, as in training, or of whole images. All depths: the nets of Figure 6."
     )
     return caption(text, runs)

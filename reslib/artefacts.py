@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import ablation, claims, equivalence_records, figures, norm_statistics, studies, tables
+from . import ablation, claims, equivalence_records, figures, studies, tables
 from .bench import records as bench
 from .errors import choose
 from .frames import find_measurement, frames
@@ -87,7 +87,7 @@ def fidelity(folder: Path, out: Path | None = None, dataset: str | None = None) 
     pool = study_frames("figure6", folder, dataset, curves=False)[0]
     measured = find_measurement(folder, "fidelity")
     if measured is None:
-        measured = pd.DataFrame(columns=norm_statistics.COLUMNS)
+        measured = pd.DataFrame(columns=ablation.MEASURED)
     rows = ablation.table(studies.fidelity(preset_of(Path(folder).name), dataset, 0), runs, measured, pool)
     used = ablation.used(runs, measured, pool)
     return _table(ablation.printed(rows), out or folder, "fidelity", ablation.fidelity_caption(used)) + _figure(

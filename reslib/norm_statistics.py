@@ -13,15 +13,12 @@ import pandas as pd
 import torch
 from torch import nn
 
+from .ablation import KINDS, MEASURED, TRAINING_IMAGES
 from .measure import batch_norms, exact_statistics
 from .probes import images_of, of_runs
 from .recipe import Recipe
 
-TRAINING_IMAGES = 5000  # behind exact statistics: "a sufficiently large training batch"
-CROPS, WHOLE = KINDS = ("crops", "whole images")
-COLUMNS = [
-    "run", "model", "seed", "kind", "images", "moving_wrong", "exact_wrong", "mended", "spoiled", "key",
-]  # fmt: skip
+CROPS, WHOLE = KINDS
 
 
 def measure(model: nn.Module, batches, after: int, device: torch.device) -> pd.DataFrame:
@@ -43,7 +40,7 @@ def measure(model: nn.Module, batches, after: int, device: torch.device) -> pd.D
             exact = _wrong(model, batches.eval_batches("test"))
         counts = len(moving), moving.sum(), exact.sum(), (moving & ~exact).sum(), (exact & ~moving).sum()
         rows.append((kind, *map(int, counts)))
-    return pd.DataFrame(rows, columns=COLUMNS[3:-1])
+    return pd.DataFrame(rows, columns=MEASURED[3:-1])
 
 
 @torch.no_grad()
@@ -54,13 +51,13 @@ def _wrong(model: nn.Module, batches: Iterable) -> torch.Tensor:
 
 
 def measure_runs(runs: pd.DataFrame, data_root=None, device="cpu", known: pd.DataFrame | None = None):
-    """`measure` of the finished runs: (frame, names of runs that could not be measured), as probes.of_runs. COLUMNS."""
+    """`measure` of the finished runs: (frame of MEASURED, names of runs that could not be), as probes.of_runs."""
     prepared = {}
 
     def measured(model: nn.Module, recipe: Recipe) -> pd.DataFrame:
         if not batch_norms(model):
-            return pd.DataFrame(columns=COLUMNS[3:-1])
+            return pd.DataFrame(columns=MEASURED[3:-1])
         batches = images_of(recipe, data_root, device, prepared)
         return measure(model, batches, recipe.iterations, torch.device(device))
 
-    return of_runs(runs, measured, COLUMNS, device, known)
+    return of_runs(runs, measured, MEASURED, device, known)

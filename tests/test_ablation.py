@@ -8,7 +8,7 @@ import pytest
 from fake_frames import fake_curves
 from scipy.stats import t, ttest_1samp, ttest_ind
 
-from reslib import ablation, evidence, norm_statistics, presets, studies
+from reslib import ablation, evidence, presets, studies
 from reslib.recipe import Recipe
 
 
@@ -36,7 +36,7 @@ def frame(groups, errors, **fields):
     return pd.DataFrame(rows)
 
 
-NOTHING = pd.DataFrame(columns=norm_statistics.COLUMNS)
+NOTHING = pd.DataFrame(columns=ablation.MEASURED)
 ERRORS = {"paper": [0.087, 0.089, 0.0885], "Nesterov momentum": [0.0905, 0.0923, 0.0931]}
 
 

@@ -7,6 +7,7 @@ import torch
 from training import QUIET, silent, tiny
 
 from reslib import data, norm_statistics
+from reslib.ablation import MEASURED
 from reslib.measure import batch_norms
 from reslib.models import build_model
 from reslib.networks import load_network
@@ -62,7 +63,7 @@ def test_measured_once_and_kept_without_weights(tmp_path, monkeypatch):
     for recipe in recipes:
         train(recipe, tmp_path, execution=QUIET, say=silent)
     frame, missing = measure_runs(load_runs(tmp_path))
-    assert not missing and list(frame.columns) == norm_statistics.COLUMNS and len(frame) == 4
+    assert not missing and list(frame.columns) == MEASURED and len(frame) == 4
     assert frame["seed"].tolist() == [0, 0, 1, 1] and frame["key"].nunique() == 2
     monkeypatch.setattr(norm_statistics, "measure", lambda *a: pytest.fail("measured again"))
     pd.testing.assert_frame_equal(measure_runs(load_runs(tmp_path), known=frame)[0], frame)
@@ -71,7 +72,7 @@ def test_measured_once_and_kept_without_weights(tmp_path, monkeypatch):
     kept, missing = measure_runs(load_runs(tmp_path), known=frame.iloc[:2])
     assert len(kept) == 2 and missing == [recipes[1].run_name]
     empty, missing = measure_runs(load_runs(tmp_path).iloc[:0])
-    assert empty.empty and list(empty.columns) == norm_statistics.COLUMNS and not missing
+    assert empty.empty and list(empty.columns) == MEASURED and not missing
 
 
 def test_a_net_without_batch_norm_is_left_out(tmp_path):
