@@ -92,7 +92,7 @@ def test_options_of_execution(asked, tmp_path):
         (["train", "resnet20", "--time-limit=soon"], ["'soon' is not a duration"]),
         (["train", "resnet20", "--learning-rate=1"], ["--learning-rate=1"]),
         (["train"], ["model"]),
-        (["train", "resnet20", "--crop-size=33"], ["crop_size 33", "32 pixels of synthetic"]),
+        (["train", "resnet20", "--crop-size=33"], ["crop_size 33", "synthetic: allowed is 32"]),
         (
             ["train", "resnet20", "--augmentation=scale-crop-flip-color"],
             ["that of ImageNet"],

@@ -64,7 +64,9 @@ def split(source: DataSource, recipe: Recipe) -> tuple[ImageSet, ImageSet | None
 def check_fits(recipe: Recipe, size: int, name: str) -> None:
     """Raise UserError for a recipe that images of `size` pixels, held whole in memory, do not allow."""
     if recipe.crop_size != size:
-        raise UserError(f"crop_size {recipe.crop_size} differs from the {size} pixels of {name}")
+        raise UserError(
+            f"crop_size {recipe.crop_size} does not suit {name}: allowed is {size}, the pixels of its images"
+        )
     if recipe.augmentation == "scale-crop-flip-color":
         raise UserError(
             f"augmentation {recipe.augmentation!r} is that of ImageNet: allowed with {name} are crop-flip and none"
