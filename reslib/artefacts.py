@@ -121,20 +121,27 @@ def cifar10(folder: Path, out: Path | None = None, dataset: str | None = None) -
 
 def scoreboard(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
     """tables/claims: the claims about CIFAR-10."""
-    return _scoreboard("cifar10_table", claims_table, "claims", folder, out, dataset)
+    return _scoreboard("cifar10_table", cifar_records, claims_table, "claims", folder, out, dataset)
 
 
 def imagenet_scoreboard(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
     """tables/figure4_claims: the claims about ImageNet."""
-    return _scoreboard("figure4", imagenet_claims_table, "figure4_claims", folder, out, dataset)
+    return _scoreboard("figure4", imagenet_records, imagenet_claims_table, "figure4_claims", folder, out, dataset)
 
 
-def _scoreboard(study: str, judged, stem: str, folder: Path, out: Path | None, dataset: str | None) -> list[Path]:
+def _scoreboard(
+    study: str, records, judged, stem: str, folder: Path, out: Path | None, dataset: str | None
+) -> list[Path]:
+    """Where the study has runs; records, judged: (folder, data set) -> the runs judged on, the table."""
     runs, _, dataset = study_frames(study, folder, dataset, curves=False)
     if runs.empty:
         return []
-    behind = cifar_records(folder, dataset) if judged is claims_table else runs
-    return _table(judged(folder, dataset), out or folder, stem, tables.claims_caption(behind))
+    return _table(judged(folder, dataset), out or folder, stem, tables.claims_caption(records(folder, dataset)))
+
+
+def imagenet_records(folder: Path, dataset: str) -> pd.DataFrame:
+    """The ended records of Figure 4 at this preset."""
+    return study_frames("figure4", folder, dataset, curves=False)[0]
 
 
 def cifar_records(folder: Path, dataset: str) -> pd.DataFrame:

@@ -176,22 +176,19 @@ def fewer_parameters(frames: Frames) -> tuple[str, str]:
 
 def table6(frames: Frames) -> tuple[str, str]:
     """Verdict and evidence: the residual rows of Table 6, each by its z."""
-    z = _table6_z(frames)
-    return (HOLDS if all(abs(v) <= TABLE6_Z for v in z.values()) else FAILS), table6_so_far(frames)
+    z = [paper_z(f"resnet{d}", frames.of(f"resnet{d}")) for d in TABLE6_DEPTHS]
+    return (HOLDS if all(abs(v) <= TABLE6_Z for v in z) else FAILS), table6_so_far(frames)
 
 
 def table6_so_far(frames: Frames) -> str:
     """Those rows that are there, at the paper's scale, in words."""
-    return "; ".join(
-        f"{paper.label(m)} {100 * frames.of(m)['test_error'].mean():.2f}, paper {paper.TABLE6[m].error:.2f}, z {z:+.1f}"
-        for m, z in _table6_z(frames).items()
-    )
-
-
-def _table6_z(frames: Frames) -> dict[str, float]:
-    there = [m for m in (f"resnet{d}" for d in TABLE6_DEPTHS) if len(frames.of(m))]
-    found = {m: paper_z(m, frames.of(m)) for m in there}
-    return {m: z for m, z in found.items() if z is not None}
+    words = []
+    for model in (f"resnet{d}" for d in TABLE6_DEPTHS):
+        runs = frames.of(model)
+        if len(runs) and (z := paper_z(model, runs)) is not None:
+            mean, printed = 100 * runs["test_error"].mean(), paper.TABLE6[model].error
+            words.append(f"{paper.label(model)} {mean:.2f}, paper {printed:.2f}, z {z:+.1f}")
+    return "; ".join(words)
 
 
 def same_parameters(frames: Frames) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from . import paper, stats
 from .baseline_recipes import BASELINE_RECIPES
 from .errors import UserError
 from .names import IMAGENET_DEPTHS
-from .presets import WARMUP_WINDOW, cifar_recipe, preset_of
+from .presets import WARMED_UP, WARMUP, cifar_recipe, preset_of
 from .recipe import Recipe
 
 PROTOCOL = (
@@ -95,8 +95,8 @@ def expected(model: str) -> dict:
     """Recipe fields, under their column names, that the paper asks for with this model."""
     values = {f.name: f.default for f in dataclasses.fields(Recipe) if f.name not in ("model", "seed")}
     digits = model.removeprefix("resnet").removeprefix("plain")
-    if digits.isdigit() and int(digits) >= 110 and int(digits) not in IMAGENET_DEPTHS:
-        values |= {"warmup_lr": 0.01, "warmup_window": WARMUP_WINDOW}
+    if digits.isdigit() and int(digits) >= WARMED_UP and int(digits) not in IMAGENET_DEPTHS:
+        values |= WARMUP
     if model in paper.TABLE6 and not model.startswith("resnet"):
         values |= BASELINE_RECIPES.get(model, {})
     values["precision_asked"] = values.pop("precision")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -76,12 +77,15 @@ def exact_statistics(model: nn.Module, batches, device, precision: str = "fp32")
         model.train(training)
 
 
+def whole_images(batches, images: int) -> Iterator[tuple]:
+    """Batches of about so many training images without augmentation, spread over the set: it may be sorted by class."""
+    size, stride = min(500, images), len(batches) // images
+    return itertools.islice(batches.eval_batches("train", size, world=stride), images // size)
+
+
 def exact_bn_error(model: nn.Module, batches, device, precision: str, images: int) -> float | None:
     """Test error with exact statistics from `images` training images; None for a network without batch norm."""
     if not batch_norms(model):
         return None
-    size = min(500, images)
-    stride = len(batches) // images  # spread over the set, which may be sorted by class
-    training = itertools.islice(batches.eval_batches("train", size, world=stride), images // size)
-    with exact_statistics(model, training, device, precision):
+    with exact_statistics(model, whole_images(batches, images), device, precision):
         return error_and_loss(model, batches.eval_batches("test"), device, precision)[0]

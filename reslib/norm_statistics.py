@@ -6,7 +6,6 @@ as they are. So both are measured on each trained network: of crops, as it was t
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
 import pandas as pd
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from .ablation import KINDS, MEASURED, TRAINING_IMAGES
-from .measure import batch_norms, exact_statistics
+from .measure import batch_norms, exact_statistics, whole_images
 from .probes import images_of, of_runs
 from .recipe import Recipe
 
@@ -28,11 +27,9 @@ def measure(model: nn.Module, batches, after: int, device: torch.device) -> pd.D
     moving_wrong, exact_wrong, and of the latter's difference what exact statistics mended and spoiled.
     """
     wanted = min(TRAINING_IMAGES, len(batches))
-    size = min(500, wanted)
-    whole = batches.eval_batches("train", size, world=len(batches) // wanted)  # spread: the set may be sorted by class
     training = {
         CROPS: map(batches.batch, range(after, after + -(-wanted // batches.recipe.batch_size))),
-        WHOLE: itertools.islice(whole, wanted // size),
+        WHOLE: whole_images(batches, wanted),
     }
     rows, moving = [], _wrong(model, batches.eval_batches("test"))
     for kind, images in training.items():

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -64,10 +65,15 @@ def within_checkout(path: Path) -> bool:
 @cache
 def source() -> str:
     """Twelve hexadecimal digits over the package's Python and C++ files: the code, whatever git knows of it."""
-    digest = hashlib.sha256()
-    for file in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.cpp")]):
-        digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
+    return digest([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.cpp")], PACKAGE)
+
+
+def digest(files: Iterable[Path], root: Path) -> str:
+    """Twelve hexadecimal digits over names below `root` and contents of files."""
+    found = hashlib.sha256()
+    for file in sorted(files):
+        found.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return found.hexdigest()[:12]
 
 
 def git(*arguments: str, strip: bool = True, text: bool = True) -> str | bytes:

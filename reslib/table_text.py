@@ -28,7 +28,7 @@ def notes(runs: pd.DataFrame) -> list[str]:
     if evidence.is_synthetic(runs).any():
         lines.append("SYNTHETIC DATA: errors on synthetic images, not comparable with the paper's.")
     done = evidence.finished(runs)
-    lines += lengths(done) + departures(done)
+    lines += lengths(done) + other_architectures(done)
     if "data_fingerprint" in done and done["data_fingerprint"].nunique() > 1:
         prints = ", ".join(sorted(map(str, done["data_fingerprint"].dropna().unique())))
         lines.append(f"Mixed data: the rows come from different data ({prints}) and do not compare.")
@@ -82,14 +82,14 @@ def caption(runs: pd.DataFrame) -> str:
     lines = lengths(done) if len(done) else []
     if len(done) and not evidence.at_paper_scale(done):
         lines = [NOT_AT_PAPER_SCALE, *lines]
-    lines += departures(done)
+    lines += other_architectures(done)
     if len(done) and evidence.at_paper_scale(done):
         lines.append(f"Released peers: {paper.PEERS_SOURCE}.")
     limits = "".join(f" {line}" for line in lines)
     return f"{evidence.loud(runs)}Test error (%) of the networks of Table 6.{limits} {evidence.evidence_line(runs)}"
 
 
-def departures(runs: pd.DataFrame) -> list[str]:
+def other_architectures(runs: pd.DataFrame) -> list[str]:
     """How networks among the runs are not those of their own papers: a sentence, or nothing."""
     found = [f"{paper.label(m)}, {ARCHITECTURES[m]}" for m in ARCHITECTURES if len(runs) and m in set(runs["model"])]
     return [f"Not as in their own papers, beside the recipes: {'; '.join(found)}."] if found else []

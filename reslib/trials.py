@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from pathlib import Path
 
 from .errors import UserError, tell_once
 from .files import write_json
+from .provenance import digest
 from .tune import Choice, cache_file, machine_key
 
 HERE = Path(__file__).parent
@@ -18,13 +18,13 @@ TRIED = ("compilation.py", "convolutions", "fused_norm.*", "gpu_compilation.py",
 def code() -> list[Path]:
     """The files of all passes that are tried."""
     found = [path for pattern in TRIED for path in HERE.glob(pattern)]
-    return sorted(file for path in found for file in ([path] if path.is_file() else path.glob("*.[cp]*")))
+    return [file for path in found for file in ([path] if path.is_file() else path.glob("*.[cp]*"))]
 
 
 @functools.cache
 def version() -> str:
     """Of these files: what was found of them is no longer true when they change."""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in code())).hexdigest()[:8]
+    return digest(code(), HERE)
 
 
 def known(name: str) -> dict:
