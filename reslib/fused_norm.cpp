@@ -4,47 +4,71 @@
 // memory that limits them. Here a map is read twice each way: for the sums over all pixels, and to use them, the second
 // time from its end, which the caches still hold.
 //
-// Arrays are dense: maps (pixels, c) as channels-last stores them, fp32 or bf16; c is a multiple of WIDTH. Sums are
-// taken over parts of a map that do not depend on the number of threads and are joined in their order, in double
-// precision: the same bits for any number of threads. Plain C interface, built by native.py, called by fused_norm.py.
+// Arrays are dense: maps (pixels, c) as channels-last stores them, fp32 or bf16; c is a multiple of 8. Sums are taken
+// over parts of a map that do not depend on the number of threads and are joined in their order, in double precision:
+// the same bits for any number of threads. Plain C interface, built by native.py, called by fused_norm.py.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#if defined(LANES) ? LANES >= 16 : defined(__AVX512F__)  // floats in a register, as in winograd.cpp
+#define SIXTEEN
+#endif
 
 namespace {
 
-constexpr int WIDTH = 8;      // channels at a time
-constexpr long PARTS = 64;    // of a map, at most
-constexpr int FLOATS = 1024;  // of a block of pixels, about: those of all maps stay in the core's first cache
+constexpr long PARTS = 64;     // of a map, at most
+constexpr int VALUES = 2048;   // of a block of pixels, about: those of all maps stay in the core's first caches
+constexpr int CHAINS = 4;      // sums beside each other: one addition does not wait for the one before
 
-typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-typedef int32_t bits __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-typedef uint16_t halves __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
 typedef uint16_t bf16;
 
-inline vec load(const float *p) { return *reinterpret_cast<const vec *>(p); }
-inline void store(float *p, const vec &v) { *reinterpret_cast<vec *>(p) = v; }
-
-inline vec load(const bf16 *p)  // the upper half of an fp32 number
-{
-    return (vec)(__builtin_convertvector(*reinterpret_cast<const halves *>(p), bits) << 16);
-}
-
-inline void store(bf16 *p, const vec &v)  // rounded to nearest, ties to even; what is not a number stays so
-{
-    const bits b = (bits)v, up = b + 0x7fff + ((b >> 16) & 1), quiet = b | 0x400000;
-    *reinterpret_cast<halves *>(p) = __builtin_convertvector(((v == v ? up : quiet) >> 16) & 0xffff, halves);
-}
-
-// v, but 0 where gate <= 0: ReLU and its gradient. What is not a number stays so, as in PyTorch.
-inline vec passed(const vec &gate, const vec &v) { return (vec)((bits)v & ~(bits)(gate <= 0.f)); }
+// Several values in one register, fp32 whatever the map holds. A macro, for GCC 12 converts no vectors in templates.
+#define VALUES_AT_ONCE(NAME, NUMBER)                                                                           \
+    struct NAME {                                                                                              \
+        static constexpr int W = NUMBER;                                                                       \
+        typedef float vec __attribute__((vector_size(4 * W), aligned(4), may_alias));                          \
+        typedef int32_t bits __attribute__((vector_size(4 * W), aligned(4), may_alias));                       \
+        typedef uint16_t halves __attribute__((vector_size(2 * W), aligned(2), may_alias));                    \
+                                                                                                               \
+        static vec load(const float *p) { return *reinterpret_cast<const vec *>(p); }                          \
+        static void store(float *p, const vec &v) { *reinterpret_cast<vec *>(p) = v; }                         \
+                                                                                                               \
+        /* the upper half of an fp32 number */                                                                 \
+        static vec load(const bf16 *p)                                                                         \
+        {                                                                                                      \
+            return (vec)(__builtin_convertvector(*reinterpret_cast<const halves *>(p), bits) << 16);           \
+        }                                                                                                      \
+                                                                                                               \
+        /* rounded to nearest, ties to even; what is not a number stays so */                                  \
+        static void store(bf16 *p, const vec &v)                                                               \
+        {                                                                                                      \
+            const bits b = (bits)v, up = b + 0x7fff + ((b >> 16) & 1), quiet = b | 0x400000;                   \
+            const bits rounded = ((v == v ? up : quiet) >> 16) & 0xffff;                                       \
+            *reinterpret_cast<halves *>(p) = __builtin_convertvector(rounded, halves);                         \
+        }                                                                                                      \
+    };
+VALUES_AT_ONCE(Eight, 8)
+#ifdef SIXTEEN
+VALUES_AT_ONCE(PlainSixteen, 16)
+struct Sixteen : PlainSixteen {
+#ifdef __AVX512BF16__
+    using PlainSixteen::store;
+    static void store(bf16 *p, const vec &v) { *reinterpret_cast<halves *>(p) = (halves)_mm512_cvtneps_pbh((__m512)v); }
+#endif
+};
+#endif
 
 struct Parts {  // of a map: at most PARTS, each of blocks of `rows` pixels, the last of what is left
     long pixels, each, count;
     int rows;
 
-    Parts(long pixels, int c) : pixels(pixels), rows(std::max(16, FLOATS / c))
+    Parts(long pixels, int c) : pixels(pixels), rows(std::max(16, VALUES / c))
     {
         const long blocks = (pixels + rows - 1) / rows;
         each = (blocks + PARTS - 1) / PARTS * rows;
@@ -52,6 +76,7 @@ struct Parts {  // of a map: at most PARTS, each of blocks of `rows` pixels, the
     }
     long begin(long part) const { return part * each; }
     long end(long part) const { return std::min(pixels, begin(part) + each); }
+    long size(long part) const { return end(part) - begin(part); }
 
     // call(part) for each, shared out among the threads; backwards, so that each begins with what it read last
     template <typename Call>
@@ -71,53 +96,29 @@ struct Parts {  // of a map: at most PARTS, each of blocks of `rows` pixels, the
         for (long first = begin(part); first < end(part); first += rows)
             call(first, (int)std::min<long>(rows, end(part) - first));
     }
-
-    // call(index, channel) for every WIDTH values of a part, in the order of the memory
-    template <typename Call>
-    void values(long part, int c, Call call) const
-    {
-        for (long i = begin(part) * c; i < end(part) * c; i += c)
-            for (int q = 0; q < c; q += WIDTH) call(i + q, q);
-    }
 };
+
+// call(index, chain) for `rows` values `c` apart from `first` on, CHAINS beside each other
+template <typename Call>
+inline void chained(long first, int rows, int c, Call call)
+{
+    int r = 0;
+    for (; r + CHAINS <= rows; r += CHAINS)
+#pragma GCC unroll 4
+        for (int chain = 0; chain < CHAINS; chain++) call(first + (long)(r + chain) * c, chain);
+    for (; r < rows; r++) call(first + (long)r * c, 0);
+}
 
 // Means and sums of squared deviations of `count` values joined to those of `before`: Chan, Golub, LeVeque (1979).
 // Both arrays have the means of `c` channels, and after them the sums.
-inline void join(double *to, const double *means, const double *squares, int number, int c, double before, double count)
+inline void join(double *to, const double *other, int c, double before, double count)
 {
     const double share = count / (before + count), weight = before * share;
-    for (int j = 0; j < number; j++) {
-        const double apart = means[j] - to[j];
-        to[j] += share * apart;
-        to[c + j] += squares[j] + weight * apart * apart;
+    for (int q = 0; q < c; q++) {
+        const double apart = other[q] - to[q];
+        to[q] += share * apart;
+        to[c + q] += other[c + q] + weight * apart * apart;
     }
-}
-
-// Of each channel in one part, block by block: as exact as two passes over it, with one through memory.
-template <typename T>
-void moments(const T *x, const Parts &parts, long part, int c, double *found)
-{
-    std::fill_n(found, 2 * c, 0.0);
-    parts.blocks(part, [=, &parts](long first, int rows) {
-        for (int q = 0; q < c; q += WIDTH) {
-            const T *from = x + first * c + q;
-            vec sum = {0}, rest = {0}, squares = {0};
-            for (int r = 0; r < rows; r++) sum += load(from + (long)r * c);
-            const vec mean = sum / (float)rows;
-            for (int r = 0; r < rows; r++) {
-                const vec off = load(from + (long)r * c) - mean;
-                rest += off;  // what rounding left of the mean
-                squares += off * off;
-            }
-            double means[WIDTH], sums[WIDTH];
-            for (int j = 0; j < WIDTH; j++) {
-                const double more = (double)rest[j] / rows;
-                means[j] = mean[j] + more;
-                sums[j] = squares[j] - more * rest[j];
-            }
-            join(found + q, means, sums, WIDTH, c, first - parts.begin(part), rows);
-        }
-    });
 }
 
 // Per channel, (4, c): what the way back needs, the norm being scale (x - mean) + bias.
@@ -125,98 +126,164 @@ struct Channels {
     float *mean, *deviation, *scale, *bias;
 
     Channels(float *all, int c) : mean(all), deviation(all + c), scale(all + 2 * c), bias(all + 3 * c) {}
-
-    // The norm of WIDTH channels from q on; off: x - mean.
-    vec of(const vec &off, int q) const { return off * load(scale + q) + load(bias + q); }
 };
 
-template <typename T>
-void forward(const T *x, const T *added, T *y, long pixels, int c, const float *weight, const float *bias,
-             float *running_mean, float *running_variance, double momentum, double epsilon, float *channels,
-             double *work, int threads)
-{
-    const Parts parts(pixels, c);
-    const Channels norm(channels, c);
-    parts.all(threads, false, [=, &parts](long part) { moments(x, parts, part, c, work + part * 2 * c); });
-    for (long part = 1; part < parts.count; part++) {
-        const double *other = work + part * 2 * c;
-        join(work, other, other + c, c, c, parts.begin(part), parts.end(part) - parts.begin(part));
-    }
-    for (int q = 0; q < c; q++) {
-        const double mean = work[q], squares = work[c + q], deviation = std::sqrt(squares / pixels + epsilon);
-        norm.mean[q] = mean;
-        norm.deviation[q] = deviation;
-        norm.scale[q] = weight[q] / deviation;
-        norm.bias[q] = bias[q];
-        running_mean[q] += momentum * (mean - running_mean[q]);
-        running_variance[q] += momentum * (squares / (pixels - 1) - running_variance[q]);
-    }
-    parts.all(threads, true, [=, &parts](long part) {
-        parts.values(part, c, [=](long i, int q) {
-            vec v = norm.of(load(x + i) - load(norm.mean + q), q);
-            if (added) v += load(added + i);
-            store(y + i, passed(v, v));
-        });
-    });
-}
+template <typename Values>
+struct Loops : Values {
+    using typename Values::vec;
+    using Values::load, Values::store, Values::W;
 
-// The gradient that arrives at the sum of norm and shortcut: where y, or without shortcut the norm, is positive.
-template <typename T>
-inline vec arriving(const T *slopes, const T *y, const vec &norm, long i)
-{
-    return passed(y ? load(y + i) : norm, load(slopes + i));
-}
+    // v, but 0 where gate <= 0: ReLU and its gradient. What is not a number stays so, as in PyTorch.
+    static vec passed(const vec &gate, const vec &v) { return gate <= 0.f ? vec{} : v; }
 
-template <typename T>
-void backward(const T *slopes, const T *x, const T *y, T *of_x, T *of_added, long pixels, int c, float *channels,
-              float *of_weight, float *of_bias, double *work, int threads)
-{
-    const Parts parts(pixels, c);
-    const Channels norm(channels, c);
-    parts.all(threads, false, [=, &parts](long part) {
-        double *sums = work + part * 2 * c;  // of the gradient, and of it times x less its mean
-        std::fill_n(sums, 2 * c, 0.0);
-        parts.blocks(part, [=](long first, int rows) {
-            for (int q = 0; q < c; q += WIDTH) {
-                const vec mean = load(norm.mean + q);
-                vec sum = {0}, product = {0};
-                for (long i = first * c + q; i < (first + rows) * c; i += c) {
-                    const vec off = load(x + i) - mean, g = arriving(slopes, y, norm.of(off, q), i);
-                    sum += g;
-                    product += g * off;
-                    if (of_added) store(of_added + i, g);
-                }
-                for (int j = 0; j < WIDTH; j++) {
-                    sums[q + j] += sum[j];
-                    sums[c + q + j] += product[j];
-                }
+    static vec sum(const vec *chains)
+    {
+        static_assert(CHAINS == 4);
+        return (chains[0] + chains[1]) + (chains[2] + chains[3]);
+    }
+
+    static void add(double *to, const vec &values)
+    {
+        for (int j = 0; j < W; j++) to[j] += values[j];
+    }
+
+    // Mean and sum of squared deviations of each channel in one part, in one pass through memory: of deviations from
+    // the mean of its first block. However far that lies from the part's own mean, the part's variance contains it,
+    // and so no more digits are lost than the part has blocks.
+    template <typename T>
+    static void moments(const T *x, const Parts &parts, long part, int c, double *found)
+    {
+        const long begin = parts.begin(part), size = parts.size(part);
+        std::vector<float> pivots(c);
+        for (int q = 0; q < c; q += W) {
+            const int rows = std::min<long>(parts.rows, size);
+            vec chains[CHAINS] = {};
+            chained(begin * c + q, rows, c, [&](long i, int chain) { chains[chain] += load(x + i); });
+            store(pivots.data() + q, sum(chains) / (float)rows);
+        }
+        std::fill_n(found, 2 * c, 0.0);
+        parts.blocks(part, [&](long first, int rows) {
+            for (int q = 0; q < c; q += W) {
+                const vec pivot = load(pivots.data() + q);
+                vec sums[CHAINS] = {}, squares[CHAINS] = {};
+                chained(first * c + q, rows, c, [&](long i, int chain) {
+                    const vec off = load(x + i) - pivot;
+                    sums[chain] += off;
+                    squares[chain] += off * off;
+                });
+                add(found + q, sum(sums));
+                add(found + c + q, sum(squares));
             }
         });
-    });
-    for (long part = 1; part < parts.count; part++)
-        for (int q = 0; q < 2 * c; q++) work[q] += work[part * 2 * c + q];
-    float *slope = reinterpret_cast<float *>(work + PARTS * 2 * c), *constant = slope + c;
-    for (int q = 0; q < c; q++) {  // of_x = scale g - slope (x - mean) - constant
-        const double deviation = norm.deviation[q];
-        of_bias[q] = work[q];
-        of_weight[q] = work[c + q] / deviation;
-        slope[q] = norm.scale[q] * work[c + q] / pixels / (deviation * deviation);
-        constant[q] = norm.scale[q] * work[q] / pixels;
+        for (int q = 0; q < c; q++) {
+            const double apart = found[q] / size;
+            found[c + q] -= apart * found[q];
+            found[q] = pivots[q] + apart;
+        }
     }
-    parts.all(threads, true, [=, &parts](long part) {
-        parts.values(part, c, [=](long i, int q) {
-            const vec off = load(x + i) - load(norm.mean + q);
-            const vec g = of_added ? load(of_added + i) : arriving(slopes, y, norm.of(off, q), i);
-            store(of_x + i, load(norm.scale + q) * g - load(slope + q) * off - load(constant + q));
+
+    template <typename T>
+    static void forward(const T *x, const T *added, T *y, long pixels, int c, const float *weight, const float *bias,
+                        float *running_mean, float *running_variance, double momentum, double epsilon,
+                        float *channels, double *work, int threads)
+    {
+        const Parts parts(pixels, c);
+        const Channels norm(channels, c);
+        parts.all(threads, false, [=, &parts](long part) { moments(x, parts, part, c, work + part * 2 * c); });
+        for (long part = 1; part < parts.count; part++)
+            join(work, work + part * 2 * c, c, parts.begin(part), parts.size(part));
+        for (int q = 0; q < c; q++) {
+            const double mean = work[q], squares = work[c + q], deviation = std::sqrt(squares / pixels + epsilon);
+            norm.mean[q] = mean;
+            norm.deviation[q] = deviation;
+            norm.scale[q] = weight[q] / deviation;
+            norm.bias[q] = bias[q];
+            running_mean[q] += momentum * (mean - running_mean[q]);
+            running_variance[q] += momentum * (squares / (pixels - 1) - running_variance[q]);
+        }
+        parts.all(threads, true, [=, &parts](long part) {
+            parts.blocks(part, [=](long first, int rows) {
+                for (int q = 0; q < c; q += W) {
+                    const vec mean = load(norm.mean + q), scale = load(norm.scale + q), base = load(norm.bias + q);
+                    chained(first * c + q, rows, c, [=](long i, int) {
+                        vec v = (load(x + i) - mean) * scale + base;
+                        if (added) v += load(added + i);
+                        store(y + i, passed(v, v));
+                    });
+                }
+            });
         });
-    });
+    }
+
+    template <typename T>
+    static void backward(const T *slopes, const T *x, const T *y, T *of_x, T *of_added, long pixels, int c,
+                         float *channels, float *of_weight, float *of_bias, double *work, int threads)
+    {
+        const Parts parts(pixels, c);
+        const Channels norm(channels, c);
+        // The gradient that arrives at the sum of norm and shortcut: where y, or without shortcut the norm, is positive
+        const auto arriving = [=](const vec &off, const vec &scale, const vec &base, long i) {
+            return passed(y ? load(y + i) : off * scale + base, load(slopes + i));
+        };
+        parts.all(threads, false, [=, &parts](long part) {
+            double *sums = work + part * 2 * c;  // of the gradient, and of it times x less its mean
+            std::fill_n(sums, 2 * c, 0.0);
+            parts.blocks(part, [=](long first, int rows) {
+                for (int q = 0; q < c; q += W) {
+                    const vec mean = load(norm.mean + q), scale = load(norm.scale + q), base = load(norm.bias + q);
+                    vec gradients[CHAINS] = {}, products[CHAINS] = {};
+                    chained(first * c + q, rows, c, [&](long i, int chain) {
+                        const vec off = load(x + i) - mean, g = arriving(off, scale, base, i);
+                        gradients[chain] += g;
+                        products[chain] += g * off;
+                        if (of_added) store(of_added + i, g);
+                    });
+                    add(sums + q, sum(gradients));
+                    add(sums + c + q, sum(products));
+                }
+            });
+        });
+        for (long part = 1; part < parts.count; part++)
+            for (int q = 0; q < 2 * c; q++) work[q] += work[part * 2 * c + q];
+        float *slope = reinterpret_cast<float *>(work + PARTS * 2 * c), *constant = slope + c;
+        for (int q = 0; q < c; q++) {  // of_x = scale g - slope (x - mean) - constant
+            const double deviation = norm.deviation[q];
+            of_bias[q] = work[q];
+            of_weight[q] = work[c + q] / deviation;
+            slope[q] = norm.scale[q] * work[c + q] / pixels / (deviation * deviation);
+            constant[q] = norm.scale[q] * work[q] / pixels;
+        }
+        parts.all(threads, true, [=, &parts](long part) {
+            parts.blocks(part, [=](long first, int rows) {
+                for (int q = 0; q < c; q += W) {
+                    const vec mean = load(norm.mean + q), scale = load(norm.scale + q), base = load(norm.bias + q);
+                    const vec by = load(slope + q), less = load(constant + q);
+                    chained(first * c + q, rows, c, [=](long i, int) {
+                        const vec off = load(x + i) - mean;
+                        const vec g = of_added ? load(of_added + i) : arriving(off, scale, base, i);
+                        store(of_x + i, scale * g - by * off - less);
+                    });
+                }
+            });
+        });
+    }
+};
+
+// The loops for as many values at a time as the processor has registers for and the channels are a multiple of.
+template <typename Call>
+void by_width([[maybe_unused]] int c, Call call)
+{
+#ifdef SIXTEEN
+    if (c % 16 == 0) return call(Loops<Sixteen>());
+#endif
+    call(Loops<Eight>());
 }
 
 }  // namespace
 
 extern "C" {
 
-int norm_width() { return WIDTH; }
+int norm_width() { return 8; }
 
 long norm_work(int c) { return (2 * PARTS + 1) * c; }
 
@@ -228,24 +295,28 @@ void norm_forward(int type, const void *x, const void *added, void *y, long pixe
                   const float *bias, float *running_mean, float *running_variance, double momentum, double epsilon,
                   float *channels, double *work, int threads)
 {
-    if (type)
-        forward((const bf16 *)x, (const bf16 *)added, (bf16 *)y, pixels, c, weight, bias, running_mean,
-                running_variance, momentum, epsilon, channels, work, threads);
-    else
-        forward((const float *)x, (const float *)added, (float *)y, pixels, c, weight, bias, running_mean,
-                running_variance, momentum, epsilon, channels, work, threads);
+    by_width(c, [=](auto loops) {
+        const auto run = [=](auto *y) {
+            typedef decltype(y) map;
+            loops.forward((map)x, (map)added, y, pixels, c, weight, bias, running_mean, running_variance, momentum,
+                          epsilon, channels, work, threads);
+        };
+        type ? run((bf16 *)y) : run((float *)y);
+    });
 }
 
 // Gradients of x, weight, bias and what was added, from the slopes of y. y and of_added: null where nothing was added.
 void norm_backward(int type, const void *slopes, const void *x, const void *y, void *of_x, void *of_added, long pixels,
                    int c, float *channels, float *of_weight, float *of_bias, double *work, int threads)
 {
-    if (type)
-        backward((const bf16 *)slopes, (const bf16 *)x, (const bf16 *)y, (bf16 *)of_x, (bf16 *)of_added, pixels, c,
-                 channels, of_weight, of_bias, work, threads);
-    else
-        backward((const float *)slopes, (const float *)x, (const float *)y, (float *)of_x, (float *)of_added, pixels, c,
-                 channels, of_weight, of_bias, work, threads);
+    by_width(c, [=](auto loops) {
+        const auto run = [=](auto *of_x) {
+            typedef decltype(of_x) map;
+            loops.backward((map)slopes, (map)x, (map)y, of_x, (map)of_added, pixels, c, channels, of_weight, of_bias,
+                           work, threads);
+        };
+        type ? run((bf16 *)of_x) : run((float *)of_x);
+    });
 }
 
 }
