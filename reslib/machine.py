@@ -16,6 +16,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor (/proc/cpuinfo); empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
 def multi_process_service() -> bool:
     """Whether processes share the GPU through NVIDIA's Multi-Process Service: whether its control daemon has a pipe."""
     return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()

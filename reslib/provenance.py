@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from .machine import cpuinfo
+
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -85,16 +87,14 @@ def git(*arguments: str, strip: bool = True, text: bool = True) -> str | bytes:
 
 
 def device_name(device: torch.device) -> str:
-    """The marketing name of the accelerator, or of the processor."""
+    """The marketing name of the accelerator, or of the processor; of one that hides its number, what tells it apart."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()} ({_threads()})"
-    except OSError:
-        pass
-    return f"{platform.processor() or platform.machine()} ({_threads()})"
+    known = cpuinfo()
+    name = known.get("model name") or platform.processor() or platform.machine()
+    if "model name" in known and not any(c.isdigit() for c in name) and {"cpu family", "model"} <= set(known):
+        name += f", family {known['cpu family']} model {known['model']}"
+    return f"{name} ({_threads()})"
 
 
 def _threads() -> str:

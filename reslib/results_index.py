@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from . import artefacts, claims, equivalence_records, evidence, independent, sources, tables
+from .bench.records import hardware
 from .errors import UserError
 from .files import write_text
 from .notebooks import notebook_names
@@ -282,7 +283,8 @@ def bench_section(results: Path) -> str:
             record = read_json(path)
             env = sources.resolved(record["environment"], commits)
             commit = f"{env['commit'][:12]}{', uncommitted changes' * bool(env['dirty'])}"
-            cells = [env["device_name"], commit, record["load"], record["date"][:10]]
+            threads = f" ({env['threads']} threads)" * (env["device"] == "cpu")
+            cells = [f"{hardware(record)}{threads}", commit, record["load"], record["date"][:10]]
         except (UserError, LookupError, TypeError):
             cells = ["damaged", "", "", ""]
         lines.append(f"| {' | '.join(map(str, [link, *cells]))} |")

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from .errors import UserError, choose, shown, tell_once
 from .files import folder_of, write_json
-from .machine import cores, user_cache
+from .machine import cores, cpuinfo, user_cache
 from .models import build_model
 
 VERSION = 5  # of what is measured; a change makes cached choices stale
@@ -77,12 +77,8 @@ def cache_file() -> Path:
 
 def machine_key() -> str:
     """What the choice depends on: processor, usable cores, threads asked for, torch."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        wanted = ("vendor_id", "cpu family", "model", "model name", "stepping")
-        found = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines) if k.strip() in wanted}
-        name = " ".join(found.get(k, "") for k in wanted)
+    found, wanted = cpuinfo(), ("vendor_id", "cpu family", "model", "model name", "stepping")
+    name = " ".join(found.get(k, "") for k in wanted) if found else platform.processor() or platform.machine()
     asked = os.environ.get("OMP_NUM_THREADS", "")
     threads = f"OMP {asked or '-'} | {DEFAULT_THREADS} threads"
     return f"{name} | {cores()} cores | {threads} | torch {torch.__version__} | v{VERSION}"

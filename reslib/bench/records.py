@@ -45,8 +45,12 @@ def home(results: Path) -> Path:
 
 
 def hardware(record: dict) -> str:
-    """The device without its number of threads."""
-    return re.sub(r" \(\d+ threads?\)$", "", record["environment"]["device_name"])
+    """The device without its number of threads; of a processor also whether bf16 was found to be the faster.
+
+    One name can stand for several processors ("AMD EPYC"), and this decides what a benchmark measures there.
+    """
+    name = re.sub(r" \(\d+ threads?\)$", "", record["environment"]["device_name"])
+    return f"{name}, fast bf16" if (record.get("tuned") or "").startswith("bf16") else name
 
 
 def origin(record: dict) -> dict:
