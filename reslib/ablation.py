@@ -28,18 +28,20 @@ MEASURED = [  # columns of what it measures
 EXACT = {kind: f"exact batch-norm statistics, of {kind}" for kind in KINDS}
 ALL_DEPTHS = ", all depths"
 WELCH, PAIRED, POOLED = "Welch, over seeds", "paired t, over seeds", "paired t, over networks"
-ALIKE = "t, one seed: its spread taken from the other side"
+ALIKE = "t; one seed is given the other side's spread"
 BINOMIAL = "binomial, one seed: test images only"
 MCNEMAR = "binomial, paired, one seed: test images only"
+UNDECIDED = "not enough evidence"
 WITHIN = "within the uncertainty"
 FEWEST_NETS = 3  # that differences over networks are judged by
 NOT_TRAINED = "not yet trained"
+NOT_MEASURED = "not measured"
 NOT_PLANNED = "not part of this preset"
 SEEDS = "over seeds or networks"  # WELCH, PAIRED and POOLED, which look alike
 HOLLOW = {"linewidth": 1, "marker": "o", "markerfacecolor": "white"}
 LOOKS = {  # of intervals in the forest plot, and what the legend says of them
     SEEDS: ("95% interval over seeds or networks", {"linewidth": 2, "marker": "o"}),
-    ALIKE: ("one seed: its spread taken from the other side", HOLLOW),
+    ALIKE: ("one seed, given the other side's spread", HOLLOW),
     BINOMIAL: ("one seed: binomial interval, without the spread between seeds", HOLLOW | {"linestyle": (0, (3, 1.5))}),
 }
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # the reference, then the changes
@@ -69,7 +71,11 @@ def table(
         several = pool is not None and len(pool) and pool["model"].nunique() > 1
         for kind, name in EXACT.items():
             measured = statistics[statistics["kind"] == kind]
-            rows.append(_exact_statistics(name, measured, of_group(groups[REFERENCE], runs)))
+            reference = of_group(groups[REFERENCE], runs)
+            row = _exact_statistics(name, measured, reference)
+            rows.append(
+                _recorded_statistics(row, reference) if row["finding"] == NOT_MEASURED and kind == KINDS[1] else row
+            )
             if several:
                 rows.append(_exact_statistics(name + ALL_DEPTHS, measured, pool))
     for name, recipes in groups.items():
@@ -108,7 +114,11 @@ def fidelity_caption(runs: pd.DataFrame) -> str:
     text = (
         "What deviations from the paper's protocol cost, each alone. Test error at the last iteration. Exact "
         f"statistics are of {TRAINING_IMAGES:,} training images at most, after training, instead of "
-        "moving averages: of crops, as in training, or of whole images. All depths: the nets of Figure 6."
+        "moving averages: of crops, as in training, or of whole images. Both errors of such a row are measured again "
+        "from the weights, in fp32, and can differ from the record's by a few images; where the weights are not at "
+        "hand, those of whole images are as each record has them, of up to all training images. All depths: the nets "
+        "of Figure 6. "
+        "n: trainings, after a stroke those of the reference."
     )
     return caption(text, runs)
 
@@ -167,7 +177,7 @@ def _exact_statistics(name: str, measured: pd.DataFrame, runs: pd.DataFrame) -> 
     measured = measured[measured["run"].isin(done["run"])]
     row = dict.fromkeys(COLUMNS, math.nan) | {
         "deviation": name, "n": len(measured), "n reference": len(done), "diverged": 0, "interval": "",
-        "model": paper.label(str(models[0])) if len(models) else "", "finding": "not measured",
+        "model": paper.label(str(models[0])) if len(models) else "", "finding": NOT_MEASURED,
     }  # fmt: skip
     if len(models) > 1:
         row["model"] = f"{measured['model'].nunique()} plain and residual nets"
@@ -182,12 +192,26 @@ def _exact_statistics(name: str, measured: pd.DataFrame, runs: pd.DataFrame) -> 
     if s.n > 1 and not s.zero_variance:
         found = _finding(s.mean, s.low, s.high, POOLED if len(models) > 1 else PAIRED)
         few = 1 < len(models) and s.n < FEWEST_NETS and found["finding"] != WITHIN
-        return row | found | ({"finding": f"{s.n} nets: not enough evidence"} if few else {})
+        return row | found | ({"finding": f"{s.n} nets: {UNDECIDED}"} if few else {})
     spoiled, mended, images = (int(measured[column].sum()) for column in ("spoiled", "mended", "images"))
     share = (spoiled - mended) / images
     # half an image more in either count, so that none on both sides is not taken for certainty (Agresti and Min 2005)
     half = 200 * math.sqrt(((spoiled + mended + 1) / images - share**2) / images)
     return row | _finding(100 * share, 100 * share - half, 100 * share + half, MCNEMAR)
+
+
+def _recorded_statistics(row: dict, runs: pd.DataFrame) -> dict:
+    """The row of `_exact_statistics` from the errors that several seeds' records have, taken when they were trained."""
+    column = "exact_bn_test_error"
+    runs = evidence.finished(runs)
+    if column not in runs or len(recorded := runs.dropna(subset=[column])) < 2:
+        return row
+    moving, exact = (100 * recorded[name].astype(float) for name in ("test_error", column))
+    s = stats.summarize(exact - moving)
+    if s.zero_variance:
+        return row
+    row = row | {"n": s.n, "error": exact.mean(), "reference error": moving.mean()}
+    return row | _finding(s.mean, s.low, s.high, PAIRED)
 
 
 def _all_diverged(runs: int) -> str:
@@ -198,7 +222,7 @@ def _finding(value: float, low: float, high: float, interval: str) -> dict:
     if low <= 0 <= high:
         finding = WITHIN
     elif interval in (BINOMIAL, MCNEMAR):
-        finding = "one seed: not enough evidence"
+        finding = f"one seed: {UNDECIDED}"
     else:
         finding = ("costs" if value > 0 else "helps") + ", if seeds spread alike" * (interval == ALIKE)
     return {"difference": value, "low": low, "high": high, "interval": interval, "finding": finding}
@@ -244,6 +268,7 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
             ink = "#CC0000" if row["diverged"] else "#777777"  # a run that is still to come is no failure
             waiting.append((place, row["finding"], ink))
         count = f"n = {row['n']}" + (f", {row['diverged']} diverged" if row["diverged"] else "")
+        count += ", undecided" if row["finding"].endswith(UNDECIDED) else ""
         ax.annotate(
             count, (1, place), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
             va="center", fontsize=7.5, color="#666666",

@@ -1,8 +1,8 @@
 // Batch norm in training, the addition of a shortcut and ReLU in one go: y = max(0, norm(x) + added), and its gradient.
 //
-// One after the other, as PyTorch does them, the three operations read and write a map about twice as often, and it is
-// memory that limits them. Here a map is read twice each way: for the sums over all pixels, and to use them, the second
-// time from its end, which the caches still hold.
+// One after the other, as PyTorch does them, the three operations read and write a map about twice as often. Here a map
+// is read twice each way: for the sums over all pixels, and to use them, the second time from its end, which the caches
+// still hold.
 //
 // Arrays are dense: maps (pixels, c) as channels-last stores them, fp32 or bf16; c is a multiple of 8. Sums are taken
 // over parts of a map that do not depend on the number of threads and are joined in their order, in double precision:
@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <vector>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
@@ -22,18 +21,18 @@
 
 namespace {
 
-constexpr long PARTS = 64;     // of a map, at most
-constexpr int VALUES = 2048;   // of a block of pixels, about: those of all maps stay in the core's first caches
-constexpr int CHAINS = 4;      // sums beside each other: one addition does not wait for the one before
+constexpr long PARTS = 64;  // of a map, at most
+constexpr int BLOCK = 2048;  // values of a block of pixels, about: of narrow maps they stay in the core's first cache
+constexpr int CHAINS = 4;    // sums beside each other: one addition does not wait for the one before
 
 typedef uint16_t bf16;
 
 // Several values in one register, fp32 whatever the map holds. A macro, for GCC 12 converts no vectors in templates.
-#define VALUES_AT_ONCE(NAME, NUMBER)                                                                           \
+#define REGISTER(NAME, NUMBER)                                                                                 \
     struct NAME {                                                                                              \
         static constexpr int W = NUMBER;                                                                       \
         typedef float vec __attribute__((vector_size(4 * W), aligned(4), may_alias));                          \
-        typedef int32_t bits __attribute__((vector_size(4 * W), aligned(4), may_alias));                       \
+        typedef uint32_t bits __attribute__((vector_size(4 * W), aligned(4), may_alias));                      \
         typedef uint16_t halves __attribute__((vector_size(2 * W), aligned(2), may_alias));                    \
                                                                                                                \
         static vec load(const float *p) { return *reinterpret_cast<const vec *>(p); }                          \
@@ -49,16 +48,16 @@ typedef uint16_t bf16;
         static void store(bf16 *p, const vec &v)                                                               \
         {                                                                                                      \
             const bits b = (bits)v, up = b + 0x7fff + ((b >> 16) & 1), quiet = b | 0x400000;                   \
-            const bits rounded = ((v == v ? up : quiet) >> 16) & 0xffff;                                       \
+            const bits rounded = (v == v ? up : quiet) >> 16;                                                  \
             *reinterpret_cast<halves *>(p) = __builtin_convertvector(rounded, halves);                         \
         }                                                                                                      \
     };
-VALUES_AT_ONCE(Eight, 8)
+REGISTER(Eight, 8)
 #ifdef SIXTEEN
-VALUES_AT_ONCE(PlainSixteen, 16)
+REGISTER(PlainSixteen, 16)
 struct Sixteen : PlainSixteen {
 #ifdef __AVX512BF16__
-    using PlainSixteen::store;
+    using PlainSixteen::store;  // one instruction instead, which takes what is below 2^-126 for 0
     static void store(bf16 *p, const vec &v) { *reinterpret_cast<halves *>(p) = (halves)_mm512_cvtneps_pbh((__m512)v); }
 #endif
 };
@@ -68,7 +67,7 @@ struct Parts {  // of a map: at most PARTS, each of blocks of `rows` pixels, the
     long pixels, each, count;
     int rows;
 
-    Parts(long pixels, int c) : pixels(pixels), rows(std::max(16, VALUES / c))
+    Parts(long pixels, int c) : pixels(pixels), rows(std::max(16, BLOCK / c))
     {
         const long blocks = (pixels + rows - 1) / rows;
         each = (blocks + PARTS - 1) / PARTS * rows;
@@ -109,15 +108,15 @@ inline void chained(long first, int rows, int c, Call call)
     for (; r < rows; r++) call(first + (long)r * c, 0);
 }
 
-// Means and sums of squared deviations of `count` values joined to those of `before`: Chan, Golub, LeVeque (1979).
-// Both arrays have the means of `c` channels, and after them the sums.
-inline void join(double *to, const double *other, int c, double before, double count)
+// Means and sums of squared deviations of `count` values, of `number` channels, joined to those of `before` values:
+// Chan, Golub, LeVeque (1979). `to` has the means of `c` channels, and after them the sums.
+inline void join(double *to, const double *means, const double *squares, int number, int c, double before, double count)
 {
     const double share = count / (before + count), weight = before * share;
-    for (int q = 0; q < c; q++) {
-        const double apart = other[q] - to[q];
-        to[q] += share * apart;
-        to[c + q] += other[c + q] + weight * apart * apart;
+    for (int j = 0; j < number; j++) {
+        const double apart = means[j] - to[j];
+        to[j] += share * apart;
+        to[c + j] += squares[j] + weight * apart * apart;
     }
 }
 
@@ -128,18 +127,26 @@ struct Channels {
     Channels(float *all, int c) : mean(all), deviation(all + c), scale(all + 2 * c), bias(all + 3 * c) {}
 };
 
-template <typename Values>
-struct Loops : Values {
-    using typename Values::vec;
-    using Values::load, Values::store, Values::W;
+template <typename Register>
+struct Loops : Register {
+    using typename Register::vec;
+    using Register::load, Register::store, Register::W;
 
     // v, but 0 where gate <= 0: ReLU and its gradient. What is not a number stays so, as in PyTorch.
     static vec passed(const vec &gate, const vec &v) { return gate <= 0.f ? vec{} : v; }
 
     static vec sum(const vec *chains)
     {
-        static_assert(CHAINS == 4);
+        static_assert(CHAINS == 4);  // as is the unrolling of `chained`
         return (chains[0] + chains[1]) + (chains[2] + chains[3]);
+    }
+
+    // call(index, channel) for every W values of a part, in the order of the memory
+    template <typename Call>
+    static void values(const Parts &parts, long part, int c, Call call)
+    {
+        for (long i = parts.begin(part) * c; i < parts.end(part) * c; i += c)
+            for (int q = 0; q < c; q += W) call(i + q, q);
     }
 
     static void add(double *to, const vec &values)
@@ -148,38 +155,38 @@ struct Loops : Values {
     }
 
     // Mean and sum of squared deviations of each channel in one part, in one pass through memory: of deviations from
-    // the mean of its first block. However far that lies from the part's own mean, the part's variance contains it,
-    // and so no more digits are lost than the part has blocks.
+    // the mean of all blocks before, for the first block from its own. What a block's mean lies apart from that mean
+    // adds as much to the part's variance, so that rounding can cost it a factor of two, not digits.
     template <typename T>
     static void moments(const T *x, const Parts &parts, long part, int c, double *found)
     {
-        const long begin = parts.begin(part), size = parts.size(part);
-        std::vector<float> pivots(c);
-        for (int q = 0; q < c; q += W) {
-            const int rows = std::min<long>(parts.rows, size);
-            vec chains[CHAINS] = {};
-            chained(begin * c + q, rows, c, [&](long i, int chain) { chains[chain] += load(x + i); });
-            store(pivots.data() + q, sum(chains) / (float)rows);
-        }
+        const long begin = parts.begin(part);
         std::fill_n(found, 2 * c, 0.0);
         parts.blocks(part, [&](long first, int rows) {
             for (int q = 0; q < c; q += W) {
-                const vec pivot = load(pivots.data() + q);
-                vec sums[CHAINS] = {}, squares[CHAINS] = {};
+                vec pivot, sums[CHAINS] = {}, squares[CHAINS] = {};
+                if (first == begin) {
+                    chained(first * c + q, rows, c, [&](long i, int chain) { sums[chain] += load(x + i); });
+                    pivot = sum(sums) / (float)rows;
+                    for (vec &chain : sums) chain = vec{};
+                } else {
+                    for (int j = 0; j < W; j++) pivot[j] = found[q + j];
+                }
                 chained(first * c + q, rows, c, [&](long i, int chain) {
                     const vec off = load(x + i) - pivot;
                     sums[chain] += off;
                     squares[chain] += off * off;
                 });
-                add(found + q, sum(sums));
-                add(found + c + q, sum(squares));
+                const vec total = sum(sums), all = sum(squares);
+                double means[W], deviations[W];
+                for (int j = 0; j < W; j++) {
+                    const double apart = (double)total[j] / rows;
+                    means[j] = pivot[j] + apart;
+                    deviations[j] = all[j] - apart * total[j];
+                }
+                join(found + q, means, deviations, W, c, first - begin, rows);
             }
         });
-        for (int q = 0; q < c; q++) {
-            const double apart = found[q] / size;
-            found[c + q] -= apart * found[q];
-            found[q] = pivots[q] + apart;
-        }
     }
 
     template <typename T>
@@ -190,8 +197,10 @@ struct Loops : Values {
         const Parts parts(pixels, c);
         const Channels norm(channels, c);
         parts.all(threads, false, [=, &parts](long part) { moments(x, parts, part, c, work + part * 2 * c); });
-        for (long part = 1; part < parts.count; part++)
-            join(work, work + part * 2 * c, c, parts.begin(part), parts.size(part));
+        for (long part = 1; part < parts.count; part++) {
+            const double *other = work + part * 2 * c;
+            join(work, other, other + c, c, c, parts.begin(part), parts.size(part));
+        }
         for (int q = 0; q < c; q++) {
             const double mean = work[q], squares = work[c + q], deviation = std::sqrt(squares / pixels + epsilon);
             norm.mean[q] = mean;
@@ -202,15 +211,10 @@ struct Loops : Values {
             running_variance[q] += momentum * (squares / (pixels - 1) - running_variance[q]);
         }
         parts.all(threads, true, [=, &parts](long part) {
-            parts.blocks(part, [=](long first, int rows) {
-                for (int q = 0; q < c; q += W) {
-                    const vec mean = load(norm.mean + q), scale = load(norm.scale + q), base = load(norm.bias + q);
-                    chained(first * c + q, rows, c, [=](long i, int) {
-                        vec v = (load(x + i) - mean) * scale + base;
-                        if (added) v += load(added + i);
-                        store(y + i, passed(v, v));
-                    });
-                }
+            values(parts, part, c, [=](long i, int q) {
+                vec v = (load(x + i) - load(norm.mean + q)) * load(norm.scale + q) + load(norm.bias + q);
+                if (added) v += load(added + i);
+                store(y + i, passed(v, v));
             });
         });
     }
@@ -254,16 +258,10 @@ struct Loops : Values {
             constant[q] = norm.scale[q] * work[q] / pixels;
         }
         parts.all(threads, true, [=, &parts](long part) {
-            parts.blocks(part, [=](long first, int rows) {
-                for (int q = 0; q < c; q += W) {
-                    const vec mean = load(norm.mean + q), scale = load(norm.scale + q), base = load(norm.bias + q);
-                    const vec by = load(slope + q), less = load(constant + q);
-                    chained(first * c + q, rows, c, [=](long i, int) {
-                        const vec off = load(x + i) - mean;
-                        const vec g = of_added ? load(of_added + i) : arriving(off, scale, base, i);
-                        store(of_x + i, scale * g - by * off - less);
-                    });
-                }
+            values(parts, part, c, [=](long i, int q) {
+                const vec off = load(x + i) - load(norm.mean + q), scale = load(norm.scale + q);
+                const vec g = of_added ? load(of_added + i) : arriving(off, scale, load(norm.bias + q), i);
+                store(of_x + i, scale * g - load(slope + q) * off - load(constant + q));
             });
         });
     }
@@ -283,7 +281,7 @@ void by_width([[maybe_unused]] int c, Call call)
 
 extern "C" {
 
-int norm_width() { return 8; }
+int norm_width() { return Eight::W; }
 
 long norm_work(int c) { return (2 * PARTS + 1) * c; }
 

@@ -1,7 +1,7 @@
 """Batch norm, addition of the shortcut and ReLU in one go, on a processor where a trial finds that faster.
 
-Outside the convolutions these three are nearly all of a step, and it is memory that limits them: done one after the
-other they read and write every map about twice as often as needed. The loops are C++ (fused_norm.cpp), compiled once
+Outside the convolutions these three are nearly all of a step, and done one after the other they read and write every
+map about twice as often as needed. The loops are C++ (fused_norm.cpp), compiled once
 per machine (native.py). Results are PyTorch's up to rounding; sums are joined in double precision.
 """
 
@@ -19,7 +19,7 @@ from .passes import Passes, difference, sound
 from .tune import LONG, MARGIN, Choice
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of maps, as the loops name them
-ROUNDS = 9  # what is gained is a twentieth: fewer turns could not tell on a busy machine
+ROUNDS = 9  # what is gained can be a twentieth: fewer turns could not tell on a busy machine
 
 
 class FusedLoss(UnitsLoss):

@@ -87,13 +87,10 @@ def git(*arguments: str, strip: bool = True, text: bool = True) -> str | bytes:
 
 
 def device_name(device: torch.device) -> str:
-    """The marketing name of the accelerator, or of the processor; of one that hides its number, what tells it apart."""
+    """The marketing name of the accelerator, or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    known = cpuinfo()
-    name = known.get("model name") or platform.processor() or platform.machine()
-    if "model name" in known and not any(c.isdigit() for c in name) and {"cpu family", "model"} <= set(known):
-        name += f", family {known['cpu family']} model {known['model']}"
+    name = cpuinfo().get("model name") or platform.processor() or platform.machine()
     return f"{name} ({_threads()})"
 
 

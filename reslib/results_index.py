@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -87,22 +88,27 @@ def readme_block(results: Path) -> str:
         folder = Path(results) / name
         if not (folder / "runs").is_dir() or (parts and name in ("quick", "smoke")):
             continue
-        for study in ("figure6", "figure4"):
+        for study, title in (("figure6", "CIFAR-10 by depth"), ("figure4", "ImageNet by depth")):
             runs, _, _ = artefacts.study_frames(study, folder, curves=False)
             if len(table := tables.depth_table(runs)):
-                columns = {title: title for title in DEPTH_COLUMNS if title in table}
-                parts.append(f"{_markdown(table, columns)}\n\n{tables.depth_caption(runs)}\n")
+                columns = {column: column for column in DEPTH_COLUMNS if column in table}
+                title += " (a subset)" * (study == "figure4" and "imagenet" not in set(runs["dataset"]))
+                parts.append(_entry(f"`{name}`: {title}", table, columns, tables.depth_caption(runs)))
         runs, _, dataset = artefacts.study_frames("cifar10_table", folder, curves=False)
-        parts += _table6(runs)
+        parts += _table6(name, runs)
         boards = {"claims": artefacts.claims_table(folder, dataset)} if len(runs) else {}
         runs, _, dataset = artefacts.study_frames("figure4", folder, curves=False)
         if len(runs):
             boards["figure4_claims"] = artefacts.imagenet_claims_table(folder, dataset)
-        parts += _verdicts(boards, f"{Path(results).name}/{name}/tables")
+        parts += _verdicts(name, boards, f"{Path(results).name}/{name}/tables")
     return "\n".join(parts) or "No runs yet.\n"
 
 
-def _table6(runs: pd.DataFrame) -> list[str]:
+def _entry(title: str, table: pd.DataFrame, columns: dict[str, str], caption: str) -> str:
+    return f"### {title}\n\n{_markdown(table, columns)}\n\n{caption}\n"
+
+
+def _table6(preset: str, runs: pd.DataFrame) -> list[str]:
     """Table 6 with its caption; below the paper's scale what the table by depth does not have.
 
     There the paper's errors do not stand beside ours.
@@ -117,28 +123,24 @@ def _table6(runs: pd.DataFrame) -> list[str]:
     if table.empty:
         return []
     columns = {title: column for title, column in TABLE6_COLUMNS.items() if whole or "paper" not in title}
-    return [f"{_markdown(table, columns)}\n\n{tables.caption(runs)}\n"]
+    title = f"`{preset}`: " + ("Table 6" if whole else "the other networks of Table 6")
+    return [_entry(title, table, columns, tables.caption(runs))]
 
 
-def _verdicts(boards: dict[str, pd.DataFrame], folder: str) -> list[str]:
-    """The claims of these boards that could be judged, by verdict, in a sentence each; folder: of their tables."""
+def _verdicts(preset: str, boards: dict[str, pd.DataFrame], folder: str) -> list[str]:
+    """The claims of these boards that could be judged, a list for each verdict; folder: of their tables."""
     if not boards:
         return []
-    rows, lines = pd.concat(boards.values()), []
+    rows, lines = pd.concat(boards.values()), [f"### `{preset}`: the paper's claims", ""]
     for verdict, title in ((claims.HOLDS, "Claims that hold"), (claims.FAILS, "Claims that do not hold")):
         found = rows[rows["verdict"] == verdict]
         if len(found):
             single = found["evidence"].str.contains(claims.ONE_SEED).map({True: " (with single seeds)", False: ""})
-            told = found["claim"] + single
-            lines.append(f"{title} at this scale: {'; '.join(told)}.")
+            lines += [f"{title} at this scale:", "", *("- " + found["claim"] + single), ""]
     links = {"claims": "CIFAR-10", "figure4_claims": "ImageNet"}
     where = ", ".join(f"[{links[stem]}]({folder}/{stem}.md)" for stem in boards)
-    return [
-        " ".join(
-            [*lines, f"Every claim with its criterion, its evidence and its verdict, undecided ones too: {where}."]
-        )
-        + "\n"
-    ]
+    lines.append(f"Every claim with its criterion, its evidence and its verdict, undecided ones too: {where}.")
+    return ["\n".join(lines) + "\n"]
 
 
 def _markdown(table: pd.DataFrame, columns: dict[str, str]) -> str:
@@ -253,10 +255,11 @@ def _facts(runs: pd.DataFrame) -> list[str]:
 def _runs(runs: pd.DataFrame, folder: str) -> list[str]:
     """A line per run: where its record is, and what stands behind its error."""
     lines = [
-        "| run | error, last (%) | commit | hardware | step | finished |",
-        "| --- | ---: | --- | --- | --- | --- |",
+        "| run | error, last (%) | unlike the preset | commit | hardware | step | finished |",
+        "| --- | ---: | --- | --- | --- | --- | --- |",
     ]
-    for run in evidence.one_name(runs).sort_values("run").to_dict("records"):
+    unlike = evidence.settings(runs)  # runs of one network and seed differ in these alone
+    for run in evidence.one_name(runs).assign(unlike=unlike).sort_values("run").to_dict("records"):
         run = {key: value for key, value in run.items() if value == value}  # an unfinished one has little of it
         error = f"{100 * run['test_error']:.2f}" if run["status"] == "finished" else run["status"]
         sessions = run.get("sessions", [])
@@ -265,7 +268,8 @@ def _runs(runs: pd.DataFrame, folder: str) -> list[str]:
         step = "; ".join(filter(None, dict.fromkeys([run.get("precision"), *(s.get("step") for s in sessions)])))
         link = f"[{run['run']}]({folder}/runs/{run['run']})"
         day = (run.get("finished") or "")[:10]
-        lines.append(f"| {link} | {error} | {commit} | {run.get('device_name') or ''} | {step} | {day} |")
+        cells = [link, error, run["unlike"], commit, run.get("device_name") or "", step, day]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -283,7 +287,7 @@ def bench_section(results: Path) -> str:
             record = read_json(path)
             env = sources.resolved(record["environment"], commits)
             commit = f"{env['commit'][:12]}{', uncommitted changes' * bool(env['dirty'])}"
-            threads = f" ({env['threads']} threads)" * (env["device"] == "cpu")
+            threads = re.search(r" \(\d+ threads?\)$|$", env["device_name"])[0]
             cells = [f"{hardware(record)}{threads}", commit, record["load"], record["date"][:10]]
         except (UserError, LookupError, TypeError):
             cells = ["damaged", "", "", ""]

@@ -78,7 +78,7 @@ def cache_file() -> Path:
 def machine_key() -> str:
     """What the choice depends on: processor, usable cores, threads asked for, torch."""
     found, wanted = cpuinfo(), ("vendor_id", "cpu family", "model", "model name", "stepping")
-    name = " ".join(found.get(k, "") for k in wanted) if found else platform.processor() or platform.machine()
+    name = " ".join(found.get(k, "") for k in wanted).strip() or platform.processor() or platform.machine()
     asked = os.environ.get("OMP_NUM_THREADS", "")
     threads = f"OMP {asked or '-'} | {DEFAULT_THREADS} threads"
     return f"{name} | {cores()} cores | {threads} | torch {torch.__version__} | v{VERSION}"

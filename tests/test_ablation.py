@@ -81,6 +81,23 @@ def test_exact_statistics_are_compared_on_the_same_networks():
     assert not set(ablation.EXACT.values()) & set(ablation.table(groups, runs)["deviation"])
 
 
+def test_exact_statistics_of_records_whose_weights_are_not_at_hand():
+    """Of whole images, over seeds: one seed alone has no interval."""
+    groups = groups_of(3)
+    runs = frame(groups, ERRORS)
+    known = runs.assign(exact_bn_test_error=runs["test_error"] + np.resize([0.002, 0.003, 0.004], len(runs)))
+    others = measured_of(runs, 90).assign(run="of another network", kind="whole images")
+    rows = ablation.table(groups, known, others).set_index("deviation")
+    crops, whole = (rows.loc[name] for name in ablation.EXACT.values())
+    expected = ttest_1samp([0.2, 0.3, 0.4], 0).confidence_interval()
+    assert (whole["difference"], whole["low"], whole["high"]) == pytest.approx((0.3, expected.low, expected.high))
+    assert whole["n"] == 3 and whole["interval"] == ablation.PAIRED and whole["finding"] == "costs"
+    assert crops["finding"] == "not measured"
+    alone = known.assign(exact_bn_test_error=known["exact_bn_test_error"].where(known["seed"] == 0))
+    whole = ablation.table(groups, alone, others).set_index("deviation").loc[ablation.EXACT["whole images"]]
+    assert whole["finding"] == "not measured" and whole["n"] == 0
+
+
 @pytest.mark.parametrize(
     "others, finding", [(1, "2 nets: not enough evidence"), (2, "costs"), (0, "one seed: not enough evidence")]
 )

@@ -140,7 +140,9 @@ def test_claims_about_imagenet_are_a_table_and_stand_in_the_readme(tmp_path):
     assert board["ResNet-34 is better than plain-34"] == "not enough evidence"
     assert board["plain-18 and ResNet-18 are comparably accurate"] == "not enough evidence"  # 0 +- 1.4 points
     block = results_index.readme_block(folder.parent)
-    assert "hold at this scale: plain-34 is worse" in block and "do not hold at this scale: ResNet-34 is" in block
+    assert "### `medium`: ImageNet by depth (a subset)\n" in block
+    assert "that hold at this scale:\n\n- plain-34 is worse" in block
+    assert "do not hold at this scale:\n\n- ResNet-34 is" in block
     assert "[ImageNet](results/medium/tables/figure4_claims.md)" in block and "[CIFAR-10]" not in block
 
 
@@ -151,7 +153,7 @@ def test_the_readme_names_the_claims_that_could_be_judged(tmp_path):
             write_run(tmp_path / "medium" / "runs", cifar_recipe(model, PRESETS["medium"], "cifar10"), error=error)
         write_run(tmp_path / "medium" / "runs", cifar_recipe("resnet20", PRESETS["medium"], "cifar10"), error=0.1)
         block = results_index.readme_block(tmp_path)
-        assert f"{verdict} at this scale: {claim}" in block
+        assert f"{verdict} at this scale:\n\n- {claim}" in block
         assert "Residual nets beat" not in block  # nothing to judge that on
 
 

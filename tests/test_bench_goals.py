@@ -1,13 +1,9 @@
 """The goals of the benchmark are judged from its records; figures without records say so."""
 
-from pathlib import Path
-
 import pandas as pd
-import pytest
-import torch
 from bench_source import record_of
 
-from reslib import figures, provenance
+from reslib import figures
 from reslib.bench import goals, records
 
 
@@ -88,20 +84,14 @@ def test_figures_of_nothing_say_so():
         assert any("not measured" in text or "no record" in text for text in texts)
 
 
-def test_processors_of_one_name_are_told_apart_by_their_faster_precision():
+def test_processors_of_one_name_are_told_apart_by_their_rate_of_bf16():
     """Clouds say "AMD EPYC" of processors with and without fast bf16; their numbers must not meet in one row."""
-    chosen = ("fp32, channels-last, 2 threads (measured: bf16 900 ms)", "bf16, channels-last, 2 threads", None)
-    assert [records.hardware(record_of(tuned=tuned)) for tuned in chosen] == ["here", "here, fast bf16", "here"]
 
+    def named(bf16=None, **parts):
+        rates = {"fp32_multiply_adds_per_second": 100.0, "bf16_multiply_adds_per_second": bf16}
+        return records.hardware(record_of(comparisons=[{"machine": rates}] if bf16 else [], **parts))
 
-@pytest.mark.parametrize(
-    ("said", "name"),
-    [
-        ("model name\t: Ryzen 9 7950X\ncpu family\t: 25\nmodel\t: 97", "Ryzen 9 7950X"),
-        ("model name\t: AMD EPYC\ncpu family\t: 25\nmodel\t\t: 17\n\nmodel\t: 18", "AMD EPYC, family 25 model 17"),
-        ("model name\t: Some Processor", "Some Processor"),
-    ],
-)
-def test_a_processor_without_a_number_in_its_name_is_told_by_family_and_model(said, name, monkeypatch):
-    monkeypatch.setattr(Path, "read_text", lambda self: said)
-    assert provenance.device_name(torch.device("cpu")).startswith(f"{name} (")
+    assert [named(bf16) for bf16 in (5.0, 149.0, 151.0)] == ["here", "here", "here, fast bf16"]
+    assert named(151.0, tuned="fp32, channels-last, 2 threads (given)") == "here, fast bf16"
+    settings = ("bf16, channels-last, 2 threads (measured: ...)", "bf16, channels-last, 2 threads (given)", None)
+    assert [named(tuned=tuned) for tuned in settings] == ["here, fast bf16", "here", "here"]

@@ -48,17 +48,29 @@ def test_figure1_takes_the_ends_a_preset_has_and_says_so():
 @pytest.mark.parametrize("preset,missing", [("quick", "not yet trained"), ("smoke", "not part of this preset")])
 def test_what_is_to_be_trained_and_what_the_preset_does_not_have(preset, missing):
     runs = fake_runs({"resnet20": (50, 55)}, preset=preset, iterations=80)
-    _, residual, deep = figures.figure6(runs, fake_curves(runs)).axes
+    figure = figures.figure6(runs, fake_curves(runs))
+    _, residual = figure.axes  # none for 110 and 1202 layers: it would be empty
     assert f"{missing}: " in texts(residual) and "ResNet-56" in texts(residual).split(f"{missing}: ")[1]
-    assert "not part of this preset: ResNet-110 and ResNet-1202" in texts(deep)
+    assert "not part of this preset: ResNet-110 and ResNet-1202" in texts(figure)
+
+
+def test_vertical_lines_where_the_learning_rate_falls():
+    runs = fake_runs(PLAIN, schedule="steps").assign(lr_drops=[(0.5, 0.75)] * len(PLAIN))
+    figure = figures.figure1(runs, fake_curves(runs))
+    for ax in figure.axes:
+        assert [line.get_xdata()[0] for line in lines(ax, "_drop")] == [3.2, 4.8]
+    assert "vertical lines: the learning rate falls" in texts(figure)
+    for other in (runs.assign(schedule="cosine"), runs.drop(columns="lr_drops")):
+        figure = figures.figure1(other, fake_curves(other))
+        assert not lines(figure.axes[0], "_drop") and "vertical lines" not in texts(figure)
 
 
 def test_changed_unknown_and_medium_presets():
     runs = fake_runs({"resnet20": (50, 55)}, preset="medium+lr=0.05")
-    said = texts(figures.figure6(runs, fake_curves(runs)).axes[2])
+    said = texts(figures.figure6(runs, fake_curves(runs)))
     assert "not yet trained: ResNet-110; not part of this preset: ResNet-1202" in said
     for unknown in (runs.assign(preset="large"), runs.assign(preset=np.nan), runs.drop(columns="preset")):
-        said = texts(figures.figure6(unknown, fake_curves(unknown)).axes[2])
+        said = texts(figures.figure6(unknown, fake_curves(unknown)))
         assert "not yet trained: ResNet-110 and ResNet-1202" in said
 
 

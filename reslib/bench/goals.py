@@ -8,10 +8,9 @@ from __future__ import annotations
 import pandas as pd
 
 from ..tune import MARGIN
-from .records import latest
+from .records import BF16_FULL_RATE, latest
 
 BATCH = 128  # of the paper's recipe: the goals are about it
-BF16_FULL_RATE = 1.5  # of the fp32 rate of matrix products: from there on bf16 counts as running at full rate
 CPU_GOALS = {True: {"resnet20": 3.0, "resnet56": 2.5}, False: {"resnet20": 1.8, "resnet56": 1.5}}  # bf16 at full rate?
 CPU_NAMES = {True: "a processor with bf16 at full rate", False: "a processor with slow bf16"}  # without a record
 CUDA_GOALS = {"resnet20": (10.0, 3.0), "resnet110": (8.0, 12.0), "resnet1202": (None, 90.0)}  # ratio; minutes to 64k

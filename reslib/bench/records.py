@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..runs import read_json
 from .report import PARTS
 
+BF16_FULL_RATE = 1.5  # of the fp32 rate of matrix products: from there on bf16 counts as running at full rate
 COMMITTED = Path(__file__).resolve().parent.parent.parent / "results" / "bench"  # of the checkout
 
 
@@ -45,12 +46,21 @@ def home(results: Path) -> Path:
 
 
 def hardware(record: dict) -> str:
-    """The device without its number of threads; of a processor also whether bf16 was found to be the faster.
+    """The device without its number of threads; of a processor also whether bf16 runs at its full rate there.
 
-    One name can stand for several processors ("AMD EPYC"), and this decides what a benchmark measures there.
+    One name can stand for several processors ("AMD EPYC"), and this decides what a benchmark measures on them. A record
+    without a comparison has no matrix rates: there what was measured as the faster precision tells.
     """
-    name = re.sub(r" \(\d+ threads?\)$", "", record["environment"]["device_name"])
-    return f"{name}, fast bf16" if (record.get("tuned") or "").startswith("bf16") else name
+    env, tuned = record["environment"], record.get("tuned") or ""
+    name = re.sub(r" \(\d+ threads?\)$", "", env["device_name"])
+    rates = [bf16_rate(part["machine"]) for part in record.get("comparisons", ())]
+    fast = max(rates) >= BF16_FULL_RATE if rates else tuned.startswith("bf16") and "(given" not in tuned
+    return f"{name}, fast bf16" if fast and env["device"] == "cpu" else name
+
+
+def bf16_rate(machine: dict) -> float:
+    """Of matrix products in bf16, over that in fp32."""
+    return machine["bf16_multiply_adds_per_second"] / machine["fp32_multiply_adds_per_second"]
 
 
 def origin(record: dict) -> dict:
@@ -88,8 +98,7 @@ def comparisons(records: list[dict]) -> pd.DataFrame:
                         "low": min(turns),
                         "high": max(turns),
                         "turns": len(turns),
-                        "bf16_rate": part["machine"]["bf16_multiply_adds_per_second"]
-                        / part["machine"]["fp32_multiply_adds_per_second"],
+                        "bf16_rate": bf16_rate(part["machine"]),
                         "hours_to_64k": row["seconds_to_the_end_of_64k"] / 3600,
                         "peak_memory_mib": max(memory, default=None),
                         "captured": row["parts_are_of_the_eager_step"],

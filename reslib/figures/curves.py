@@ -34,6 +34,7 @@ from .style import (
 
 TRAIN = {"linestyle": (0, (3, 1.5)), "linewidth": 1.0}  # dashed, as in Figure 6
 TEST = {"linestyle": "-", "linewidth": 2.0}  # bold
+DROP = "_drop"  # a line where the learning rate falls
 AUGMENTED = "training error: running, on augmented images"
 PAPER_LINES = {  # label: line style, words of the legend
     "_paper": (":", "test error, paper (Table 6)"),
@@ -68,7 +69,7 @@ def figure1(runs: pd.DataFrame, curves: pd.DataFrame, depths: tuple[int, ...] | 
         ends.append(_panel(ax, runs, shown, curves, [(column, look)], [f"plain{d}" for d in depths]))
         ax.set_ylabel(f"{title} error (%)")
         ax.set_title(f"plain nets, {title} error")
-    _share_limits(axes[0], shown, 20)
+    _share_limits(axes[0], shown, 20, late=0)
     _label_ends(axes[0], ends)
     stands_in = "" if depths == paper.FIGURE1_DEPTHS else "the paper's figure has 20 and 56 layers"
     sign(fig, shown, " · ".join(filter(None, [stands_in, AUGMENTED, _notes(runs, shown)])))
@@ -136,13 +137,17 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     ]
     shown = _shown(runs, sorted({model for _, models in panels for model in models}))
     compares = evidence.at_paper_scale(shown)
-    fig, axes = new_figure(11.5, 4.1, 1, 3)
+    waiting = ""
+    if len(shown) and not shown["model"].isin(deep := panels[-1][1]).any():  # an empty panel would take a third
+        waiting = "; ".join(f"{why}: {_list([paper.label(m) for m in ms])}" for why, ms in _absent(deep, runs).items())
+        panels.pop()
+    fig, axes = new_figure(11.5 * len(panels) / 3, 4.1, 1, len(panels))
+    fig.get_layout_engine().set(wspace=0.06)  # between the labels of line ends and of the next axis
     ends = []
     for ax, (title, models) in zip(axes[0], panels, strict=True):
         ends.append(_panel(ax, runs, shown, curves, [("train_error", TRAIN), ("test_error", TEST)], models))
         ax.set_title(title)
-        if ax is axes[0][0]:  # a label at the other panels would touch the line ends' labels
-            ax.set_ylabel("error (%)")
+        ax.set_ylabel("error (%)")
         for model in (m for m in models if compares and m in set(shown["model"])):
             if model in paper.TABLE6:
                 row = paper.TABLE6[model]
@@ -161,7 +166,7 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     bounds = [f"{paper.label(m)} {side} {level:g}%" for m, (side, level) in TRAINING_BOUNDS.items() if compares]
     words = [f"training errors that the paper gives: {', '.join(bounds)}"] if bounds else []
     words += ["each panel has its own axis of errors"] if len({ax.get_ylim() for ax in axes[0] if ax.lines}) > 1 else []
-    sign(fig, shown, " · ".join(filter(None, [*words, _notes(runs, shown)])))
+    sign(fig, shown, " · ".join(filter(None, [*words, waiting, _notes(runs, shown)])))
     return fig
 
 
@@ -191,6 +196,8 @@ def _panel(
     chosen = curves[curves["run"].isin(shown["run"])] if len(shown) else curves.iloc[:0]
     last = chosen["iteration"].max() if len(chosen) else 0
     unit = iteration_axis(ax, last)
+    for place in _drops(shown[shown["model"].isin(models)]):
+        ax.axvline(place / unit, color="#BBBBBB", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1, label=DROP)
     ends, missing = [], []
     for model in models:
         lines = chosen[chosen["model"] == model]
@@ -220,6 +227,14 @@ def _panel(
     elif missing:
         say_in_corner(ax, "\n".join(reasons))
     return ends
+
+
+def _drops(runs: pd.DataFrame) -> list[float]:
+    """Iterations at which the learning rate of these runs falls by their recipe, where it falls in steps."""
+    if not len(runs) or not {"schedule", "lr_drops", "iterations"} <= set(runs):
+        return []
+    steps = runs[runs["schedule"] == "steps"]
+    return sorted({d * n for drops, n in zip(steps["lr_drops"], steps["iterations"], strict=True) for d in drops})
 
 
 def _absent(missing: list[str], runs: pd.DataFrame) -> dict[str, list[str]]:
@@ -258,9 +273,9 @@ def _in_sight(axes: np.ndarray, label: str) -> bool:
     )
 
 
-def _share_limits(axes: np.ndarray, shown: pd.DataFrame, paper_top: float | None) -> None:
+def _share_limits(axes: np.ndarray, shown: pd.DataFrame, paper_top: float | None, late: float = 0.1) -> None:
     """The panels are read against each other: one y axis for all that show something."""
-    limits = [_limits(ax, shown, paper_top) for ax in axes if ax.lines] or [(0.0, paper_top or 100.0)]
+    limits = [_limits(ax, shown, paper_top, late) for ax in axes if ax.lines] or [(0.0, paper_top or 100.0)]
     for ax in axes:
         _set_limits(ax, limits)
 
@@ -289,7 +304,7 @@ def _limits(ax: Axes, shown: pd.DataFrame, paper_top: float | None, late: float 
 
 
 def _notes(runs: pd.DataFrame, shown: pd.DataFrame) -> str:
-    notes = []
+    notes = ["vertical lines: the learning rate falls"] if _drops(shown) else []
     if len(shown) and shown.groupby("model")["seed"].nunique().max() > 1:
         notes.append("lines: mean of the seeds; bands: smallest to largest")
     if "status" in runs and len(diverged := runs.loc[runs["status"] == "diverged", "model"].unique()):

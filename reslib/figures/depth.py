@@ -6,20 +6,25 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
+from matplotlib.transforms import offset_copy
 
-from .. import evidence
+from .. import evidence, paper
 from .style import FAMILY, FAMILY_NAME, GREY, legend_above, new_figure, say, sign
+
+APART = {"plain": -4, "resnet": 4}  # points
 
 
 def depth_view(runs: pd.DataFrame) -> Figure:
     """Final training (left) and test (right) error against the number of layers, plain and residual.
 
-    Open marks are means over seeds. Where a network has several, each is a dot.
+    Open marks are means over seeds. Where a network has several, each is a dot. The two families stand a little apart,
+    so that marks of one error do not cover each other.
     """
     chosen = evidence.finished(evidence.main_runs(runs[runs["family"].isin(list(FAMILY))]))
     chosen = chosen[chosen["depth"] > 0]
     fig, axes = new_figure(8.6, 3.5, 1, 2)
-    depths = sorted(chosen["depth"].unique())
+    there = chosen["depth"].unique()
+    depths = sorted({*there, *(paper.FIGURE6_PLAIN if len(there) == 1 else ())})  # one alone is no axis
     several = chosen[chosen.groupby("model")["seed"].transform("nunique") > 1]
     for ax, column, title in zip(axes[0], ("train_error", "test_error"), ("training", "test"), strict=True):
         for family, look in FAMILY.items():
@@ -27,15 +32,19 @@ def depth_view(runs: pd.DataFrame) -> Figure:
             if group.empty:
                 continue
             means = group.groupby("depth")[column].mean() * 100
+            place = offset_copy(ax.transData, fig, x=APART[family], units="points")
+            ax.update_datalim(list(zip(group["depth"], group[column] * 100, strict=True)))  # no limits from such marks
             ax.plot(
                 means.index, means.values, linewidth=1.6, markersize=8, markerfacecolor="white", clip_on=False,
-                label=FAMILY_NAME[family], zorder=3, **look,
+                label=FAMILY_NAME[family], zorder=3, transform=place, **look,
             )  # fmt: skip
             if len(dots := group[group.index.isin(several.index)]):
                 ax.plot(
                     dots["depth"], dots[column] * 100, linestyle="", marker=".", color=look["color"], markersize=5,
-                    clip_on=False, zorder=4, label="_seeds",
+                    clip_on=False, zorder=4, label="_seeds", transform=place,
                 )  # fmt: skip
+        ax.update_datalim([(depth, 0) for depth in depths])
+        ax.autoscale_view()
         if not ax.lines:
             say(ax, "no finished plain or residual nets at this preset")
         elif max(depths) > 152:
