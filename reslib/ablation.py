@@ -292,7 +292,8 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
         ax.text(0, 1.01, words, transform=ax.get_xaxis_transform(), ha=side, va="bottom", fontsize=8, color="#444444")
     if kinds:
         shown = (LOOKS[kind] for kind in LOOKS if kind in kinds)
-        legend_above(fig, [Line2D([], [], color=COLOURS[0], label=label, **look) for label, look in shown])
+        handles = [Line2D([], [], color=COLOURS[0], label=label, **look) for label, look in shown]
+        legend_above(fig, handles, columns=2)
     sign(fig, runs)
     return fig
 
