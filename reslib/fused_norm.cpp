@@ -21,7 +21,7 @@
 
 namespace {
 
-constexpr long PARTS = 64;  // of a map, at most
+constexpr long PARTS = 64;   // of a map, at most
 constexpr int BLOCK = 2048;  // values of a block of pixels, about: of narrow maps they stay in the core's first cache
 constexpr int CHAINS = 4;    // sums beside each other: one addition does not wait for the one before
 

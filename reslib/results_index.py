@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pandas as pd
 
 from . import artefacts, claims, equivalence_records, evidence, independent, sources, tables
-from .bench.records import hardware
+from .bench.records import THREADS, hardware
 from .errors import UserError
 from .files import write_text
 from .notebooks import notebook_names
@@ -287,7 +286,7 @@ def bench_section(results: Path) -> str:
             record = read_json(path)
             env = sources.resolved(record["environment"], commits)
             commit = f"{env['commit'][:12]}{', uncommitted changes' * bool(env['dirty'])}"
-            threads = re.search(r" \(\d+ threads?\)$|$", env["device_name"])[0]
+            threads = "".join(THREADS.findall(env["device_name"]))
             cells = [f"{hardware(record)}{threads}", commit, record["load"], record["date"][:10]]
         except (UserError, LookupError, TypeError):
             cells = ["damaged", "", "", ""]

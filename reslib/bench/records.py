@@ -13,6 +13,7 @@ from ..runs import read_json
 from .report import PARTS
 
 BF16_FULL_RATE = 1.5  # of the fp32 rate of matrix products: from there on bf16 counts as running at full rate
+THREADS = re.compile(r" \(\d+ threads?\)$")  # at the end of a processor's name
 COMMITTED = Path(__file__).resolve().parent.parent.parent / "results" / "bench"  # of the checkout
 
 
@@ -52,7 +53,7 @@ def hardware(record: dict) -> str:
     without a comparison has no matrix rates: there what was measured as the faster precision tells.
     """
     env, tuned = record["environment"], record.get("tuned") or ""
-    name = re.sub(r" \(\d+ threads?\)$", "", env["device_name"])
+    name = THREADS.sub("", env["device_name"])
     rates = [bf16_rate(part["machine"]) for part in record.get("comparisons", ())]
     fast = max(rates) >= BF16_FULL_RATE if rates else tuned.startswith("bf16") and "(given" not in tuned
     return f"{name}, fast bf16" if fast and env["device"] == "cpu" else name
