@@ -6,7 +6,7 @@ import pytest
 import torch
 from on_gpu import GPU, RECIPE, away_from_fp32, exact, source  # noqa: F401 (fixtures)
 from own_models import Small
-from training import rows_of, silent, stop_after
+from training import rows_of, silent, slow_loop, stop_after, tiny
 
 from reslib import data
 from reslib.engine import CapturedStep, Step, make_optimizer, make_step, set_learning_rate
@@ -57,6 +57,20 @@ def test_learning_rate_reaches_the_captured_graph(source):
     set_learning_rate(optimizer, 0.1, 0.1)
     step(x, y, 2)
     assert (model.fc.weight - before).abs().max() > 1e-5
+
+
+def test_replays_decay_the_weights_and_drop_the_rate_as_a_slow_loop_does(tmp_path):
+    """What 1e-4 of decay does shows only after thousands of steps: here it is large enough for sixteen."""
+    from reslib.job import Execution
+    from reslib.train import train
+
+    recipe = tiny(model="resnet8", iterations=16, eval_every=1, test_size=16, lr_drops=(0.25, 0.5), weight_decay=0.3)
+    train(recipe, tmp_path, execution=Execution(device="cuda", deterministic=True), say=silent)
+    losses = [float(row["train_loss"]) for row in rows_of(tmp_path, recipe)]
+    assert losses == pytest.approx(slow_loop(recipe, device=GPU)[0], rel=1e-2)
+    for other in ({"weight_decay": 0.0}, {"momentum": 0.0}, {"lr_drops": (0.5,)}):
+        wrong = slow_loop(recipe.replace(**other), device=GPU)[0]
+        assert max(abs(a - b) for a, b in zip(losses, wrong, strict=True)) > 0.1, other
 
 
 def test_weights_change_with_every_replay(source):

@@ -6,13 +6,10 @@ import math
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
-from training import QUIET, rows_of, silent, stop_after, tiny, train_in_pieces, weights_of
+from training import QUIET, rows_of, silent, slow_loop, stop_after, tiny, train_in_pieces, weights_of
 
-from reslib import data
-from reslib.data.memory import mixed_seed
 from reslib.errors import UserError
-from reslib.networks import load_network, make_model
+from reslib.networks import load_network
 from reslib.runs import Run
 from reslib.schedule import learning_rate, plateaus
 from reslib.train import Execution, Interrupted, memory_advice, train
@@ -32,45 +29,6 @@ def test_golden_losses_of_twenty_steps(tmp_path):
     losses = metrics(tmp_path, recipe).train_loss.tolist()
     assert losses[:5] == pytest.approx(GOLDEN[:5], rel=2e-3)
     assert losses == pytest.approx(GOLDEN, rel=1.5e-2)
-
-
-def slow_loop(recipe, keep_velocity=True, accumulation=1):
-    """Plain PyTorch: v := m v + lr g, w := w - v; without keep_velocity PyTorch's v := m v + g, w := w - lr v."""
-    source = data.load(recipe.dataset)
-    batches = data.batches_for(recipe, source, torch.device("cpu"))
-    torch.manual_seed(mixed_seed("initial weights", recipe.seed))
-    model = make_model(recipe, 10, None)
-    model.train()
-    velocity = [torch.zeros_like(p) for p in model.parameters()]
-    losses, errors, rates = [], [], []
-    for i in range(recipe.iterations):
-        rate = recipe.lr
-        for drop in recipe.lr_drops:
-            if i >= drop * recipe.iterations:
-                rate = rate / 10
-        x, y = batches.batch(i)
-        gradients = [torch.zeros_like(p) for p in model.parameters()]
-        parts, wrong = [], 0
-        for xs, ys in zip(x.chunk(accumulation), y.chunk(accumulation), strict=True):
-            logits = model(xs)
-            loss = F.cross_entropy(logits, ys)
-            for g, d in zip(gradients, torch.autograd.grad(loss, list(model.parameters())), strict=True):
-                g += d / accumulation
-            parts.append(loss.item())
-            wrong += (logits.argmax(1) != ys).sum().item()
-        with torch.no_grad():
-            for p, g, v in zip(model.parameters(), gradients, velocity, strict=True):
-                g = g + recipe.weight_decay * p
-                if keep_velocity:
-                    v.mul_(recipe.momentum).add_(rate * g)
-                    p -= v
-                else:
-                    v.mul_(recipe.momentum).add_(g)
-                    p -= rate * v
-        losses.append(sum(parts) / len(parts))
-        errors.append(wrong / recipe.batch_size)
-        rates.append(rate)
-    return losses, errors, rates
 
 
 @pytest.mark.parametrize("model", ["resnet8", "plain8", "own_models:Small"])

@@ -9,7 +9,12 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
+from reslib import data
+from reslib.data.memory import mixed_seed
+from reslib.networks import make_model
 from reslib.recipe import Recipe
 from reslib.runs import Run
 from reslib.stopping import Interrupted, StopSignal
@@ -74,6 +79,45 @@ def train_in_pieces(monkeypatch, recipe, runs_dir, piece: int, execution=QUIET, 
                 return train(recipe, runs_dir, execution=execution, say=say), sessions
             except Interrupted:
                 assert sessions < 200
+
+
+def slow_loop(recipe, keep_velocity=True, accumulation=1, device="cpu"):
+    """Plain PyTorch: v := m v + lr g, w := w - v; without keep_velocity PyTorch's v := m v + g, w := w - lr v."""
+    source = data.load(recipe.dataset)
+    batches = data.batches_for(recipe, source, torch.device(device))
+    torch.manual_seed(mixed_seed("initial weights", recipe.seed))
+    model = make_model(recipe, 10, None).to(device)
+    model.train()
+    velocity = [torch.zeros_like(p) for p in model.parameters()]
+    losses, errors, rates = [], [], []
+    for i in range(recipe.iterations):
+        rate = recipe.lr
+        for drop in recipe.lr_drops:
+            if i >= drop * recipe.iterations:
+                rate = rate / 10
+        x, y = batches.batch(i)
+        gradients = [torch.zeros_like(p) for p in model.parameters()]
+        parts, wrong = [], 0
+        for xs, ys in zip(x.chunk(accumulation), y.chunk(accumulation), strict=True):
+            logits = model(xs)
+            loss = F.cross_entropy(logits, ys)
+            for g, d in zip(gradients, torch.autograd.grad(loss, list(model.parameters())), strict=True):
+                g += d / accumulation
+            parts.append(loss.item())
+            wrong += (logits.argmax(1) != ys).sum().item()
+        with torch.no_grad():
+            for p, g, v in zip(model.parameters(), gradients, velocity, strict=True):
+                g = g + recipe.weight_decay * p
+                if keep_velocity:
+                    v.mul_(recipe.momentum).add_(rate * g)
+                    p -= v
+                else:
+                    v.mul_(recipe.momentum).add_(g)
+                    p -= rate * v
+        losses.append(sum(parts) / len(parts))
+        errors.append(wrong / recipe.batch_size)
+        rates.append(rate)
+    return losses, errors, rates
 
 
 def processes():
