@@ -38,8 +38,10 @@ def read(path: Path) -> dict:
         sound = last == [run["iterations"], run["train"], run["test"]] and 0 <= run["test"] <= 1
         network = f"{'resnet' if run['residual'] else 'plain'}{run['depth']}"
         sound &= path.stem == f"{network}-{run['iterations']}-s{run['seed']}"
-        threads = f"{run['threads']} thread{'s' * (run['threads'] != 1)}"
-        made = f"torch {run['torch']}, {threads}, {run['finished']}"
+        device = run.get("device", "processor")  # the first records do not say it
+        if device == "processor":
+            device = f"{run['threads']} thread{'s' * (run['threads'] != 1)}"
+        made = f"torch {run['torch']}, {device}, {run['finished']}"
     except (LookupError, TypeError) as error:
         raise UserError(f"{path} is not a run of plain_training.py: {error!r}") from error
     if not sound:
@@ -59,8 +61,9 @@ def section(results: Path) -> str:
         runs.append(run)
         link = f"[{path.stem}]({FOLDER}/{path.name})"
         command = f"python scripts/plain_training.py DATA {path.name} {run['depth']} {run['iterations']} {run['seed']}"
+        on = "" if run.get("device", "processor") == "processor" else " cuda"
         errors = " | ".join(f"{100 * run[column]:.2f}" for column in ERRORS.values())
-        files.append(f"| {link} | {errors} | {run['made']} | `{command} {int(run['residual'])}` |")
+        files.append(f"| {link} | {errors} | {run['made']} | `{command} {int(run['residual'])}{on}` |")
     lines += ["| network | iterations | error | plain loop | reslib | plain loop - reslib (points) | 95% interval |"]
     lines += ["| --- | ---: | --- | ---: | ---: | ---: | --- |"]
     for (model, iterations), group in pd.DataFrame(runs).groupby(["model", "iterations"]) if runs else ():

@@ -1,12 +1,14 @@
 """Train a CIFAR ResNet or plain net of section 4.2 by code that shares nothing with reslib: a second opinion on errors.
 
-    python scripts/plain_training.py DATA_ROOT OUT.json [depth] [iterations] [seed] [residual: 1 or 0]
+    python scripts/plain_training.py DATA_ROOT OUT.json [depth] [iterations] [seed] [residual: 1 or 0] [device]
 
 The loop that a reader of the paper would write: per-image crops in numpy, modules of torch, fp32, one batch after the
-other. A run that was stopped goes on from OUT.pt. Errors at the end are those of the last iteration; compare several
-seeds with reslib's records of the same number of iterations.
+other, on a processor or, as device `cuda`, on a GPU. A run that was stopped goes on from OUT.pt. Errors at the end are
+those of the last iteration; compare several seeds with reslib's records of the same number of iterations. OUT.json says
+what it was made with: hashes of this file and of the data, PyTorch, the device.
 """
 
+import hashlib
 import json
 import sys
 import time
@@ -20,6 +22,7 @@ from torch import nn
 
 BATCH = 128
 EVERY = 320  # steps between evaluations, and of the training error's window
+TRAINING = [f"data_batch_{i}" for i in range(1, 6)]
 
 
 class Unit(nn.Module):
@@ -70,64 +73,76 @@ def crops(images: np.ndarray, chosen, generator: np.random.Generator) -> np.ndar
     return out
 
 
-def error(net, images, labels) -> float:
+def error(net, images, labels, device) -> float:
     """Share of images that the net gets wrong, with moving averages."""
     net.eval()
+    wrong = 0
     with torch.no_grad():
-        wrong = sum(
-            int((net(torch.tensor(images[i : i + 500])).argmax(1) != torch.tensor(labels[i : i + 500])).sum())
-            for i in range(0, len(images), 500)
-        )
+        for i in range(0, len(images), 500):
+            guess = net(torch.tensor(images[i : i + 500]).to(device)).argmax(1)
+            wrong += int((guess != torch.tensor(labels[i : i + 500]).to(device)).sum())
     net.train()
     return wrong / len(images)
 
 
-def main(root, out, depth="20", iterations="6400", seed="0", residual="1") -> None:
-    total, seed, out = int(iterations), int(seed), Path(out)
+def evidence(folder: Path, device: torch.device) -> dict:
+    """What a run was made with, for its report."""
+    data = hashlib.sha256(b"".join((folder / name).read_bytes() for name in (*TRAINING, "test_batch")))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
+    here = hashlib.sha256(Path(__file__).read_bytes())
+    return {
+        "script_sha256": here.hexdigest(), "data_sha256": data.hexdigest(), "torch": torch.__version__,
+        "device": name, "threads": torch.get_num_threads(), "finished": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def main(root, out, depth="20", iterations="6400", seed="0", residual="1", device="cpu") -> None:
+    total, seed, out, device = int(iterations), int(seed), Path(out), torch.device(device)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 in convolutions too
     folder = Path(root) / "cifar-10-batches-py"
-    images, labels = images_of(folder, [f"data_batch_{i}" for i in range(1, 6)])
+    images, labels = images_of(folder, TRAINING)
     mean = images.mean(0, dtype=np.float64)
     images = ((images - mean) / 255).astype(np.float32)
     test, truth = images_of(folder, ["test_batch"])
     test = ((test - mean) / 255).astype(np.float32)
     torch.manual_seed(seed)
-    net = network(int(depth), residual == "1").to(memory_format=torch.channels_last)
+    net = network(int(depth), residual == "1").to(device, memory_format=torch.channels_last)
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     drops = torch.optim.lr_scheduler.MultiStepLR(sgd, [total // 2, total * 3 // 4], 0.1)
     generator, order, step = np.random.default_rng(seed), np.empty(0, np.int64), 0
     kept, curve = out.with_suffix(".pt"), []
     if kept.exists():
-        state = torch.load(kept, weights_only=False)
+        state = torch.load(kept, weights_only=False, map_location=device)
         for thing, name in ((net, "net"), (sgd, "sgd"), (drops, "drops")):
             thing.load_state_dict(state[name])
         curve, order, step, generator.bit_generator.state = (state[k] for k in ("curve", "order", "step", "generator"))
-    begun, first, wrong, seen = time.time(), step, 0, 0
+    begun, first, wrong, seen = time.time(), step, torch.zeros((), device=device), 0
     while step < total:
         if len(order) < BATCH:  # batches run on over the end of a pass
             order = np.concatenate([order, generator.permutation(len(images))])
         chosen, order = order[:BATCH], order[BATCH:]
-        x = torch.tensor(crops(images, chosen, generator)).contiguous(memory_format=torch.channels_last)
-        y = torch.tensor(labels[chosen])
+        x = torch.tensor(crops(images, chosen, generator)).to(device, memory_format=torch.channels_last)
+        y = torch.tensor(labels[chosen]).to(device)
         guess = net(x)
         sgd.zero_grad()
         F.cross_entropy(guess, y).backward()
         sgd.step()
         drops.step()
         step += 1
-        wrong, seen = wrong + int((guess.argmax(1) != y).sum()), seen + BATCH
+        wrong, seen = wrong + (guess.detach().argmax(1) != y).sum(), seen + BATCH
         if step % EVERY == 0 or step == total:
             rate = BATCH * (step - first) / (time.time() - begun)
-            now = error(net, test, truth)
-            print(f"{step}/{total} train {100 * wrong / seen:.2f} % test {100 * now:.2f} % {rate:.0f}/s", flush=True)
-            curve.append([step, wrong / seen, now])
-            wrong = seen = 0
+            training, now = wrong.item() / seen, error(net, test, truth, device)
+            print(f"{step}/{total} train {100 * training:.2f} % test {100 * now:.2f} % {rate:.0f}/s", flush=True)
+            curve.append([step, training, now])
+            wrong, seen = torch.zeros_like(wrong), 0
             state = {"net": net.state_dict(), "sgd": sgd.state_dict(), "drops": drops.state_dict(), "order": order}
             state |= {"step": step, "curve": curve, "generator": generator.bit_generator.state}
             torch.save(state, kept.with_suffix(".new"))
             kept.with_suffix(".new").replace(kept)
     report = {"depth": int(depth), "residual": residual == "1", "seed": seed, "iterations": total}
     report |= {"train": curve[-1][1], "test": curve[-1][2], "curve": curve}
-    report |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "finished": time.strftime("%Y-%m-%d")}
+    report |= evidence(folder, device)
     out.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -1,5 +1,6 @@
 """The plain loop of scripts/plain_training.py: it resumes to the same numbers, and stands beside reslib's runs."""
 
+import hashlib
 import importlib.util
 import json
 import pickle
@@ -65,6 +66,20 @@ def test_it_trains_and_goes_on_where_it_stopped(plain, root, tmp_path, monkeypat
     assert "12/12 train" in capsys.readouterr().out
     plain.main(root, tmp_path / "plain8-4-s0.json", "8", "4", "0", "0")
     assert independent.read(tmp_path / "plain8-4-s0.json")["model"] == "plain8"
+    assert run["script_sha256"] == hashlib.sha256((SCRIPTS / "plain_training.py").read_bytes()).hexdigest()
+    assert run["device"] == "processor" and run["data_sha256"] == other["data_sha256"]
+
+
+@pytest.mark.gpu
+def test_it_trains_on_a_gpu_with_the_same_crops(plain, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(plain, "BATCH", 16)
+    monkeypatch.setattr(plain, "EVERY", 1)
+    for device in ("cpu", "cuda"):
+        (tmp_path / device).mkdir()
+        plain.main(root, tmp_path / device / "resnet8-4-s1.json", "8", "4", "1", "1", device)
+    run, other = (independent.read(tmp_path / device / "resnet8-4-s1.json") for device in ("cuda", "cpu"))
+    assert run["device"] == torch.cuda.get_device_name()
+    assert run["curve"][0][1] == other["curve"][0][1]  # the first batch, before anything is learned
 
 
 @pytest.mark.parametrize(("depth", "residual"), [(20, True), (20, False), (56, True)])
@@ -98,9 +113,9 @@ def test_its_crops_are_windows_of_padded_images(plain):
     assert len(found) > 20 and any(i >= 81 for i in found) and any(i < 81 for i in found)
 
 
-def written(folder, seed, error):
+def written(folder, seed, error, **more):
     run = {"depth": 20, "residual": True, "seed": seed, "iterations": 64, "train": 0.2, "test": error}
-    run |= {"torch": "2.14", "threads": 1, "finished": "2026-11-27"}
+    run |= {"torch": "2.14", "threads": 1, "finished": "2026-11-27"} | more
     run |= {"curve": [[32, 0.5, 0.5], [64, 0.2, error]]}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"resnet20-64-s{seed}.json").write_text(json.dumps(run))
@@ -124,6 +139,9 @@ def test_runs_stand_beside_reslibs_of_the_same_length(tmp_path, monkeypatch):
     assert row.startswith("| resnet20 | 64 | test | 31.00 ± 1.41 (n = 2) | 33.00 ± 2.83 (n = 2) | -2.00 | -")
     assert "`python scripts/plain_training.py DATA resnet20-64-s1.json 20 64 1 1`" in text
     assert "| torch 2.14, 1 thread, 2026-11-27 |" in text
+    written(folder, 1, 0.32, device="NVIDIA H200")
+    text = independent.section(tmp_path)
+    assert "| torch 2.14, NVIDIA H200, 2026-11-27 |" in text and "resnet20-64-s1.json 20 64 1 1 cuda`" in text
     (folder / "resnet20-64-s1.json").unlink()
     assert "| 30.00 (n = 1) | 33.00 ± 2.83 (n = 2) | -3.00 | single runs |" in independent.section(tmp_path)
     written(folder, 1, 0.32)
