@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import ablation, claims, equivalence_records, figures, studies, tables
+from . import ablation, claims, equivalence_records, exact_rows, figures, studies, tables
 from .bench import records as bench
 from .errors import choose
 from .frames import find_measurement, frames
@@ -87,11 +87,11 @@ def fidelity(folder: Path, out: Path | None = None, dataset: str | None = None) 
     pool = study_frames("figure6", folder, dataset, curves=False)[0]
     measured = find_measurement(folder, "fidelity")
     if measured is None:
-        measured = pd.DataFrame(columns=ablation.MEASURED)
+        measured = pd.DataFrame(columns=exact_rows.MEASURED)
     rows = ablation.table(studies.fidelity(preset_of(Path(folder).name), dataset, 0), runs, measured, pool)
     used = ablation.used(runs, measured, pool)
     return _table(ablation.printed(rows), out or folder, "fidelity", ablation.fidelity_caption(used)) + _figure(
-        ablation.forest(rows, used), out or folder, "fidelity"
+        figures.forest(rows, used), out or folder, "fidelity"
     )
 
 
@@ -103,7 +103,7 @@ def future_work(folder: Path, out: Path | None = None, dataset: str | None = Non
     preset = preset_of(Path(folder).name)
     recipes = studies.future_work(preset, dataset, 0)
     original, changed = ([r for r in recipes if bool(r.options) == new] for new in (False, True))
-    figure = ablation.learning_curves({"original": original, "pre-activation": changed}, runs, curves)
+    figure = figures.learning_curves({"original": original, "pre-activation": changed}, runs, curves)
     rows = ablation.table({"paper": original, "pre-activation": changed}, runs)
     caption = ablation.future_work_caption(preset.future_depth, runs)
     return _figure(figure, out or folder, "future_work") + _table(

@@ -95,11 +95,18 @@ def degradation(frames: Frames) -> tuple[str, str]:
 
 def warmup(frames: Frames) -> tuple[str, str]:
     """Verdict and evidence: the warm-up of ResNet-110 ended after about as many iterations as the paper's."""
-    ends = [None if np.isnan(end) else int(end) for end in frames.of("resnet110")["warmup_ended_at"].astype(float)]
+    runs = frames.of("resnet110")
+    ends = [None if np.isnan(end) else int(end) for end in runs["warmup_ended_at"].astype(float)]
     low, high = paper.WARMUP_ITERATIONS / WARMUP_FACTOR, paper.WARMUP_ITERATIONS * WARMUP_FACTOR
     text = f"ended after {', '.join('never' if end is None else f'{end:,}' for end in ends)} iterations"
-    if any(end is None for end in ends) and (frames.of("resnet110")["iterations"] < high).any():
+    if any(end is None for end in ends) and (runs["iterations"] < high).any():
         return UNDECIDED, f"{text}; too short a training to tell"
+    windows = (
+        [int(window) for window in runs["warmup_window"].fillna(0)] if "warmup_window" in runs else [0] * len(runs)
+    )
+    first = [window for end, window in zip(ends, windows, strict=True) if end == window > low]
+    if first and all(end is not None and low <= end <= high for end in ends):
+        return UNDECIDED, f"{text}, the first that an error over {max(first)} iterations can end it at"
     return (HOLDS if all(end is not None and low <= end <= high for end in ends) else FAILS), text
 
 
@@ -117,8 +124,9 @@ def deeper_is_better(frames: Frames) -> tuple[str, str]:
     steps = [compare(frames, a, b) for a, b in zip(names, names[1:], strict=False)]
     ends = compare(frames, names[0], names[-1])
     text = f"test {', '.join(f'{m:.2f}' for m in means)} (20 to 110 layers); {ends[1]}"
-    if ends[0] > 0 or any(sign > 0 for sign, _ in steps):
-        return FAILS, text
+    worse = [words for sign, words in steps if sign > 0]
+    if ends[0] > 0 or worse:
+        return FAILS, "; worse: ".join([text, *worse])
     return (HOLDS, text) if _falls(means) and ends[0] < 0 else (UNDECIDED, f"{text}; within the uncertainty")
 
 
@@ -275,8 +283,15 @@ def converges_faster(frames: Frames) -> tuple[str, str]:
     half = curves[curves["iteration"] <= curves.groupby("run")["iteration"].transform("max") / 2]
     early = half.groupby("run")["test_error"].mean()
     runs = frames.runs.assign(test_error=frames.runs["run"].map(early)).dropna(subset=["test_error"])
-    part = Frames(runs)
-    if part.of("plain18").empty or part.of("resnet18").empty:
+    pair = [runs[runs["model"] == model] for model in ("plain18", "resnet18")]
+    if any(rows.empty for rows in pair):
         return UNDECIDED, "no points in the first half of training"
-    verdict, text = _all([compare(part, "plain18", "resnet18")], -1)
-    return verdict, f"mean over the first half: {text}"
+    if evidence.difference(*pair).interval != evidence.BINOMIAL:
+        verdict, text = _all([evidence.compare(*pair)], -1)
+        return verdict, f"mean over the first half: {text}"
+    at = (half[half["run"].isin(rows["run"])].groupby("iteration")["test_error"].mean() for rows in pair)
+    gap = (lambda plain, residual: (residual - plain).dropna())(*at)  # at the iterations at which both were tested
+    lower, higher = int((gap < 0).sum()), int((gap > 0).sum())
+    means = ", ".join(f"{paper.label(rows['model'].iloc[0])} {100 * rows['test_error'].mean():.2f}" for rows in pair)
+    text = f"mean over the first half: validation {means}; the residual net lower at {lower} of {len(gap)} evaluations"
+    return (HOLDS if lower == len(gap) > 0 else FAILS if higher == len(gap) > 0 else UNDECIDED), text

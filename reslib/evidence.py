@@ -25,6 +25,10 @@ PROTOCOL = (
 )  # fmt: skip
 STEPS = ("batch_size", "accumulation")  # what a step is: of the paper's size at the paper's scale alone
 SAID_ELSEWHERE = {"model", "dataset", "seed", "iterations", "eval_every", "precision"}  # columns, captions, footers
+WELCH = "Welch, over seeds"  # what an interval of a difference is of
+ALIKE = "t; one seed is given the other side's spread"
+BINOMIAL = "one seed on each side: four binomial errors"
+SINGLE = 4  # of these standard errors: twice the usual number, since the seeds' own spread is not known
 PAPER_SCALE = f"{paper.PAPER_ITERATIONS:,} iterations of {paper.PAPER_BATCH} images on CIFAR-10"
 PAPER_SPLITS = (0, 45_000, 50_000)  # training images used; 0 is all, 45k and 50k are the paper's two readings
 
@@ -267,33 +271,36 @@ class Difference:
     value: float
     low: float
     high: float
-    over_seeds: bool  # Welch's; False: binomial, of the images alone
+    interval: str  # WELCH, ALIKE or BINOMIAL
 
 
 def difference(first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error") -> Difference:
     """second - first in a column of errors.
 
-    Interval: Welch's over seeds; with a single seed on a side, or seeds that are all equal, twice the binomial
-    standard error of the two errors.
+    Interval: Welch's over seeds; with a single seed on one side Student's, which gives it the other side's spread;
+    with one on each, or seeds that are all equal, `SINGLE` binomial standard errors of a test on these images.
     """
     one, two = (stats.summarize(rows[column] * 100) for rows in (first, second))
-    if min(one.n, two.n) > 1 and not (one.zero_variance or two.zero_variance):
-        d = stats.welch(first[column] * 100, second[column] * 100)
-        return Difference(d.difference, d.low, d.high, True)
-    return binomial_difference(one.mean, two.mean, *(images_behind(rows, column) for rows in (first, second)))
-
-
-def binomial_difference(first: float, second: float, first_images: int, second_images: int) -> Difference:
-    """second - first of two errors in %, give or take twice its standard error, as if of separate images."""
-    errors = ((first, first_images), (second, second_images))
-    half = 200 * math.hypot(*(stats.binomial_error(error / 100, images) for error, images in errors))
-    return Difference(second - first, second - first - half, second - first + half, False)
+    found, interval = None, ""
+    if not (one.zero_variance or two.zero_variance):
+        if min(one.n, two.n) > 1:
+            found, interval = stats.welch(first[column] * 100, second[column] * 100), WELCH
+        elif max(one.n, two.n) > 1:
+            found, interval = stats.pooled(first[column] * 100, second[column] * 100), ALIKE
+    if found is not None:
+        return Difference(found.difference, found.low, found.high, interval)
+    errors = ((s.mean / 100, images_behind(rows, column)) for s, rows in ((one, first), (two, second)))
+    half = 100 * SINGLE * math.hypot(*(stats.binomial_error(error, images) for error, images in errors))
+    value = two.mean - one.mean
+    return Difference(value, value - half, value + half, BINOMIAL)
 
 
 def in_words(first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error") -> str:
     """Two networks' errors in a column and their difference: "test plain-20 9.00, plain-56 13.00 (+4.00, 95% ...)"."""
     d = difference(first, second, column)
-    interval = f", 95% {d.low:+.2f} to {d.high:+.2f}" if d.over_seeds else f" ± {d.high - d.value:.2f}, binomial"
+    interval = f", 95% {d.low:+.2f} to {d.high:+.2f}" + ", if seeds spread alike" * (d.interval == ALIKE)
+    if d.interval == BINOMIAL:
+        interval = f" ± {d.high - d.value:.2f}, {SINGLE} binomial errors"
     kind = column.removesuffix("_error").replace("train", "training")
     if is_imagenet(first).all():
         kind = kind.replace("test", "validation")

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .ablation import KINDS, MEASURED, TRAINING_IMAGES
+from .exact_rows import KINDS, MEASURED, TRAINING_IMAGES
 from .measure import batch_norms, exact_statistics, whole_images
 from .probes import images_of, of_runs
 from .recipe import Recipe

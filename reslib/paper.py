@@ -132,9 +132,10 @@ EXACT_PARAMETERS: dict[int, int] = {
 }
 OPTION_B_EXTRA = 2_752
 
-# Not the paper's: errors another implementation publishes with its weights. They are the best epoch on the test set,
-# so compare them with "best on test" alone.
+# Not the paper's: errors another implementation publishes with its weights. They are the best evaluation on the test
+# set, so compare them with "best on test" alone. The recipe is that of its trainer.py.
 PEERS_SOURCE = "README of github.com/akamaster/pytorch_resnet_cifar10"
+PEERS_RECIPE = "200 epochs, rate divided at 100 and 150, RGB mean and std, black padding; the best of 200 evaluations"
 PEERS: dict[str, float] = {"resnet20": 8.27, "resnet32": 7.37, "resnet44": 6.90, "resnet56": 6.61}
 
 

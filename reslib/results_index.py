@@ -40,7 +40,7 @@ TABLE6_COLUMNS = {  # column of the README: column of tables/cifar10.csv
     "here, last (%)": tables.LAST,
     "n": "n",
     tables.INTERVAL: tables.INTERVAL,
-    "here, best epoch on the test set (%)": tables.BEST_ON_TEST,
+    "here, best evaluation on the test set (%)": tables.BEST_ON_TEST,
     tables.PEERS: tables.PEERS,
     "against the paper": "against the paper",
 }

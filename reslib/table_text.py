@@ -13,6 +13,12 @@ NOT_AT_PAPER_SCALE = (
 )
 
 
+Z = (
+    "z: the difference from the paper's error over its standard error, of the seeds here and of one test's images in "
+    "the paper (with one seed here too: how far seeds differ is then not in it)."
+)
+
+
 def notes(runs: pd.DataFrame) -> list[str]:
     """What a reader of the table must know: lines to print below it."""
     runs = cifar_runs(runs)
@@ -48,7 +54,7 @@ def notes(runs: pd.DataFrame) -> list[str]:
                 lines.append(f"{name}: seeds of different {column}: {', '.join(sorted(group[column].unique()))}.")
     if evidence.at_paper_scale(done):
         peers = ", ".join(f"{paper.label(m)} {error:.2f}" for m, error in paper.PEERS.items())
-        lines.append(f"Not the paper's: {paper.PEERS_SOURCE} gives {peers}, selected on the test set.")
+        lines.append(f"Not the paper's: {paper.PEERS_SOURCE} gives {peers} ({paper.PEERS_RECIPE}).")
     return lines
 
 
@@ -84,7 +90,9 @@ def caption(runs: pd.DataFrame) -> str:
         lines = [NOT_AT_PAPER_SCALE, *lines]
     lines += other_architectures(done)
     if len(done) and evidence.at_paper_scale(done):
-        lines.append(f"Released peers: {paper.PEERS_SOURCE}.")
+        lines.append(f"Released peers: {paper.PEERS_SOURCE} ({paper.PEERS_RECIPE}).")
+        if runs["model"].isin(paper.TABLE6).any():
+            lines.append(Z)
     limits = "".join(f" {line}" for line in lines)
     return f"{evidence.loud(runs)}Test error (%) of the networks of Table 6.{limits} {evidence.evidence_line(runs)}"
 
@@ -99,8 +107,17 @@ def depth_caption(runs: pd.DataFrame) -> str:
     """The caption of `depth_table`, with the evidence behind it; names synthetic data first."""
     return (
         f"{evidence.loud(runs)}Plain and residual nets by depth, errors in %; training error: running, on augmented "
-        f"images. {_behind(runs)}"
+        f"images{_window(runs)}. {_behind(runs)}"
     )
+
+
+def _window(runs: pd.DataFrame) -> str:
+    """How many images the last training errors are of."""
+    done = evidence.finished(runs)
+    counts = {evidence.images_behind(group, "train_error") for _, group in done.groupby("run")} if len(done) else ()
+    if len(counts) != 1 or not {"iterations", "eval_every", "batch_size"} <= set(done):
+        return ""
+    return f", the last {next(iter(counts)):,} of them"
 
 
 def claims_caption(runs: pd.DataFrame) -> str:

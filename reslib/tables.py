@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from . import evidence, paper, stats
+from .table_files import IN_LATEX
 from .table_files import save_table as save_table
 from .table_text import caption as caption
 from .table_text import cifar_runs
@@ -27,11 +28,11 @@ VALIDATION = "validation error, last (%)"  # on ImageNet, where the paper's test
 SELECTED = "validation-selected (%)"
 SELECTED_BIAS = "bias, validation-selected minus last (points)"
 INTERVAL = "95% interval (%)"
-BEST_ON_TEST = "best epoch, selected on the test set (%)"
-BEST_BIAS = "bias, best epoch minus last (points)"
+BEST_ON_TEST = "best evaluation, selected on the test set (%)"
+BEST_BIAS = "bias, best evaluation minus last (points)"
 PAPER = "test error (paper, %)"
 EXACT_BN = "exact BN of whole images (%)"
-PEERS = "released peers, best epoch on the test set (%)"
+PEERS = "released peers, best evaluation on the test set (%)"
 COLUMNS = [
     "model", "source", "layers", "parameters", "parameters (paper)", "multiply-adds", PAPER, "n",
     "iterations", LAST, INTERVAL, "best of n seeds (%)", SELECTED, SELECTED_BIAS, BEST_ON_TEST,
@@ -66,7 +67,9 @@ def cifar10_table(runs: pd.DataFrame) -> pd.DataFrame:
         for label, of_recipe in recipes.items():
             cells = _quoted(model) | _trained(model, of_recipe, label)
             rows.append(cells | _selected(_split_of(label, recipes)))
-    return pd.DataFrame([[row.get(column, "") for column in COLUMNS] for row in rows], columns=COLUMNS)
+    table = pd.DataFrame([[row.get(column, "") for column in COLUMNS] for row in rows], columns=COLUMNS)
+    table.attrs[IN_LATEX] = MAIN
+    return table
 
 
 def depth_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -210,14 +213,14 @@ def _without_split(label: str) -> list[str]:
 def _selected(split: pd.DataFrame) -> dict:
     """The two cells of the validation-selected view: the error, of how many runs, and its difference from their last.
 
-    Both errors of the difference are of the same runs, so that the smaller training set is not taken for a bias.
+    Both errors of the difference are of these runs, so that the smaller training set is not taken for a bias.
     """
     if split.empty:
         return {}
     held_out = ", ".join(f"{int(size):,}" for size in sorted(split["val_size"].unique()))
     return {
         SELECTED: f"{_mean(split, 'selected_test_error')} (n = {len(split)}, {held_out} held out)",
-        SELECTED_BIAS: _minus_last(split, "selected_test_error"),
+        SELECTED_BIAS: f"{_minus_last(split, 'selected_test_error')} (of those runs)",
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 from fake_frames import fake_curves
 from scipy.stats import t, ttest_1samp, ttest_ind
 
-from reslib import ablation, evidence, presets, studies
+from reslib import ablation, differences, evidence, exact_rows, figures, presets, studies
 from reslib.recipe import Recipe
 
 
@@ -17,7 +17,7 @@ def record(recipe, error, status="finished", images=10_000):
         "run": recipe.run_name, "recipe_hash": recipe.digest, "status": status, "family": "resnet", "depth": 20,
         "test_error": error, "test_images": images,
         "preset": "medium", "synthetic": False, "precision_asked": "auto", "data_fingerprint": "00ff",
-        "device_name": "CPU", "train_error": error,
+        "device_name": "CPU", "precision": "fp32", "train_error": error,
     }  # fmt: skip
     return row
 
@@ -36,7 +36,7 @@ def frame(groups, errors, **fields):
     return pd.DataFrame(rows)
 
 
-NOTHING = pd.DataFrame(columns=ablation.MEASURED)
+NOTHING = pd.DataFrame(columns=exact_rows.MEASURED)
 ERRORS = {"paper": [0.087, 0.089, 0.0885], "Nesterov momentum": [0.0905, 0.0923, 0.0931]}
 
 
@@ -54,7 +54,7 @@ def test_welch_interval_is_scipys():
     expected = ttest_ind(second, first, equal_var=False).confidence_interval()
     assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
     assert row["difference"] == pytest.approx(second.mean() - first.mean())
-    assert row["n"] == row["n reference"] == 3 and row["interval"] == ablation.WELCH
+    assert row["n"] == row["n reference"] == 3 and row["interval"] == evidence.WELCH
     assert row["finding"] == ("costs" if expected.low > 0 else "within the uncertainty") == "costs"
 
 
@@ -72,13 +72,13 @@ def test_exact_statistics_are_compared_on_the_same_networks():
     exact = np.array([92, 95, 93])
     measured = measured_of(reference, exact)
     rows = ablation.table(groups, runs, measured).set_index("deviation")
-    row, whole = (rows.loc[name] for name in ablation.EXACT.values())
+    row, whole = (rows.loc[name] for name in exact_rows.EXACT.values())
     expected = ttest_1samp(exact / 10 - 9.0, 0).confidence_interval()
-    assert row["interval"] == ablation.PAIRED and row["finding"] == ablation.WITHIN
+    assert row["interval"] == differences.PAIRED and row["finding"] == differences.WITHIN
     assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
     assert (row["error"], row["reference error"], row["n"]) == pytest.approx((exact.mean() / 10, 9.0, 3))
     assert whole["finding"] == "not measured" and whole["n"] == 0
-    assert not set(ablation.EXACT.values()) & set(ablation.table(groups, runs)["deviation"])
+    assert not set(exact_rows.EXACT.values()) & set(ablation.table(groups, runs)["deviation"])
 
 
 def test_exact_statistics_of_records_whose_weights_are_not_at_hand():
@@ -88,13 +88,13 @@ def test_exact_statistics_of_records_whose_weights_are_not_at_hand():
     known = runs.assign(exact_bn_test_error=runs["test_error"] + np.resize([0.002, 0.003, 0.004], len(runs)))
     others = measured_of(runs, 90).assign(run="of another network", kind="whole images")
     rows = ablation.table(groups, known, others).set_index("deviation")
-    crops, whole = (rows.loc[name] for name in ablation.EXACT.values())
+    crops, whole = (rows.loc[name] for name in exact_rows.EXACT.values())
     expected = ttest_1samp([0.2, 0.3, 0.4], 0).confidence_interval()
     assert (whole["difference"], whole["low"], whole["high"]) == pytest.approx((0.3, expected.low, expected.high))
-    assert whole["n"] == 3 and whole["interval"] == ablation.PAIRED and whole["finding"] == "costs"
+    assert whole["n"] == 3 and whole["interval"] == differences.PAIRED and whole["finding"] == "costs"
     assert crops["finding"] == "not measured"
     alone = known.assign(exact_bn_test_error=known["exact_bn_test_error"].where(known["seed"] == 0))
-    whole = ablation.table(groups, alone, others).set_index("deviation").loc[ablation.EXACT["whole images"]]
+    whole = ablation.table(groups, alone, others).set_index("deviation").loc[exact_rows.EXACT["whole images"]]
     assert whole["finding"] == "not measured" and whole["n"] == 0
 
 
@@ -110,30 +110,49 @@ def test_networks_count_once_however_many_seeds(others, finding):
     pool = pd.concat([shallow, *deeper])
     exact = pool["model"].map({"resnet20": 96, "plain32": 97, "plain44": 95}) + pool["seed"].map({0: 0, 1: 1, 2: -1})
     rows = ablation.table(groups, runs, measured_of(pool, exact), pool=pool).set_index("deviation")
-    name = ablation.EXACT["crops"]
+    name = exact_rows.EXACT["crops"]
     if not others:
         row = rows.loc[name]
         half = 200 * math.sqrt((13 / 1000 - 0.006**2) / 1000)  # 9.5 spoiled, 3.5 mended of 1000
         assert (row["low"], row["high"]) == pytest.approx((0.6 - half, 0.6 + half))
-        assert row["interval"] == ablation.MCNEMAR and row["finding"] == ablation.WITHIN
+        assert row["interval"] == differences.MCNEMAR and row["finding"] == differences.WITHIN
         wide = ablation.table(groups, runs, measured_of(pool, 190, spoiled=101)).iloc[0]
         assert wide["finding"] == finding
         return
-    row = rows.loc[name + ablation.ALL_DEPTHS]
-    expected = ttest_1samp([0.6, 0.7, 0.5][: others + 1], 0).confidence_interval()
+    row = rows.loc[name + exact_rows.SEVERAL]
+    assert row["model"] == "plain-32/44, ResNet-20".replace("/44", "/44" * (others == 2)) and row["n"] == others + 1
+    assert row["finding"] == finding and math.isnan(row["error"])  # a mean over unlike networks says nothing
+    if others == 2:
+        expected = ttest_1samp([0.6, 0.7, 0.5], 0).confidence_interval()
+        assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
+        assert row["interval"] == differences.POOLED
+    else:
+        assert row["difference"] == pytest.approx(0.65) and math.isnan(row["low"])
+
+
+def test_whole_images_of_several_networks_are_taken_from_their_records():
+    groups = groups_of(3)
+    runs = frame(groups, ERRORS)
+    shallow = runs[~runs["nesterov"]].assign(exact_bn_test_error=lambda r: r["test_error"] + 0.003)
+    deeper = [shallow.head(1).assign(model=f"plain{d}", run=f"plain{d}") for d in (32, 44)]
+    deeper[1]["exact_bn_test_error"] += 0.001
+    pool = pd.concat([shallow, *deeper])
+    rows = ablation.table(groups, runs, measured_of(pool.head(1), 96), pool=pool).set_index("deviation")
+    row = rows.loc[exact_rows.EXACT["whole images"] + exact_rows.SEVERAL]
+    expected = ttest_1samp([0.3, 0.3, 0.4], 0).confidence_interval()
+    assert row["difference"] == pytest.approx(1 / 3) and row["finding"] == "costs"
     assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
-    assert row["model"] == f"{others + 1} plain and residual nets" and row["interval"] == ablation.POOLED
-    assert row["finding"] == (finding if row["low"] > 0 else ablation.WITHIN)
+    assert set(exact_rows.used(runs, measured_of(runs.head(0), 96), pool)["run"]) == {*runs["run"], *pool["run"]}
 
 
-def test_one_seed_never_decides():
+def test_single_seeds_need_twice_the_usual_distance():
     groups = groups_of(1)
     runs = frame(groups, {"paper": [0.5], "Nesterov momentum": [0.6]}, images=1000)
     row = ablation.table(groups, runs).set_index("deviation").loc["Nesterov momentum"]
-    half = 200 * math.sqrt(0.25 / 1000 + 0.24 / 1000)
+    half = 400 * math.sqrt(0.25 / 1000 + 0.24 / 1000)
     assert (row["low"], row["high"]) == pytest.approx((10 - half, 10 + half))
-    assert row["interval"] == ablation.BINOMIAL and row["finding"] == "one seed: not enough evidence"
-    close = ablation.table(groups, frame(groups, {"paper": [0.5], "Nesterov momentum": [0.51]}, images=1000)).iloc[0]
+    assert row["interval"] == evidence.BINOMIAL and row["finding"] == "costs, single seeds"
+    close = ablation.table(groups, frame(groups, {"paper": [0.5], "Nesterov momentum": [0.55]}, images=1000)).iloc[0]
     assert close["finding"] == "within the uncertainty"
 
 
@@ -145,8 +164,18 @@ def test_one_seed_beside_several_is_taken_to_spread_as_they_do(single, finding):
     row = ablation.table(groups, pd.concat([runs[~runs["nesterov"]], alone])).iloc[0]
     several = 100 * np.array(ERRORS["paper"])
     half = t.ppf(0.975, 2) * several.std(ddof=1) * math.sqrt(1 + 1 / 3)  # the interval of a new value
-    assert row["n"] == 1 and row["interval"] == ablation.ALIKE and row["finding"] == finding
+    assert row["n"] == 1 and row["interval"] == evidence.ALIKE and row["finding"] == finding
     assert (row["low"], row["high"]) == pytest.approx((100 * single - several.mean() - half, row["difference"] + half))
+
+
+def test_precision_and_hardware_stand_beside_a_difference():
+    groups = groups_of(2)
+    runs = frame(groups, {k: v[:2] for k, v in ERRORS.items()})
+    text = ablation.printed(ablation.table(groups, runs))["precision, hardware"]
+    assert text.tolist() == ["fp32 on CPU"]
+    runs.loc[0, "precision"] = "bf16"
+    text = ablation.printed(ablation.table(groups, runs))["precision, hardware"]
+    assert text.tolist() == ["fp32 on CPU; reference bf16 on CPU, fp32 on CPU"]
 
 
 def test_seeds_beyond_those_asked_for_count():
@@ -196,7 +225,7 @@ def test_a_deviation_that_the_preset_does_not_have_says_so():
     runs = frame(groups, {name: [0.5] * len(recipes) for name, recipes in groups.items()})
     row = ablation.printed(ablation.table(groups, runs)).set_index("deviation").loc["no warm-up (ResNet-110)"]
     assert row["finding"] == "not part of this preset" and row["n"] == "0" and row["test error (%)"] == ""
-    said = [t.get_text().strip() for t in ablation.forest(ablation.table(groups, runs), runs).axes[0].texts]
+    said = [t.get_text().strip() for t in figures.forest(ablation.table(groups, runs), runs).axes[0].texts]
     assert "not part of this preset" in said
 
 
@@ -214,14 +243,14 @@ def test_forest_draws_each_interval_and_says_what_it_cannot():
     runs = frame(groups, ERRORS | {"black padding": [0.0]})
     runs.loc[runs["padding"] == "black", ["status", "test_error"]] = ["diverged", np.nan]
     rows = ablation.table(groups, runs)
-    ax = ablation.forest(rows, runs).axes[0]
+    ax = figures.forest(rows, runs).axes[0]
     intervals = [line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2][1:]  # the first is zero
     np.testing.assert_allclose(intervals, rows[["low", "high"]].dropna())
     assert [t.get_color() for t in ax.texts if t.get_text().strip() == "diverged"] == ["#CC0000"]
-    none = ablation.forest(ablation.table(groups, runs[runs["padding"] != "black"]), runs).axes[0]
+    none = figures.forest(ablation.table(groups, runs[runs["padding"] != "black"]), runs).axes[0]
     assert [t.get_color() for t in none.texts if t.get_text().strip() == "not yet trained"] == ["#777777"]
     assert [t.get_text().replace("\n", " ") for t in ax.get_yticklabels()] == rows["deviation"].tolist()
-    assert ablation.forest(rows.iloc[:0], runs).axes
+    assert figures.forest(rows.iloc[:0], runs).axes
 
 
 def test_footer_says_once_what_all_runs_have():
@@ -241,18 +270,18 @@ def test_learning_curves_draw_a_line_per_group():
     groups = groups_of(3)
     runs = frame(groups, ERRORS)
     curves = fake_curves(runs)
-    fig = ablation.learning_curves(groups, runs, curves)
+    fig = figures.learning_curves(groups, runs, curves)
     for ax, column in zip(fig.axes, ("train_error", "test_error"), strict=True):
         assert [line.get_label() for line in ax.lines] == list(groups)
         own = curves[curves["run"].isin(runs.loc[runs["nesterov"], "run"])]
         np.testing.assert_allclose(ax.lines[1].get_ydata(), 100 * own.groupby("iteration")[column].mean())
-    text = ablation.learning_curves(groups, runs.iloc[:0], curves).axes[0].texts[0].get_text()
+    text = figures.learning_curves(groups, runs.iloc[:0], curves).axes[0].texts[0].get_text()
     assert all(f"not yet trained: {name}" in " ".join(text.split()) for name in groups)
     first, (second, recipes) = groups.items()
-    fig = ablation.learning_curves(groups, runs[~runs.run.isin([r.run_name for r in recipes])], curves)
+    fig = figures.learning_curves(groups, runs[~runs.run.isin([r.run_name for r in recipes])], curves)
     assert f"not yet trained: {second}" in [t.get_text() for t in fig.axes[1].texts]
     runs.loc[runs.run.isin([r.run_name for r in recipes]), "status"] = "diverged"
-    fig = ablation.learning_curves(groups, runs, curves)
+    fig = figures.learning_curves(groups, runs, curves)
     assert f"diverged: {second}" in [t.get_text() for t in fig.axes[1].texts]
 
 
@@ -261,7 +290,7 @@ def test_learning_curves_label_lines_where_they_end():
     runs = frame(groups, ERRORS)
     curves = fake_curves(runs)
     curves["test_error"] /= 4  # the panels share their limits, which the second one moves
-    fig = ablation.learning_curves(groups, runs, curves)
+    fig = figures.learning_curves(groups, runs, curves)
     low, high = fig.axes[0].get_ylim()
     for ax in fig.axes:
         ends = sorted(line.get_ydata()[-1] for line in ax.lines)

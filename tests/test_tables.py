@@ -51,7 +51,7 @@ def test_the_three_views_of_a_run_with_validation_images():
     runs["selected_test_error"] = [0.0890, 0.0888]
     cells = row(tables.cifar10_table(runs), "ResNet-20 [val_size=5000]")
     assert cells[tables.LAST].startswith("8.80") and cells[tables.SELECTED] == "8.89 (n = 2, 5,000 held out)"
-    assert cells[tables.SELECTED_BIAS] == "+0.09"  # (8.90 - 8.70 + 8.88 - 8.90) / 2
+    assert cells[tables.SELECTED_BIAS] == "+0.09 (of those runs)"  # (8.90 - 8.70 + 8.88 - 8.90) / 2
     assert cells[tables.BEST_ON_TEST] == "8.50" and cells[tables.BEST_BIAS] == "-0.30"
 
 
@@ -65,7 +65,7 @@ def test_a_row_has_the_validation_selected_view_of_its_split_runs(model):
     cells, own = row(table, label), row(table, f"{label} [val_size=5000]")
     assert cells["n"] == "2" and cells[tables.LAST].startswith("8.10")
     assert cells[tables.SELECTED] == own[tables.SELECTED] == "8.89 (n = 2, 5,000 held out)"
-    assert cells[tables.SELECTED_BIAS] == own[tables.SELECTED_BIAS] == "+0.09"
+    assert cells[tables.SELECTED_BIAS] == own[tables.SELECTED_BIAS] == "+0.09 (of those runs)"
     assert row(table, f"{label} [shortcut=B]")[tables.SELECTED] == ""  # of another recipe
 
 
@@ -176,7 +176,7 @@ def test_notes_on_mixed_data_equal_seeds_and_synthetic_images():
     runs = fake_runs({"resnet20": [8.7, 8.7, 8.7], "resnet32": [7.5, 7.6]})
     clean = " ".join(tables.notes(fake_runs({"resnet32": [7.5, 7.6]})))
     assert not any(word in clean for word in ("Mixed", "SYNTHETIC", "same error", "Not at"))
-    assert "ResNet-32 7.37" in clean and "selected on the test set" in clean  # the peers, apart
+    assert "ResNet-32 7.37" in clean and "the best of 200 evaluations" in clean  # the peers, apart
     assert any(line.startswith("ResNet-20: all 3 seeds have the same error") for line in tables.notes(runs))
     runs.loc[0, "data_fingerprint"], runs.loc[3, "precision"] = "abcd", "fp32"
     said = " ".join(tables.notes(runs))

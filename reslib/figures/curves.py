@@ -28,7 +28,6 @@ from .style import (
     marker,
     new_figure,
     say,
-    say_in_corner,
     sign,
 )
 
@@ -63,16 +62,16 @@ def figure1(runs: pd.DataFrame, curves: pd.DataFrame, depths: tuple[int, ...] | 
     depths = depths or _figure1_depths(runs)
     shown = _shown(runs, [f"plain{d}" for d in depths])
     fig, axes = new_figure(8.6, 3.5, 1, 2)
-    ends = []
+    ends, absent = [], []
     for ax, column, title in zip(axes[0], ("train_error", "test_error"), ("training", "test"), strict=True):
         look = {"linestyle": "-", "linewidth": 1.6}
-        ends.append(_panel(ax, runs, shown, curves, [(column, look)], [f"plain{d}" for d in depths]))
+        ends.append(_panel(ax, runs, shown, curves, [(column, look)], [f"plain{d}" for d in depths], absent))
         ax.set_ylabel(f"{title} error (%)")
         ax.set_title(f"plain nets, {title} error")
     _share_limits(axes[0], shown, 20, late=0)
     _label_ends(axes[0], ends)
     stands_in = "" if depths == paper.FIGURE1_DEPTHS else "the paper's figure has 20 and 56 layers"
-    sign(fig, shown, " · ".join(filter(None, [stands_in, AUGMENTED, _notes(runs, shown)])))
+    sign(fig, shown, _joined(stands_in, AUGMENTED, *_reasons(absent, runs), _notes(runs, shown)))
     return fig
 
 
@@ -108,9 +107,9 @@ def figure4(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     shown = _shown(runs, names["plain"] + names["resnet"])
     fig, axes = new_figure(8.6, 3.9, 1, 2)
     columns = [("train_error", {"linestyle": "-", "linewidth": 0.8}), ("test_error", TEST)]
-    ends = []
+    ends, absent = [], []
     for ax, family in zip(axes[0], names, strict=True):
-        ends.append(_panel(ax, runs, shown, curves, columns, names[family]))
+        ends.append(_panel(ax, runs, shown, curves, columns, names[family], absent))
         ax.set_title("plain nets" if family == "plain" else "residual nets")
         ax.set_ylabel("error (%)")
     _share_limits(axes[0], shown, None)
@@ -120,7 +119,7 @@ def figure4(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         Line2D([], [], color=GREY, linewidth=2, label="validation error (centre crop)"),
     ]
     legend_above(fig, handles)
-    sign(fig, shown, " · ".join(filter(None, [imagenet_scale.in_words(shown), _notes(runs, shown)])))
+    sign(fig, shown, _joined(imagenet_scale.in_words(shown), *_reasons(absent, runs), _notes(runs, shown)))
     return fig
 
 
@@ -137,15 +136,14 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     ]
     shown = _shown(runs, sorted({model for _, models in panels for model in models}))
     compares = evidence.at_paper_scale(shown)
-    waiting = ""
-    if len(shown) and not shown["model"].isin(deep := panels[-1][1]).any():  # an empty panel would take a third
-        waiting = "; ".join(f"{why}: {_list([paper.label(m) for m in ms])}" for why, ms in _absent(deep, runs).items())
-        panels.pop()
+    absent = []
+    if len(shown) and "resnet1202" not in set(shown["model"]):  # the panel beside has ResNet-110 already
+        absent = [m for m in panels.pop()[1] if m not in panels[-1][1]]
     fig, axes = new_figure(11.5 * len(panels) / 3, 4.1, 1, len(panels))
     fig.get_layout_engine().set(wspace=0.06)  # between the labels of line ends and of the next axis
-    ends = []
+    ends, columns = [], [("train_error", TRAIN), ("test_error", TEST)]
     for ax, (title, models) in zip(axes[0], panels, strict=True):
-        ends.append(_panel(ax, runs, shown, curves, [("train_error", TRAIN), ("test_error", TEST)], models))
+        ends.append(_panel(ax, runs, shown, curves, columns, models, absent))
         ax.set_title(title)
         ax.set_ylabel("error (%)")
         for model in (m for m in models if compares and m in set(shown["model"])):
@@ -166,7 +164,7 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     bounds = [f"{paper.label(m)} {side} {level:g}%" for m, (side, level) in TRAINING_BOUNDS.items() if compares]
     words = [f"training errors that the paper gives: {', '.join(bounds)}"] if bounds else []
     words += ["each panel has its own axis of errors"] if len({ax.get_ylim() for ax in axes[0] if ax.lines}) > 1 else []
-    sign(fig, shown, " · ".join(filter(None, [*words, waiting, _notes(runs, shown)])))
+    sign(fig, shown, _joined(*words, *_reasons(absent, runs), _notes(runs, shown)))
     return fig
 
 
@@ -190,9 +188,12 @@ def _depths(runs: pd.DataFrame, family: str, always: tuple[int, ...]) -> list[st
 
 
 def _panel(
-    ax: Axes, runs: pd.DataFrame, shown: pd.DataFrame, curves: pd.DataFrame, columns: list, models: list[str]
+    ax: Axes, runs: pd.DataFrame, shown: pd.DataFrame, curves: pd.DataFrame, columns: list, models: list[str], absent
 ) -> list:
-    """Draw the columns of each model's curves, in %, and say why a model has none; the labels for the line ends."""
+    """Draw the columns of each model's curves, in %; the labels for the line ends.
+
+    Models without any are added to the list `absent`; where none has any the panel says why.
+    """
     chosen = curves[curves["run"].isin(shown["run"])] if len(shown) else curves.iloc[:0]
     last = chosen["iteration"].max() if len(chosen) else 0
     unit = iteration_axis(ax, last)
@@ -221,11 +222,10 @@ def _panel(
             statuses = set(shown.loc[shown["model"] == model, "status"]) if "status" in shown else set()
             unfinished = "" if statuses <= {"finished"} else " (unfinished)"
             ends.append((float(band["mean"].iloc[-1]), f"{depth}-layer{unfinished}", colour(depth)))
-    reasons = [f"{why}:\n{_list([paper.label(m) for m in names])}" for why, names in _absent(missing, runs).items()]
     if len(missing) == len(models):
-        say(ax, "; ".join(reasons))
-    elif missing:
-        say_in_corner(ax, "\n".join(reasons))
+        say(ax, "; ".join(_reasons(missing, runs)))
+    else:
+        absent.extend(model for model in missing if model not in absent)
     return ends
 
 
@@ -237,20 +237,20 @@ def _drops(runs: pd.DataFrame) -> list[float]:
     return sorted({d * n for drops, n in zip(steps["lr_drops"], steps["iterations"], strict=True) for d in drops})
 
 
-def _absent(missing: list[str], runs: pd.DataFrame) -> dict[str, list[str]]:
-    """Why these networks have no curve: what can be done about it -> their names."""
+def _reasons(missing: list[str], runs: pd.DataFrame) -> list[str]:
+    """Why these networks have no curve, by what can be done about it: "not yet trained: plain-32 and plain-44"."""
     planned = _planned(runs)
     diverged = set(runs.loc[runs["status"] == "diverged", "model"]) if "status" in runs else set()
     reasons: dict[str, list[str]] = {}
-    for model in missing:
+    for model in sorted(missing, key=family_and_depth):
         if model in diverged:
             why = "diverged"
         elif model in set(runs["model"]):
             why = "begun, without a measurement yet"
         else:
             why = "not yet trained" if model in planned or not planned else "not part of this preset"
-        reasons.setdefault(why, []).append(model)
-    return reasons
+        reasons.setdefault(why, []).append(paper.label(model))
+    return [f"{why}: {_list(names)}" for why, names in reasons.items()]
 
 
 def _label_ends(axes: np.ndarray, ends: list) -> None:
@@ -314,6 +314,10 @@ def _notes(runs: pd.DataFrame, shown: pd.DataFrame) -> str:
     if left := len(same) - len(evidence.main_runs(same)):
         notes.append(f"{left} run{'s' * (left > 1)} of these nets under other settings not drawn")
     return " · ".join(notes)
+
+
+def _joined(*parts: str) -> str:
+    return " · ".join(filter(None, parts))
 
 
 def _list(names: list[str]) -> str:

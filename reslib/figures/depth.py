@@ -63,5 +63,6 @@ def depth_view(runs: pd.DataFrame) -> Figure:
             label = "one seed, where there are several (open mark: their mean)"
             handles.append(Line2D([], [], color=GREY, linestyle="", marker=".", markersize=5, label=label))
         legend_above(fig, handles)
-    sign(fig, chosen, "training error: running, on augmented images" if len(chosen) else "")
+    words = "training error: running, on augmented images · the two marks of a depth stand a little apart"
+    sign(fig, chosen, words if len(chosen) else "")
     return fig

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Line
 
 from .. import evidence
 from ..files import whole_file
@@ -24,8 +26,8 @@ MARKERS = {8: "X", 14: "<", 20: "o", 32: "s", 44: "^", 56: "D", 110: "v", 1202: 
     18: "o", 34: "D", 50: "^", 101: "v", 152: "P"
 }  # fmt: skip
 GREY = "#444444"  # of a legend's lines that stand for every colour
-FAMILY = {  # plain and residual where both share a panel: colour, line style, marker
-    "plain": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+FAMILY = {  # plain and residual where both share a panel: colour (of no depth), line style, marker
+    "plain": {"color": "#882255", "linestyle": "--", "marker": "s"},
     "resnet": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
 }
 FAMILY_NAME = {"plain": "plain", "resnet": "ResNet"}
@@ -123,27 +125,36 @@ def iteration_axis(ax: Axes, last: float) -> float:
 def end_labels(ax: Axes, labels: list[tuple[float, str, str]], size: float = 8) -> None:
     """Write (y, text, colour) right of the axes at height y, moved apart where they would overlap.
 
-    A value outside the limits (a percentage) gets its label at the edge, with an arrow.
+    A value outside the limits (a percentage) gets its label at the edge, with an arrow; a label that had to move, a
+    thin line from where its curve ends.
     """
     low, high = ax.get_ylim()
-    height = ax.get_position().height * ax.get_figure().get_figheight() * 72  # points, before the layout: near enough
+    box, size_of = ax.get_position(), ax.get_figure().get_size_inches()
+    width, height = 72 * box.width * size_of[0], 72 * box.height * size_of[1]  # points, before the layout: near enough
     step = 1.15 * size / height
     items = []
     for y, text, ink in sorted(labels):
         arrow = f" ↑ {y:.0f}%" if y > high else f" ↓ {y:.0f}%" if y < low else ""
         place = min(max((y - low) / (high - low), 0), 1)
-        items.append([place, text + arrow, ink])
+        items.append([place, place, text + arrow, ink])
     for _ in range(200):  # relax: push overlapping neighbours apart, stay within the axes
         for a, b in zip(items, items[1:], strict=False):
             if (overlap := step - (b[0] - a[0])) > 1e-6:
                 a[0], b[0] = a[0] - overlap / 2, b[0] + overlap / 2
         for item in items:
             item[0] = min(max(item[0], 0), 1)
-    for place, text, ink in items:
+    moved = [abs(place - end) > 0.3 * step for place, end, *_ in items]
+    gap = 14 if any(moved) else 5  # points
+    for (place, end, text, ink), lead in zip(items, moved, strict=True):
         ax.annotate(
-            text, (1, place), xycoords="axes fraction", xytext=(5, 0), textcoords="offset points", color=ink,
+            text, (1, place), xycoords="axes fraction", xytext=(gap, 0), textcoords="offset points", color=ink,
             fontsize=size, va="center", annotation_clip=False,
         )  # fmt: skip
+        if lead:
+            ends = [(1 + 4 / width, end), (1 + (gap - 2) / width, place)]  # clear of a marker at the line's end
+            ax.add_patch(
+                PathPatch(Line(ends), transform=ax.transAxes, color=ink, fill=False, linewidth=0.6, clip_on=False)
+            )
 
 
 def save_figure(fig: Figure, stem: str | Path) -> list[Path]:
