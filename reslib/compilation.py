@@ -43,6 +43,7 @@ class Trial:
     compiled: float | None  # None: it could not be compiled, or computed something else
     compile_seconds: float
     layers: int
+    begun: int = 0  # trials whose process ended in them: nothing else is known
 
     @property
     def wins(self) -> bool:
@@ -277,6 +278,13 @@ def known_trials(name: str = COMPILE) -> dict[str, Trial]:
         return found
     except (ValueError, TypeError):
         return {}
+
+
+def forget(key: str, name: str) -> None:
+    """Forget a trial of this machine: the next run makes it again."""
+    mine = known_trials(name)
+    if mine.pop(key, None) is not None:
+        trials.keep(name, {key: dataclasses.asdict(trial) for key, trial in mine.items()})
 
 
 def remember(key: str, trial: Trial, name: str = COMPILE) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 
 import torch
@@ -144,7 +145,8 @@ class CapturedStep(Step):
 
     warmup = 3  # eager steps on a side stream before the capture, undone afterwards
     rounds = 3  # of timing two captured steps in turn
-    replays = 10  # in each
+    replays = 10  # in each, at least
+    timed = 0.1  # seconds in each, at least: a GPU may be shared
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -229,7 +231,7 @@ class CapturedStep(Step):
         try:
             loss = trial.loss(self, seconds)
             if loss is not None:
-                keep = self._captured_too(trial, plain[0], loss)
+                keep = self._captured_too(trial, plain[0], loss, seconds, undo)
         except Exception as error:  # compilers fail in many ways, and there may be no room for two graphs
             trial.refused(error)
         if not keep:
@@ -238,8 +240,11 @@ class CapturedStep(Step):
             self.optimizer.zero_grad(set_to_none=True)  # they would hold the memory of the other graph
         return keep
 
-    def _captured_too(self, trial, plain, loss) -> bool:
-        """Whether a step through another loss, captured and made the step, wins against the plain graph."""
+    def _captured_too(self, trial, plain, loss, seconds: float, undo) -> bool:
+        """Whether a step through another loss, captured and made the step, does the same as the plain graph and wins.
+
+        seconds: of a plain replay.
+        """
         self.graph, self.loss = None, loss
         with warnings.catch_warnings():  # the plain step is there: no word of warning
             warnings.simplefilter("ignore", UserWarning)
@@ -247,14 +252,30 @@ class CapturedStep(Step):
         if self.graph is None:
             raise RuntimeError(self.failed)
         if not loss.way:
-            return False  # it has said why
+            trial.forget()  # it has said why
+            return False
+        names = {name: True for name, _ in self.model.named_parameters()}
+        names |= {name: False for name, _ in self.model.named_buffers()}
+        states = [self._after(replay, undo) for replay in (None, plain, self.graph)]
+        if not trial.agrees(names, *states, self.precision):
+            return False
         if trial.sure:
             return True
         mine, other = [], []
+        replays = max(self.replays, math.ceil(self.timed / max(seconds, 1e-6)))
         for _ in range(self.rounds):
-            mine.append(seconds_per_replay(plain, self.replays))
-            other.append(seconds_per_replay(self.graph, self.replays))
+            mine.append(seconds_per_replay(plain, replays))
+            other.append(seconds_per_replay(self.graph, replays))
         return trial.wins(min(mine), min(other))
+
+    def _after(self, graph, undo) -> list[torch.Tensor]:
+        """Parameters and buffers as they are, or as one replay of a graph makes them; the step is left as it was."""
+        undo()
+        if graph is not None:
+            graph.replay()
+        state = [t.detach().clone() for t in (*self.model.parameters(), *self.model.buffers())]
+        undo()
+        return state
 
     def _warm_up(self):
         """The eager steps; once more with the plain loss where another fails, as it may only at the backward pass."""

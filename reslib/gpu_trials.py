@@ -12,16 +12,17 @@ import time
 
 import torch
 
-from .compilation import Trial, known_trials, layers_of, remember, uncompilable
+from .compilation import Trial, forget, known_trials, layers_of, remember, uncompilable
 from .engine import CapturedStep
 from .errors import first_line
 from .gpu_compilation import compiled_loss
-from .passes import Passes, difference, sound
+from .passes import TOLERANCE, Passes, difference, sound, unlike_step
 from .provenance import device_name
 from .thin import NAME, ThinLoss, unavailable
 from .tune import COMPILE_GPU, LONG, MARGIN, UNITS_GPU, asked
 
 ENOUGH = 1.4  # times as fast as plain: well above the quarter that torch.compile gains (notebook speed)
+DEADLY = 2  # trials that ended their process, after which no run tries again: a kernel can make a device fail
 PAYS_AFTER = 4.0  # times as long as it takes to make other passes must the rest of the run be: gains are about a fifth
 
 
@@ -84,7 +85,7 @@ class GpuTrial:
 
     def __init__(self, left: int, limit: float | None, say):
         self.left, self.limit, self.say, self.sure = left, limit, say, False
-        self.key, self.layers, self.seconds, self.gain = "", 0, 0.0, 1.0
+        self.key, self.layers, self.seconds, self.gain, self.off = "", 0, 0.0, 1.0, 0.0
 
     def first_pass(self, passes: Passes, loss):
         """What a pass through such a loss gives, its failures raised."""
@@ -102,6 +103,12 @@ class GpuTrial:
             self.key += f" | against {against}"
         self.layers = layers_of(step.model)
         known = known_trials(self.file).get(self.key)
+        begun = known.begun if known else 0
+        if begun >= DEADLY:
+            self.say(f"{self.refusal}: {begun} trials ended their process; RESLIB_TUNE={self.field}=true tries again")
+            return None
+        if begun:
+            known = None
         if known and not known.wins:
             self.say(f"{self.refusal}: measured before{self._seconds(known)}")
             return None
@@ -113,28 +120,40 @@ class GpuTrial:
             return None
         purpose = "" if known else " to see whether that is faster"
         self.say(f"{self.words} the step{purpose}, about {expected:.0f} s ...")
-        passes, begun = Passes(step, step.x, step.y), time.perf_counter()
+        if not known:  # until it has come to an end
+            self._remember(Trial(seconds, None, expected, self.layers, begun + 1))
+        passes, start = Passes(step, step.x, step.y), time.perf_counter()
         loss = self.passes_of(step, self.say)
-        if loss is None:
-            return None
-        theirs = self.first_pass(passes, loss)
-        self.seconds = time.perf_counter() - begun
-        if not loss.way:
-            return None  # nothing in this network that could be otherwise
+        theirs = self.first_pass(passes, loss) if loss is not None else None
+        self.seconds = time.perf_counter() - start
+        if loss is None or not loss.way:
+            self.forget()
+            return None  # nothing in this network that could be otherwise, or no means
         mine = passes.run(step.loss)
+        self.off = difference(mine, theirs)
         if not sound(passes, mine, theirs):
-            off = difference(mine, theirs)
-            self.say(f"{self.refusal}: loss or gradient would be off by {100 * off:.1f}%")
-            if math.isfinite(off):
-                self._remember(Trial(seconds, None, self.seconds, self.layers))
+            self._wrong(f"loss or gradient would be off by {100 * self.off:.1f}%", math.isfinite(self.off))
             return None
         return loss
 
+    def agrees(self, names, before, plain, other, precision: str) -> bool:
+        """Whether the step does, captured, what the plain one does: parameters, statistics, counts of batches."""
+        allowed = max(TOLERANCE[precision], 2 * self.off)
+        if unlike := unlike_step(names, before, plain, other, allowed, precision):
+            self._wrong(f"captured, {unlike}")
+        return not unlike
+
+    def _wrong(self, words: str, last: bool = True) -> None:
+        """They compute something else: said and, where it is to last, remembered."""
+        self.say(f"{self.refusal}: {words}")
+        if last:
+            self._remember(Trial(0.0, None, self.seconds, self.layers))
+        else:
+            self.forget()
+
     def refused(self, error: Exception) -> None:
         """Something failed on the way: said, and remembered unless the next run may have the room."""
-        self.say(f"{self.refusal}: {first_line(error)}")
-        if self.failures_last and not isinstance(error, torch.OutOfMemoryError):
-            self._remember(Trial(0.0, None, self.seconds, self.layers))
+        self._wrong(first_line(error), self.failures_last and not isinstance(error, torch.OutOfMemoryError))
 
     def wins(self, plain: float, other: float) -> bool:
         """Whether the step of the other passes is faster by more than the margin; remembered."""
@@ -157,6 +176,11 @@ class GpuTrial:
             f" {1000 * trial.eager:.2f} ms captured, {1000 * trial.compiled:.2f} ms {self.name} and captured "
             f"(compilation {trial.compile_seconds:.0f} s)"
         )
+
+    def forget(self) -> None:
+        """The next run tries again."""
+        if self.key:
+            forget(self.key, self.file)
 
     def _remember(self, trial: Trial) -> None:
         if self.key:

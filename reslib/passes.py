@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 
 import torch
@@ -11,6 +12,8 @@ from .engine import Step
 from .numerics import autocast
 
 TOLERANCE = {"fp32": 0.01, "bf16": 0.1}  # of loss and gradient, relative: how far another pass may be off
+SHARE = 0.01  # of the length of a whole step: a parameter that moves by less is moved by rounding too
+ALONE = {True: 0.5, False: 0.1}  # how far the change of one tensor may be off, of a parameter and of a statistic
 NO_WORSE = 1.5  # times as far from double precision as the eager gradient, where that one is further off than this
 
 
@@ -27,6 +30,7 @@ class Passes:
     def run(self, loss) -> tuple[float, float, list[torch.Tensor]]:
         """(seconds, loss, gradients) of one pass through `loss`."""
         step, state = self.step, torch.get_rng_state()
+        on_gpu = torch.cuda.get_rng_state(step.device) if step.device.type == "cuda" else None
         kept = [b.clone() for b in step.model.buffers()]
         try:
             torch.manual_seed(0)
@@ -39,6 +43,8 @@ class Passes:
         finally:
             step.optimizer.zero_grad(set_to_none=True)
             torch.set_rng_state(state)
+            if on_gpu is not None:
+                torch.cuda.set_rng_state(on_gpu, step.device)
             with torch.no_grad():
                 for buffer, old in zip(step.model.buffers(), kept, strict=True):
                     buffer.copy_(old)
@@ -70,10 +76,37 @@ def sound(passes: Passes, mine, theirs) -> bool:
 
 
 def difference(mine, theirs) -> float:
-    """The larger of the relative differences of two passes' losses and gradients."""
+    """The larger of the relative differences of two passes' losses and gradients, NaN where one of these is."""
     (_, value, gradients), (_, other, others) = mine, theirs
     if len(gradients) != len(others):
         return float("inf")
     off = sum((g - o).double().square().sum() for g, o in zip(gradients, others, strict=True))
     size = sum(g.double().square().sum() for g in gradients)
-    return max(abs(value - other) / max(abs(value), 1e-9), float((off / size.clamp(min=1e-18)).sqrt()))
+    parts = abs(value - other) / max(abs(value), 1e-9), float((off / size.clamp(min=1e-18)).sqrt())
+    return math.nan if any(map(math.isnan, parts)) else max(parts)  # max alone passes over a NaN that is not first
+
+
+def unlike_step(names, before, plain, other, allowed: float, precision: str) -> str:
+    """Where two whole steps from one state go different ways, in words; "" where they go the same.
+
+    Each a list of tensors in order of `names`, whose values are whether it is a parameter: the state, and what the
+    plain and the other step made of it. allowed: how far, relative to the plain step, all parameters together may be
+    off; while that is within the precision's tolerance, each that matters is looked at alone, and statistics always.
+    """
+    moved = {name: (m - b).double() for name, b, m in zip(names, before, plain, strict=True) if m.is_floating_point()}
+    off = {}
+    for name, m, o in zip(names, plain, other, strict=True):
+        if name in moved:
+            off[name] = float((o - m).double().norm())
+        elif not torch.equal(m, o):
+            return f"{name} would be another"
+    length = {name: float(change.norm()) for name, change in moved.items()}
+    parameters = [name for name in moved if names[name]]
+    whole, together = (math.hypot(*(d[name] for name in parameters)) for d in (length, off))
+    if not together <= allowed * whole:
+        return f"a whole step would be off by {100 * together / max(whole, 1e-18):.1f}%"
+    for name in moved:
+        small = names[name] and (length[name] < SHARE * whole or together > TOLERANCE[precision] * whole)
+        if not small and not off[name] <= ALONE[names[name]] * length[name]:
+            return f"{name} would be off by {100 * off[name] / max(length[name], 1e-18):.1f}%"
+    return ""

@@ -130,13 +130,14 @@ def _verdicts(preset: str, boards: dict[str, pd.DataFrame], folder: str) -> list
     """The claims of these boards that could be judged, a list for each verdict; folder: of their tables."""
     if not boards:
         return []
-    rows, lines = pd.concat(boards.values()), [f"### `{preset}`: the paper's claims", ""]
+    links = {"claims": "CIFAR-10", "figure4_claims": "ImageNet"}
+    rows = pd.concat([board.assign(of=links[stem]) for stem, board in boards.items()])
+    lines = [f"### `{preset}`: the paper's claims", ""]
     for verdict, title in ((claims.HOLDS, "Claims that hold"), (claims.FAILS, "Claims that do not hold")):
         found = rows[rows["verdict"] == verdict]
         if len(found):
             single = found["evidence"].str.contains(claims.ONE_SEED).map({True: " (with single seeds)", False: ""})
-            lines += [f"{title} at this scale:", "", *("- " + found["claim"] + single), ""]
-    links = {"claims": "CIFAR-10", "figure4_claims": "ImageNet"}
+            lines += [f"{title} at this scale:", "", *("- " + found["of"] + ": " + found["claim"] + single), ""]
     where = ", ".join(f"[{links[stem]}]({folder}/{stem}.md)" for stem in boards)
     lines.append(f"Every claim with its criterion, its evidence and its verdict, undecided ones too: {where}.")
     return ["\n".join(lines) + "\n"]

@@ -121,7 +121,8 @@ def _window(runs: pd.DataFrame) -> str:
 
 
 def claims_caption(runs: pd.DataFrame) -> str:
-    """The caption of the scoreboard, with the evidence behind it; names synthetic data first."""
+    """The caption of the scoreboard, with the evidence of the runs judged; names synthetic data first."""
+    runs = evidence.main_runs(evidence.finished(runs))
     loud = evidence.loud(runs)
     return f"{loud}Claims of the paper, judged on the records of this preset. {_behind(runs)}"
 

@@ -16,6 +16,10 @@ from reslib.engine import make_optimizer
 CPU = torch.device("cpu")
 
 
+def no_work(self):
+    """A replay of the stand-in changes nothing."""
+
+
 class Cuda:
     """`current`: the stream; `devices`: those made current; `broken`: how captures end, in turn, None for well."""
 
@@ -27,7 +31,7 @@ class Cuda:
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.Stream(self.current))
         monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "current", stream.name))
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", type("Graph", (), {"reset": lambda self: None}))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", type("Graph", (), {"reset": no_work, "replay": no_work}))
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *pool: None, raising=False)

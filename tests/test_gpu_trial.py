@@ -1,6 +1,7 @@
 """When the passes of a captured step are compiled: after a trial that can end no run (stand-in for torch.cuda)."""
 
 import itertools
+import math
 import warnings
 
 import pytest
@@ -14,7 +15,7 @@ from reslib.engine import CapturedStep, Step, make_optimizer
 from reslib.gpu_compilation import BlockwiseLoss
 from reslib.gpu_trials import CompilerTrial, accelerate
 from reslib.models import build_model
-from reslib.passes import Passes
+from reslib.passes import Passes, difference, unlike_step
 
 
 @pytest.fixture
@@ -187,6 +188,103 @@ def test_wrong_or_failing_passes_are_refused_and_remembered(monkeypatch, own_cac
         assert len(trials.known("compile-gpu.json")) == known
     (entry,) = trials.known("compile-gpu.json").values()
     assert entry["compiled"] is None and trials.known("compile.json") == {}
+
+
+def test_a_gradient_of_nan_is_seen_beside_a_right_loss():
+    right, wrong = [torch.ones(3), torch.ones(2)], [torch.ones(3), torch.tensor([1.0, math.nan])]
+    assert math.isnan(difference((0, 1.0, right), (0, 1.0, wrong)))
+    assert math.isnan(difference((0, 1.0, right), (0, math.nan, right)))
+    assert difference((0, 1.0, right), (0, 1.1, right)) == pytest.approx(0.1)
+
+
+NAMES = {"conv": True, "scale": True, "mean": False, "batches": False}
+BEFORE = [torch.zeros(100), torch.zeros(4), torch.zeros(4), torch.tensor(7)]
+PLAIN = [torch.ones(100), torch.full((4,), 0.4), torch.ones(4), torch.tensor(8)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, ""),
+        ({"conv": torch.full((100,), 1.05), "mean": torch.full((4,), 1.05)}, ""),  # as bf16 rounds
+        ({"conv": torch.full((100,), 1.3)}, "a whole step would be off by 29."),
+        ({"conv": torch.full((100,), math.nan)}, "a whole step would be off by nan%"),
+        ({"scale": torch.zeros(4)}, "scale would be off by 100.0%"),  # a part too small to be seen in the whole
+        ({"mean": torch.full((4,), 1.3)}, "mean would be off by 30.0%"),
+        ({"batches": torch.tensor(9)}, "batches would be another"),
+    ],
+)
+def test_a_captured_step_is_compared_tensor_by_tensor(changed, words):
+    other = [changed.get(name, value) for name, value in zip(NAMES, PLAIN, strict=True)]
+    found = unlike_step(NAMES, BEFORE, PLAIN, other, 0.1, "bf16")
+    assert found == words or (words and found.startswith(words)), found
+    noise = [PLAIN[0] * 1.4, PLAIN[1] * 1.7, *PLAIN[2:]]  # where rounding decides, parameters are judged together
+    assert unlike_step(NAMES, BEFORE, PLAIN, noise, 0.5, "bf16") == ""
+    still = [PLAIN[0], torch.zeros(4), *PLAIN[2:]]
+    tiny = [*PLAIN[:1], torch.full((4,), 1e-4), *PLAIN[2:]]  # moved by rounding, as a bias before batch norm
+    assert unlike_step(NAMES, BEFORE, tiny, still, 0.1, "bf16") == ""
+
+
+def test_a_capture_that_does_something_else_is_refused(monkeypatch, own_cache):
+    """The passes are right, what was captured of them is not."""
+    cuda, said, step = Cuda(monkeypatch), [], made(CapturedStep)
+    monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: loss(*x))
+    timed(monkeypatch, 1.0, *[1.0, 0.1] * 3)
+
+    def replay(graph):
+        with torch.no_grad():
+            step.model.fc.weight += 1.0 if graph is first else 2.0
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", replay)
+    step.model.compilable, step.trials = True, [CompilerTrial(64_000, None, said.append)]
+    before = step.model.fc.weight.detach().clone()
+    record, first = step._record, None
+
+    def recorded():
+        nonlocal first
+        record()
+        first = first or step.graph
+
+    monkeypatch.setattr(step, "_record", recorded)
+    step._capture(*batch())
+    assert step.way == "CUDA graph" and cuda.captures == 2 and step.graph is first
+    assert said[-1].startswith("not compiled: captured, a whole step would be off by 100.")
+    assert torch.equal(step.model.fc.weight, before)
+    (entry,) = trials.known("compile-gpu.json").values()
+    assert entry["compiled"] is None and entry["begun"] == 0
+
+
+def test_trials_that_end_the_process_are_not_made_for_ever(monkeypatch, own_cache):
+    """A fault of the device is no exception that could be caught: what was begun and never ended is counted."""
+
+    class Killed(BaseException):
+        pass
+
+    def deadly(loss, **options):
+        def call(*x):
+            raise Killed
+
+        return call
+
+    def one() -> list[str]:
+        Cuda(monkeypatch)
+        timed(monkeypatch, 1.0, *[1.0, 0.5] * 3)
+        said, step = [], made(CapturedStep)
+        step.model.compilable, step.trials = True, [CompilerTrial(64_000, None, said.append)]
+        try:
+            step._capture(*batch())
+        except Killed:
+            said.append("killed")
+        return said
+
+    monkeypatch.setattr(torch, "compile", deadly)
+    assert one()[-1] == one()[-1] == "killed"
+    assert one() == ["not compiled: 2 trials ended their process; RESLIB_TUNE=compile=true tries again"]
+    monkeypatch.setattr(gpu_trials, "DEADLY", 3)
+    monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: loss(*x))
+    assert one()[-1].endswith(": kept")
+    (entry,) = trials.known("compile-gpu.json").values()
+    assert entry["begun"] == 0 and entry["compiled"] == 0.5
 
 
 def test_blocks_are_compiled_in_training_alone(monkeypatch):

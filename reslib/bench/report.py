@@ -105,7 +105,9 @@ def _comparison(part: dict) -> list[str]:
     lines = [
         f"## {part['model']}, batch {part['batch_size']}",
         "",
-        f"Median of {part['rounds']} alternating turns; range in brackets.",
+        f"Median of {part['rounds']} alternating turns; range in brackets."
+        if part["rounds"] > 1
+        else "One turn of each: there is no range.",
         "",
         "| loop | images/s | ratio | data | forward | backward | optimiser | metrics | set-up | 64k run | memory |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -116,8 +118,8 @@ def _comparison(part: dict) -> list[str]:
         memory = row.get("peak_memory_mib") or {}
         cells = [
             row["contender"],
-            f"{row['images_per_second']:.0f} ({min(turns):.0f} to {max(turns):.0f})",
-            f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})",
+            f"{row['images_per_second']:.0f}" + f" ({min(turns):.0f} to {max(turns):.0f})" * (len(turns) > 1),
+            f"{row['ratio']:.2f}" + f" ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})" * (len(turns) > 1),
             *parts,
             f"{row['setup_seconds']:.1f} s",
             _duration(row["seconds_to_the_end_of_64k"]),

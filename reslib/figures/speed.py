@@ -74,7 +74,7 @@ def _rates(ax, group: pd.DataFrame, title: str) -> None:
     inks = [CONTENDERS.get(name, OTHERS) for name in group["contender"]]
     ax.barh(places, rates, height=0.62, color=inks)
     _ranges(ax, places, group)
-    ax.set_yticks(places, group["contender"])
+    ax.set_yticks(places, group["contender"] + ", " + group["precision"])
     ax.set_title(title, loc="left")
     ax.set_xlim(0, 1.32 * group["high"].max())
     ax.grid(axis="y", visible=False)
@@ -200,7 +200,7 @@ def seeds_figure(frame: pd.DataFrame) -> Figure:
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},  # the dashed line ends at the number
             )  # fmt: skip
     axes[-1][0].set_xlabel(
-        "time of all seeds in single runs (median; line: range of the turns; dashed: one after the other)"
+        "time of all seeds, one run alone being 1 (median; line: range of the turns; dashed: one after the other)"
     )
     sign(fig, None, evidence(frame))
     return fig

@@ -20,6 +20,7 @@ from ..models.conv_norm_relu import UnitsLoss
 
 NAME = "thin units"  # in records and messages
 CAPABILITY = (8, 0)  # of a GPU: the first with products in bf16
+_kept: list[dict] = []  # what `compiled_anew` compiled anew
 
 
 class ThinLoss(UnitsLoss):
@@ -65,7 +66,9 @@ def compiled_anew():
     from . import kernels
 
     for kernel in vars(kernels).values():
-        getattr(kernel, "device_caches", {}).clear()  # of this process
+        if caches := getattr(kernel, "device_caches", None):  # of this process
+            _kept.append(dict(caches))  # a kernel that is let go is unloaded, and captured graphs may replay it
+            caches.clear()
     before = os.environ.get("TRITON_CACHE_DIR")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder  # torch.compile sets the same variable, so no knob above it

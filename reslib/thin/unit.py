@@ -32,6 +32,8 @@ def unit(conv: nn.Module, norm: nn.Module, relu: nn.Module, x: Tensor, added: Te
     kind = _type_of_maps(x)
     if kind is None or not normalises(norm, relu) or watched(conv) or not _fits(conv, x, kind):
         return None
+    if norm.num_features != conv.out_channels:  # PyTorch says so in words
+        return None
     size = x.shape[0], conv.out_channels, *_size_after(x, conv.stride[0])
     rows = size[0] * size[2] * size[3]
     if rows < 2 or _parts(rows, _tile(rows, conv.out_channels)) > MAX_TILES:
