@@ -68,18 +68,24 @@ def activate(
     """
     program = tl.program_id(0)
     c, some = tl.arange(0, CHANNELS), tl.arange(0, SOME)
+    rows = program * ROWS + tl.arange(0, ROWS)
+    inside = (rows < M)[:, None]
+    at = rows[:, None] * CHANNELS + c[None, :]
+    value = tl.load(y + at, mask=inside, other=0.0)  # asked for here, it is on its way while tiles are joined
+    more = tl.load(added + at, mask=inside, other=0.0) if ADDED else value
     # about the mean of the first tile, so that squares of a mean far from zero do not swallow the variance
     about = tl.load(moments + c)
     mean, variance = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
+    squares = tl.zeros((CHANNELS,), tl.float32)
     for first in range(0, TILES, SOME):
         t = first + some
         share = tl.maximum(tl.minimum(M - t * ROWS, ROWS), 0).to(tl.float32) / M
-        at = moments + t[:, None] * 2 * CHANNELS + c[None, :]
-        away = tl.load(at, mask=(t < TILES)[:, None], other=0.0) - about[None, :]
-        squares = tl.load(at + CHANNELS, mask=(t < TILES)[:, None], other=0.0)
+        of_tiles = moments + t[:, None] * 2 * CHANNELS + c[None, :]
+        away = tl.load(of_tiles, mask=(t < TILES)[:, None], other=0.0) - about[None, :]
+        squares += tl.sum(tl.load(of_tiles + CHANNELS, mask=(t < TILES)[:, None], other=0.0), 0)
         mean += tl.sum(away * share[:, None], 0)
-        variance += tl.sum(squares / M + away * away * share[:, None], 0)
-    variance -= mean * mean
+        variance += tl.sum(away * away * share[:, None], 0)
+    variance += squares / M - mean * mean
     mean += about
     inverse = 1.0 / tl.sqrt(variance + epsilon)
     scale = inverse * tl.load(weight + c)
@@ -93,12 +99,9 @@ def activate(
         tl.store(running_mean + c, old_mean + momentum * (mean - old_mean))
         tl.store(running_var + c, old_var + momentum * (variance * (M / (M - 1)) - old_var))
         tl.store(batches, tl.load(batches) + 1)
-    rows = program * ROWS + tl.arange(0, ROWS)
-    inside = (rows < M)[:, None]
-    at = rows[:, None] * CHANNELS + c[None, :]
-    value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32) * scale[None, :] + shift[None, :]
+    value = value.to(tl.float32) * scale[None, :] + shift[None, :]
     if ADDED:
-        value += tl.load(added + at, mask=inside, other=0.0).to(tl.float32)
+        value += more.to(tl.float32)
     value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)  # a diverged run must be seen to diverge
     tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 
@@ -124,7 +127,8 @@ def reduce(
         tl.store(masked + at, g, mask=inside)
         g = g.to(tl.float32)
     else:
-        g = _through_relu(g, value, kept, c, CHANNELS)
+        scale, shift = tl.load(kept + 2 * CHANNELS + c), tl.load(kept + 3 * CHANNELS + c)
+        g = _through_relu(g, value, scale, shift)
     mean, inverse = tl.load(kept + c), tl.load(kept + CHANNELS + c)
     normal = (value - mean[None, :]) * inverse[None, :]
     tl.store(sums + tile * 2 * CHANNELS + c, tl.sum(g, 0))
@@ -132,9 +136,8 @@ def reduce(
 
 
 @triton.jit
-def _through_relu(g, value, kept, c, CHANNELS: tl.constexpr):
+def _through_relu(g, value, scale, shift):
     """The gradient before ReLU, of maps to which nothing was added: g unless the batch norm of `value` is negative."""
-    scale, shift = tl.load(kept + 2 * CHANNELS + c), tl.load(kept + 3 * CHANNELS + c)
     return tl.where(value * scale[None, :] + shift[None, :] <= 0, 0.0, g.to(tl.float32))
 
 
@@ -152,16 +155,21 @@ def _totals(sums, c, CHANNELS: tl.constexpr, TILES: tl.constexpr, SOME: tl.const
 
 
 @triton.jit
-def _of_convolution(slope, y, at, there, kept, first, second, M, c, CHANNELS: tl.constexpr, ADDED: tl.constexpr):
+def _of_norm(kept, first, second, M, c, CHANNELS: tl.constexpr):
+    """(scale, shift, a, b): values v with gradients g of their batch norm have gradients scale g + a v + b."""
+    mean, inverse = tl.load(kept + c), tl.load(kept + CHANNELS + c)
+    scale, shift = tl.load(kept + 2 * CHANNELS + c), tl.load(kept + 3 * CHANNELS + c)
+    per_value = -scale * inverse * second / M
+    return scale, shift, per_value, -scale * first / M - per_value * mean
+
+
+@triton.jit
+def _of_convolution(slope, y, at, there, scale, shift, per_value, constant, c, ADDED: tl.constexpr):
     """The gradient of y at the rows that begin at `at`: through ReLU, where nothing was added, and batch norm."""
     mask = there[:, None]
     value = tl.load(y + at[:, None] + c[None, :], mask=mask, other=0.0).to(tl.float32)
     g = tl.load(slope + at[:, None] + c[None, :], mask=mask, other=0.0)
-    g = g.to(tl.float32) if ADDED else _through_relu(g, value, kept, c, CHANNELS)
-    mean, inverse = tl.load(kept + c), tl.load(kept + CHANNELS + c)
-    scale = tl.load(kept + 2 * CHANNELS + c)
-    per_value = -scale * inverse * second / M
-    constant = -scale * first / M - per_value * mean
+    g = g.to(tl.float32) if ADDED else _through_relu(g, value, scale, shift)
     gradient = scale[None, :] * g + per_value[None, :] * value + constant[None, :]
     return tl.where(mask, gradient, 0.0)
 
@@ -185,6 +193,7 @@ def correlate(
     if part + share == 0:
         tl.store(of_shift + o, first)
         tl.store(of_scale + o, second)
+    scale, shift, per_value, constant = _of_norm(kept, first, second, M, o, OUTPUTS)
     k = part * COLUMNS + tl.arange(0, COLUMNS)
     tap, i = k // PADDED, k % PADDED
     kh, kw = tap // 3, tap % 3
@@ -193,7 +202,7 @@ def correlate(
         rows = (share * STEPS + step) * ROWS + tl.arange(0, ROWS)
         inside = rows < M
         n, h, w = _pixel(rows, HY, WY)
-        b = _of_convolution(slope, y, rows * OUTPUTS, inside, kept, first, second, M, o, OUTPUTS, ADDED).to(PRODUCT)
+        b = _of_convolution(slope, y, rows * OUTPUTS, inside, scale, shift, per_value, constant, o, ADDED).to(PRODUCT)
         if WANTED:
             if part == 0:
                 tl.store(of_y + rows[:, None] * OUTPUTS + o[None, :], b, mask=inside[:, None])
