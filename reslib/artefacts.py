@@ -89,16 +89,16 @@ def fidelity(folder: Path, out: Path | None = None, dataset: str | None = None) 
     if measured is None:
         measured = pd.DataFrame(columns=exact_rows.MEASURED)
     rows = ablation.table(studies.fidelity(preset_of(Path(folder).name), dataset, 0), runs, measured, pool)
-    used = ablation.used(runs, measured, pool)
+    used = exact_rows.used(runs, measured, pool)
     return _table(ablation.printed(rows), out or folder, "fidelity", ablation.fidelity_caption(used)) + _figure(
         figures.forest(rows, used), out or folder, "fidelity"
     )
 
 
 def future_work(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
-    """figures/future_work and tables/future_work."""
+    """figures/future_work and tables/future_work, where both units have been trained."""
     runs, curves, dataset = study_frames("future_work", folder, dataset)
-    if runs.empty:
+    if runs.empty or runs["options"].nunique() < 2:
         return []
     preset = preset_of(Path(folder).name)
     recipes = studies.future_work(preset, dataset, 0)

@@ -1,6 +1,7 @@
-"""A second opinion: runs of scripts/plain_training.py, which shares no code with reslib, beside reslib's own.
+"""A second opinion by code that shares nothing with reslib, beside reslib's own numbers.
 
-`results/independent/<network>-<iterations>-s<seed>.json`, a file per run, as the script wrote it.
+`results/independent/<network>-<iterations>-s<seed>.json`: a run of scripts/plain_training.py, as it wrote it.
+`results/independent/evaluations/<run>.json`: the test error of a run's weights by scripts/plain_evaluation.py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ Networks of section 4.2 trained by [scripts/plain_training.py](../scripts/plain_
 imports nothing of reslib, on CIFAR-10's own files, beside reslib's runs of the same iterations. Errors in %; intervals
 by Welch.
 """
+EVALUATED = """
+Test errors (%) of the weights of reslib's runs by [scripts/plain_evaluation.py](../scripts/plain_evaluation.py), plain
+functions in fp32, which read CIFAR-10's own files:
+
+| run | by the script | in the record | parameters |
+| --- | ---: | ---: | ---: |"""
 
 
 def paths(results: Path) -> list[Path]:
@@ -49,8 +56,44 @@ def read(path: Path) -> dict:
     return {"model": network, "train_error": run["train"], "test_error": run["test"], "made": made, **run}
 
 
+def evaluations(results: Path) -> list[Path]:
+    """The files of `plain_evaluation.py`."""
+    return sorted((Path(results) / FOLDER / "evaluations").glob("[!.]*.json"))
+
+
+def read_evaluation(path: Path, results: Path) -> dict:
+    """run, error and recorded (fractions), parameters. Raises UserError where the record is not of these weights."""
+    found = read_json(path)
+    try:
+        name, error = found["run"], found["wrong"] / found["images"]
+        records = [folder / "runs" / name / "summary.json" for folder in folders_of_presets(results)]
+        record = next((read_json(file) for file in records if file.exists()), None)
+        if record is None or record["weights_sha256"] != found["weights_sha256"]:
+            raise UserError(f"{path}: the weights it tested are not those of a record of {name}")
+        own = {"run": name, "error": error, "recorded": record["test_error"], "parameters": found["parameters"]}
+    except (LookupError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{path} is not of plain_evaluation.py: {error!r}") from error
+    if not (0 <= own["error"] <= 1 and own["parameters"] == record["parameters"] and path.stem == name):
+        raise UserError(f"{path} is damaged: its name, error or number of parameters cannot be")
+    return own
+
+
+def _evaluated(results: Path) -> list[str]:
+    lines = []
+    for path in evaluations(results):
+        try:
+            found = read_evaluation(path, results)
+        except UserError as error:
+            lines.append(f"| {path.name} | {error} | | |")
+            continue
+        link = f"[{found['run']}]({FOLDER}/evaluations/{path.name})"
+        errors = " | ".join(f"{100 * found[key]:.2f}" for key in ("error", "recorded"))
+        lines.append(f"| {link} | {errors} | {found['parameters']:,} |")
+    return [EVALUATED, *lines] if lines else []
+
+
 def section(results: Path) -> str:
-    """Of results/README.md: both kinds of runs side by side, and each file with its command."""
+    """Of results/README.md: both kinds of runs side by side, each file with its command, and weights tested again."""
     lines, files, runs = [SECTION], [], []
     for path in paths(results):
         try:
@@ -69,7 +112,13 @@ def section(results: Path) -> str:
     for (model, iterations), group in pd.DataFrame(runs).groupby(["model", "iterations"]) if runs else ():
         ours = _of_reslib(results, model, iterations)
         lines += [_beside(f"{model} | {iterations:,} | {kind}", ours[c], group[c]) for kind, c in ERRORS.items()]
-    lines += ["", f"| run | {' | '.join(ERRORS)} | with | made by |", "| --- | ---: | ---: | --- | --- |", *files]
+    lines += [
+        "",
+        f"| run | {' | '.join(ERRORS)} | with | made by |",
+        "| --- | ---: | ---: | --- | --- |",
+        *files,
+        *_evaluated(results),
+    ]
     return "\n".join(lines) + "\n"
 
 

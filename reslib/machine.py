@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import tempfile
 from pathlib import Path
 
 from .files import folder_of
 
+BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 CGROUP = Path("/sys/fs/cgroup")  # of the container, as seen within it (version 2)
 
 
@@ -23,6 +25,14 @@ def cpuinfo() -> dict[str, str]:
     except OSError:
         return {}
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def processor() -> str:
+    """The processor's name, family and model, and which instructions for bf16 it has: marketing names are shared."""
+    found = cpuinfo()
+    named = [found.get("model name") or platform.processor() or platform.machine()]
+    named += [f"{field.removeprefix('cpu ')} {found[field]}" for field in ("cpu family", "model") if field in found]
+    return ", ".join(named + [flag for flag in BF16_FLAGS if flag in found.get("flags", "").split()])
 
 
 def multi_process_service() -> bool:

@@ -63,10 +63,14 @@ def check_equivalence(results: Path, findings: Findings) -> None:
 
 
 def check_independent(results: Path, findings: Findings) -> None:
-    """Each run of scripts/plain_training.py must agree with its curve."""
-    for path in independent.paths(results):
+    """Each run of scripts/plain_training.py must agree with its curve, each evaluation be of a record's weights."""
+    checks = [(path, independent.read) for path in independent.paths(results)]
+    checks += [
+        (path, lambda path: independent.read_evaluation(path, results)) for path in independent.evaluations(results)
+    ]
+    for path, read in checks:
         findings.files += 1
         try:
-            independent.read(path)
+            read(path)
         except UserError as error:
             findings.problems.append(one_line(error))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from .machine import cpuinfo
+from .machine import cpuinfo, processor
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -108,6 +108,7 @@ def environment(device: torch.device) -> dict:
         "source": source(),
         "device": device.type,
         "device_name": device_name(device),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),  # a plain str: a checkpoint with torch's own class of it cannot be read back
         "torchvision": version("torchvision"),  # not imported: that takes seconds

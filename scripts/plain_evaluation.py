@@ -1,12 +1,13 @@
 """Test error of a CIFAR ResNet's or plain net's weights by code that shares nothing with reslib.
 
-    python scripts/plain_evaluation.py RUN_FOLDER DATA_ROOT [batch]
+    python scripts/plain_evaluation.py RUN_FOLDER DATA_ROOT [OUT.json]
 
 Reads the original pickles with numpy, takes the mean image itself, and writes the network of section 4.2 out in plain
-functions, its depth read off the weights. Where its number and the record's differ by more than rounding, one of
-the two programs is wrong.
+functions, its depth read off the weights; in fp32 on the processor. Where its number and the record's differ by more
+than rounding, one of the two programs is wrong. OUT.json keeps what was found of which weights and images.
 """
 
+import hashlib
 import json
 import pickle
 import sys
@@ -48,7 +49,12 @@ def logits(x, w, residual: bool):
     return x.mean((2, 3)) @ w["fc.weight"].T + w["fc.bias"]
 
 
-def main(run: str, root: str, batch: str = "500") -> None:
+def sha256(*files: Path) -> str:
+    """Of the files one after the other."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def main(run: str, root: str, out: str = "") -> None:
     run, folder = Path(run), Path(root) / "cifar-10-batches-py"
     recipe = json.loads((run / "recipe.json").read_text())
     w = load_file(run / "weights.safetensors")
@@ -56,7 +62,7 @@ def main(run: str, root: str, batch: str = "500") -> None:
     images, _ = images_of(folder, [f"data_batch_{i}" for i in range(1, 6)])
     mean = torch.tensor(images.mean(0, dtype=np.float64))
     images, labels = images_of(folder, ["test_batch"])
-    wrong, size = 0, int(batch)
+    wrong, size = 0, 500
     with torch.no_grad():
         for i in range(0, len(images), size):
             x = ((torch.tensor(images[i : i + size]).double() - mean) / 255).float()
@@ -65,6 +71,11 @@ def main(run: str, root: str, batch: str = "500") -> None:
     print(f"{recipe['model']}: {learned:,} parameters, test error {100 * wrong / len(images):.2f} %")
     if (run / "summary.json").exists():
         print(f"in the record: {100 * json.loads((run / 'summary.json').read_text())['test_error']:.2f} %")
+    if out:
+        found = {"run": run.name, "weights_sha256": sha256(run / "weights.safetensors"), "parameters": learned}
+        found |= {"wrong": wrong, "images": len(images), "images_sha256": sha256(folder / "test_batch")}
+        found |= {"script_sha256": sha256(Path(__file__)), "torch": torch.__version__}
+        Path(out).write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ those of the last iteration; compare several seeds with reslib's records of the 
 what it was made with: hashes of this file and of the data, PyTorch, the device.
 """
 
-import hashlib
 import json
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from plain_evaluation import images_of
+from plain_evaluation import images_of, sha256
 from torch import nn
 
 BATCH = 128
@@ -87,11 +86,10 @@ def error(net, images, labels, device) -> float:
 
 def evidence(folder: Path, device: torch.device) -> dict:
     """What a run was made with, for its report."""
-    data = hashlib.sha256(b"".join((folder / name).read_bytes() for name in (*TRAINING, "test_batch")))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
-    here = hashlib.sha256(Path(__file__).read_bytes())
+    data = sha256(*(folder / name for name in (*TRAINING, "test_batch")))
     return {
-        "script_sha256": here.hexdigest(), "data_sha256": data.hexdigest(), "torch": torch.__version__,
+        "script_sha256": sha256(Path(__file__)), "data_sha256": data, "torch": torch.__version__,
         "device": name, "threads": torch.get_num_threads(), "finished": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 

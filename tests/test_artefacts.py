@@ -102,6 +102,16 @@ def test_every_file_of_the_two_ablations_is_known_to_verify(tmp_path):
     assert len(pd.read_csv(folder / "tables" / "future_work.csv")) == 1
 
 
+def test_one_unit_alone_is_no_comparison(tmp_path):
+    folder = tmp_path / "quick"
+    recipes = studies.future_work(PRESETS["quick"], "cifar10", 1)
+    for recipe in recipes[:-1]:
+        write_run(folder / "runs", recipe, error=0.5)
+    assert len(recipes) == 2 and artefacts.write("future_work", folder) == []
+    write_run(folder / "runs", recipes[-1], error=0.5)
+    assert artefacts.write("future_work", folder)
+
+
 def test_probes_are_drawn_from_their_measurements(tmp_path):
     folder = tmp_path / "quick"
     responses = pd.DataFrame({"model": "plain20", "layer": [1, 2, 3], "std": [1 / 3, 0.5, 0.25]})
@@ -141,8 +151,8 @@ def test_claims_about_imagenet_are_a_table_and_stand_in_the_readme(tmp_path):
     assert board["plain-18 and ResNet-18 are comparably accurate"] == "not enough evidence"  # 0 +- 1.4 points
     block = results_index.readme_block(folder.parent)
     assert "### `medium`: ImageNet by depth (a subset)\n" in block
-    assert "that hold at this scale:\n\n- plain-34 is worse" in block
-    assert "do not hold at this scale:\n\n- ResNet-34 is" in block
+    assert "that hold at this scale:\n\n- ImageNet: plain-34 is worse" in block
+    assert "do not hold at this scale:\n\n- ImageNet: ResNet-34 is" in block
     assert "[ImageNet](results/medium/tables/figure4_claims.md)" in block and "[CIFAR-10]" not in block
 
 
@@ -153,7 +163,7 @@ def test_the_readme_names_the_claims_that_could_be_judged(tmp_path):
             write_run(tmp_path / "medium" / "runs", cifar_recipe(model, PRESETS["medium"], "cifar10"), error=error)
         write_run(tmp_path / "medium" / "runs", cifar_recipe("resnet20", PRESETS["medium"], "cifar10"), error=0.1)
         block = results_index.readme_block(tmp_path)
-        assert f"{verdict} at this scale:\n\n- {claim}" in block
+        assert f"{verdict} at this scale:\n\n- CIFAR-10: {claim}" in block
         assert "Residual nets beat" not in block  # nothing to judge that on
 
 

@@ -172,6 +172,47 @@ def test_a_damaged_run_is_named_by_verify(tmp_path, change, why):
     assert why in independent.section(tmp_path)
 
 
+def test_weights_tested_by_other_code_stand_beside_the_record(root, tmp_path, plain, capsys, monkeypatch):
+    from plain_evaluation import main
+
+    from reslib.data.download import TEST_FILES, TRAIN_FILES
+    from reslib.job import Execution
+    from reslib.presets import preset_of
+    from reslib.recipe import Recipe
+    from reslib.runs import Run
+    from reslib.train import train
+
+    for files in (TRAIN_FILES, TEST_FILES):
+        for name in files:
+            raw = (root / "cifar-10-batches-py" / name).read_bytes()
+            monkeypatch.setitem(files, name, hashlib.md5(raw).hexdigest())
+    recipe = Recipe(model="resnet8", iterations=2, batch_size=8, precision="fp32", eval_every=2)
+    folder = tmp_path / "results" / preset_of("smoke").name
+    runs = folder / "runs"
+    train(recipe, runs, data_root=root, execution=Execution(device="cpu", deterministic=True), say=lambda text: None)
+    run = Run(runs, recipe)
+    out = tmp_path / "results" / independent.FOLDER / "evaluations" / f"{recipe.run_name}.json"
+    out.parent.mkdir(parents=True)
+    main(run.path, root, out)
+    found = independent.read_evaluation(out, tmp_path / "results")
+    assert found["error"] == found["recorded"] == run.summary()["test_error"]
+    error = f"{100 * found['error']:.2f}"
+    row = f"evaluations/{out.name}) | {error} | {error} | {found['parameters']:,} |"
+    assert row in independent.section(tmp_path / "results")
+    assert f"test error {error} %" in capsys.readouterr().out
+    findings = Findings()
+    verify.check_independent(tmp_path / "results", findings)
+    assert findings.files == 1 and not findings.problems
+    sound = out.read_text()
+    for key, value, why in (
+        ("weights_sha256", "0" * 64, "are not those of a record"), ("run", "another", "are not those of a record"),
+        ("images", 0, "not of plain_evaluation.py"), ("parameters", 1, "is damaged"),
+    ):  # fmt: skip
+        out.write_text(json.dumps(json.loads(sound) | {key: value}))
+        verify.check_independent(tmp_path / "results", findings)
+        assert why in findings.problems[-1] and why in independent.section(tmp_path / "results")
+
+
 def test_an_old_index_is_found(tmp_path):
     written(tmp_path / independent.FOLDER, 0, 0.31)
     (tmp_path / "smoke" / "runs").mkdir(parents=True)

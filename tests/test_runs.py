@@ -307,3 +307,15 @@ def test_several_runs_of_auto_train_at_once_one_alone_trains_here(tmp_path, monk
     alone = {"on_row": lambda row: pids.append(os.getpid())}
     assert execute([tiny(seed=2)], tmp_path, execution=QUIET, executor="auto", say=silent, **alone) == []
     assert set(pids) == {os.getpid()}
+
+
+def test_the_processor_is_named_by_more_than_its_marketing_name(monkeypatch):
+    from reslib import machine, provenance
+
+    flags = "fma avx512_bf16 avx2"
+    found = {"model name": "AMD EPYC", "cpu family": "25", "model": "17", "flags": flags}
+    monkeypatch.setattr(machine, "cpuinfo", lambda: found)
+    assert machine.processor() == "AMD EPYC, family 25, model 17, avx512_bf16"
+    assert provenance.environment(torch.device("cpu"))["processor"] == machine.processor()
+    monkeypatch.setattr(machine, "cpuinfo", dict)
+    assert machine.processor()
