@@ -170,6 +170,11 @@ class Study(Folder):
             return artefacts.imagenet_claims_table(self.folder, self.dataset_name)
         return artefacts.claims_table(self.folder, self.dataset_name)
 
+    def judged_runs(self) -> pd.DataFrame:
+        """The records that `scoreboard` judges."""
+        records = artefacts.imagenet_records if self.kind == "imagenet" else artefacts.cifar_records
+        return records(self.folder, self.dataset_name)
+
 
 def _check(preset, data_root, results, seeds, device, models="") -> None:
     """Raise UserError naming the first parameter of a wrong type or out of range."""
