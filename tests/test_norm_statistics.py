@@ -7,7 +7,7 @@ import torch
 from training import QUIET, silent, tiny
 
 from reslib import data, norm_statistics
-from reslib.ablation import MEASURED
+from reslib.exact_rows import MEASURED
 from reslib.measure import batch_norms
 from reslib.models import build_model
 from reslib.networks import load_network
