@@ -234,6 +234,8 @@ class CapturedStep(Step):
                 keep = self._captured_too(trial, plain[0], loss, seconds, undo)
         except Exception as error:  # compilers fail in many ways, and there may be no room for two graphs
             trial.refused(error)
+        finally:
+            trial.end()
         if not keep:
             self.graph, self.result, self.loss = plain
             self.failed = ""

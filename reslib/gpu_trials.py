@@ -7,6 +7,7 @@ torch.compile. Either takes half a minute, the first time on a machine.
 
 from __future__ import annotations
 
+import fcntl
 import math
 import time
 
@@ -14,11 +15,13 @@ import torch
 
 from .compilation import Trial, forget, known_trials, layers_of, remember, uncompilable
 from .engine import CapturedStep
-from .errors import first_line
+from .errors import UserError, first_line
+from .files import lock_file
 from .gpu_compilation import compiled_loss
 from .passes import TOLERANCE, Passes, difference, sound, unlike_step
 from .provenance import device_name
 from .thin import NAME, ThinLoss, unavailable
+from .trials import path_of
 from .tune import COMPILE_GPU, LONG, MARGIN, UNITS_GPU, asked
 
 ENOUGH = 1.4  # times as fast as plain: well above the quarter that torch.compile gains (notebook speed)
@@ -86,6 +89,7 @@ class GpuTrial:
     def __init__(self, left: int, limit: float | None, say):
         self.left, self.limit, self.say, self.sure = left, limit, say, False
         self.key, self.layers, self.seconds, self.gain, self.off = "", 0, 0.0, 1.0, 0.0
+        self.held = None  # the lock file, while this process alone tries here
 
     def first_pass(self, passes: Passes, loss):
         """What a pass through such a loss gives, its failures raised."""
@@ -103,8 +107,10 @@ class GpuTrial:
             self.key += f" | against {against}"
         self.layers = layers_of(step.model)
         known = known_trials(self.file).get(self.key)
+        if alone := not (known and not known.begun) and self._hold():
+            known = known_trials(self.file).get(self.key)
         begun = known.begun if known else 0
-        if begun >= DEADLY:
+        if alone and begun >= DEADLY:
             self.say(f"{self.refusal}: {begun} trials ended their process; RESLIB_TUNE={self.field}=true tries again")
             return None
         if begun:
@@ -120,7 +126,7 @@ class GpuTrial:
             return None
         purpose = "" if known else " to see whether that is faster"
         self.say(f"{self.words} the step{purpose}, about {expected:.0f} s ...")
-        if not known:  # until it has come to an end
+        if alone:  # until it has come to an end
             self._remember(Trial(seconds, None, expected, self.layers, begun + 1))
         passes, start = Passes(step, step.x, step.y), time.perf_counter()
         loss = self.passes_of(step, self.say)
@@ -135,6 +141,22 @@ class GpuTrial:
             self._wrong(f"loss or gradient would be off by {100 * self.off:.1f}%", math.isfinite(self.off))
             return None
         return loss
+
+    def _hold(self) -> bool:
+        """Whether no other process tries here, until `end`: else what it began is under way and has killed nobody."""
+        try:
+            self.held = lock_file(path_of(self.file).with_suffix(".lock"))
+            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (UserError, OSError):
+            self.end()
+            return False
+        return True
+
+    def end(self) -> None:
+        """Let others try."""
+        if self.held is not None:
+            self.held.close()
+            self.held = None
 
     def agrees(self, names, before, plain, other, precision: str) -> bool:
         """Whether the step does, captured, what the plain one does: parameters, statistics, counts of batches."""

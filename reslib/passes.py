@@ -14,6 +14,7 @@ from .numerics import autocast
 TOLERANCE = {"fp32": 0.01, "bf16": 0.1}  # of loss and gradient, relative: how far another pass may be off
 SHARE = 0.01  # of the length of a whole step: a parameter that moves by less is moved by rounding too
 ALONE = {True: 0.5, False: 0.1}  # how far the change of one tensor may be off, of a parameter and of a statistic
+SETTLED = 0.01  # and a statistic, relative to itself: once it has settled its changes are noise, and so are theirs
 NO_WORSE = 1.5  # times as far from double precision as the eager gradient, where that one is further off than this
 
 
@@ -94,7 +95,7 @@ def unlike_step(names, before, plain, other, allowed: float, precision: str) -> 
     off; while that is within the precision's tolerance, each that matters is looked at alone, and statistics always.
     """
     moved = {name: (m - b).double() for name, b, m in zip(names, before, plain, strict=True) if m.is_floating_point()}
-    off = {}
+    off, size = {}, {name: float(m.double().norm()) for name, m in zip(names, plain, strict=True)}
     for name, m, o in zip(names, plain, other, strict=True):
         if name in moved:
             off[name] = float((o - m).double().norm())
@@ -107,6 +108,7 @@ def unlike_step(names, before, plain, other, allowed: float, precision: str) -> 
         return f"a whole step would be off by {100 * together / max(whole, 1e-18):.1f}%"
     for name in moved:
         small = names[name] and (length[name] < SHARE * whole or together > TOLERANCE[precision] * whole)
-        if not small and not off[name] <= ALONE[names[name]] * length[name]:
+        settled = 0.0 if names[name] else SETTLED * size[name]
+        if not small and not off[name] <= ALONE[names[name]] * length[name] + settled:
             return f"{name} would be off by {100 * off[name] / max(length[name], 1e-18):.1f}%"
     return ""
