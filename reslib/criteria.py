@@ -101,10 +101,8 @@ def warmup(frames: Frames) -> tuple[str, str]:
     text = f"ended after {', '.join('never' if end is None else f'{end:,}' for end in ends)} iterations"
     if any(end is None for end in ends) and (runs["iterations"] < high).any():
         return UNDECIDED, f"{text}; too short a training to tell"
-    windows = (
-        [int(window) for window in runs["warmup_window"].fillna(0)] if "warmup_window" in runs else [0] * len(runs)
-    )
-    first = [window for end, window in zip(ends, windows, strict=True) if end == window > low]
+    windows = runs.get("warmup_window", [0] * len(runs))
+    first = [int(window) for end, window in zip(ends, windows, strict=True) if end == window > low]
     if first and all(end is not None and low <= end <= high for end in ends):
         return UNDECIDED, f"{text}, the first that an error over {max(first)} iterations can end it at"
     return (HOLDS if all(end is not None and low <= end <= high for end in ends) else FAILS), text
@@ -289,8 +287,8 @@ def converges_faster(frames: Frames) -> tuple[str, str]:
     if evidence.difference(*pair).interval != evidence.BINOMIAL:
         verdict, text = _all([evidence.compare(*pair)], -1)
         return verdict, f"mean over the first half: {text}"
-    at = (half[half["run"].isin(rows["run"])].groupby("iteration")["test_error"].mean() for rows in pair)
-    gap = (lambda plain, residual: (residual - plain).dropna())(*at)  # at the iterations at which both were tested
+    plain, residual = (half[half["run"].isin(rows["run"])].groupby("iteration")["test_error"].mean() for rows in pair)
+    gap = (residual - plain).dropna()  # at the iterations at which both were tested
     lower, higher = int((gap < 0).sum()), int((gap > 0).sum())
     means = ", ".join(f"{paper.label(rows['model'].iloc[0])} {100 * rows['test_error'].mean():.2f}" for rows in pair)
     text = f"mean over the first half: validation {means}; the residual net lower at {lower} of {len(gap)} evaluations"

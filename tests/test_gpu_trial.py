@@ -10,8 +10,9 @@ from fake_cuda import CPU, Cuda, batch, compiler, made
 from training import tiny
 
 from reslib import engine, gpu_compilation, gpu_trials, trials
-from reslib.compilation import CompiledLoss
+from reslib.compilation import CompiledLoss, Trial
 from reslib.engine import CapturedStep, Step, make_optimizer
+from reslib.files import alone
 from reslib.gpu_compilation import BlockwiseLoss
 from reslib.gpu_trials import CompilerTrial, accelerate
 from reslib.models import build_model
@@ -220,6 +221,9 @@ def test_a_captured_step_is_compared_tensor_by_tensor(changed, words):
     assert found == words or (words and found.startswith(words)), found
     noise = [PLAIN[0] * 1.4, PLAIN[1] * 1.7, *PLAIN[2:]]  # where rounding decides, parameters are judged together
     assert unlike_step(NAMES, BEFORE, PLAIN, noise, 0.5, "bf16") == ""
+    settled = [*BEFORE[:2], torch.ones(4) - 0.001, BEFORE[3]]  # the mean moves by a thousandth
+    near = [*PLAIN[:2], torch.ones(4) + 0.003, PLAIN[3]]
+    assert unlike_step(NAMES, settled, PLAIN, near, 0.1, "bf16") == ""
     still = [PLAIN[0], torch.zeros(4), *PLAIN[2:]]
     tiny = [*PLAIN[:1], torch.full((4,), 1e-4), *PLAIN[2:]]  # moved by rounding, as a bias before batch norm
     assert unlike_step(NAMES, BEFORE, tiny, still, 0.1, "bf16") == ""
@@ -285,6 +289,21 @@ def test_trials_that_end_the_process_are_not_made_for_ever(monkeypatch, own_cach
     assert one()[-1].endswith(": kept")
     (entry,) = trials.known("compile-gpu.json").values()
     assert entry["begun"] == 0 and entry["compiled"] == 0.5
+
+
+def test_trials_of_several_processes_at_once_count_none_as_dead(monkeypatch, own_cache):
+    """Workers that share a GPU begin together: what one has begun is under way."""
+    Cuda(monkeypatch)
+    timed(monkeypatch, 1.0, *[1.0, 0.5] * 3)
+    monkeypatch.setattr(torch, "compile", lambda loss, **options: lambda *x: loss(*x))
+    said, step = [], made(CapturedStep)
+    trial = CompilerTrial(64_000, None, said.append)
+    step.model.compilable, step.trials = True, [trial]
+    under_way = Trial(1.0, None, 30.0, 7, begun=gpu_trials.DEADLY)
+    monkeypatch.setattr(gpu_trials, "known_trials", lambda name: {trial.key: under_way})
+    with alone(trials.path_of("compile-gpu.lock")):
+        step._capture(*batch())
+    assert said[-1].endswith(": kept") and trial.held is None
 
 
 def test_blocks_are_compiled_in_training_alone(monkeypatch):
