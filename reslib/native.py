@@ -24,7 +24,8 @@ from .errors import UserError
 from .files import whole_file
 from .tune import cache_file
 
-SOURCES = tuple(Path(__file__).parent / name for name in ("convolutions/winograd.cpp", "fused_norm.cpp"))
+NAMES = "convolutions/winograd.cpp", "convolutions/winograd_bf16.cpp", "fused_norm.cpp"
+SOURCES = tuple(Path(__file__).parent / name for name in NAMES)
 COMPILERS = ("g++", "clang++")
 PATIENCE = 120.0  # seconds for a compiler
 # A second OpenMP beside the one that PyTorch brings would end the process on macOS; without it one thread computes.

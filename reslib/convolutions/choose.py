@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .. import native, trials, tune
+from .. import trials, tune
+from ..numerics import autocast
 from ..passes import Passes, difference, sound
 from ..tune import LONG, Choice
 from . import fourier, winograd
@@ -83,12 +84,11 @@ def choose_layers(step, chosen: Choice, batch, left: int, limit=None, before=Non
         tried.remove("fourier")  # its many small operations would take minutes to compile
     if before or left < LONG:
         tried = [name for name in tried if name in sure]
-    if step.precision != "fp32":
-        for name in sure:
-            say(f"no convolutions by {name}: for fp32 alone, not {step.precision}")
-        return {}
-    if "winograd" in tried and "winograd" in sure and (reason := native.unavailable()):
-        say(f"no convolutions by winograd: {reason}")
+    for name in list(tried):
+        if reason := ALGORITHMS[name].unavailable(step.precision):
+            tried.remove(name)
+            if name in sure:
+                say(f"no convolutions by {name}: {reason}")
     if not tried:
         return {}
     x, y = batch()
@@ -126,7 +126,7 @@ def _proved(passes: Passes, algorithms: dict[Layer, str], sure: bool, say) -> bo
 
 def _known_to_win(algorithm: str, layer: Layer, batch: int, layout: str) -> bool:
     """`wins`, once per machine: seeds that are tried beside each other shall not get different layers by chance."""
-    key = f"{algorithm} {layer} | {batch} images | {layout} {torch.get_num_threads()} threads"
+    key = f"{algorithm} {layer} | {layer.precision} {batch} images | {layout} {torch.get_num_threads()} threads"
     answer = trials.known(tune.CONVOLUTIONS).get(key)
     if type(answer) is not bool:
         answer = wins(algorithm, layer, batch, tune.LAYOUTS[layout])
@@ -136,8 +136,9 @@ def _known_to_win(algorithm: str, layer: Layer, batch: int, layout: str) -> bool
 
 def wins(algorithm: str, layer: Layer, batch: int, layout, clock=time.perf_counter) -> bool:
     """Whether a layer alone is faster so on random maps, forward and backward: the best of turns of both ways."""
-    drawn = torch.Generator().manual_seed(0)
+    cpu, drawn = torch.device("cpu"), torch.Generator().manual_seed(0)
     x = torch.randn(batch, layer.inputs, *layer.size, generator=drawn).contiguous(memory_format=layout)
+    x = x.bfloat16() if layer.precision == "bf16" else x
     weight = torch.randn(layer.outputs, layer.inputs, *layer.kernel, generator=drawn).contiguous(memory_format=layout)
     ways = {
         "direct": lambda: F.conv2d(x, weight, padding=layer.padding),
@@ -149,7 +150,9 @@ def wins(algorithm: str, layer: Layer, batch: int, layout, clock=time.perf_count
     for _ in range(ROUNDS):
         for way, call in ways.items():
             begun = clock()
-            call().square().sum().backward()
+            with autocast(cpu, layer.precision):
+                y = call()
+            y.square().sum().backward()
             taken[way].append(clock() - begun)
             x.grad = weight.grad = None
     return min(taken["other"]) * MARGIN < min(taken["direct"])

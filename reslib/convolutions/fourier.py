@@ -40,6 +40,11 @@ def transformed(layer: Layer, batch: int) -> int:
     return maps + pairs * transform(*layer.kernel) + 4 * batch * rows * half * pairs
 
 
+def unavailable(precision: str) -> str:
+    """Why no layer can be computed so in this precision; empty if some can."""
+    return "" if precision == "fp32" else f"for fp32 alone, not {precision}"
+
+
 def promising(layer: Layer, batch: int) -> bool:
     """Whether so many multiply-adds are saved that a trial is worth its time."""
     return min(layer.result) > 0 and layer.direct(batch) > SAVING * transformed(layer, batch)
