@@ -57,7 +57,14 @@ REGISTER(Eight, 8)
 REGISTER(PlainSixteen, 16)
 struct Sixteen : PlainSixteen {
 #ifdef __AVX512BF16__
-    using PlainSixteen::store;  // one instruction instead, which takes what is below 2^-126 for 0
+    using PlainSixteen::load, PlainSixteen::store;
+
+    static vec load(const bf16 *p)  // as above, in half the instructions that GCC 12 finds
+    {
+        return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i) * reinterpret_cast<const halves *>(p)), 16);
+    }
+
+    // one instruction instead, which takes what is below 2^-126 for 0
     static void store(bf16 *p, const vec &v) { *reinterpret_cast<halves *>(p) = (halves)_mm512_cvtneps_pbh((__m512)v); }
 #endif
 };

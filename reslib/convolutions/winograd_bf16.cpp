@@ -197,6 +197,14 @@ struct Maps {  // N images of h x w pixels and c channels
     long image() const { return (long)h * w * c; }
 };
 
+// A tile of the next row, to read or to write: rows of a map are too short for the processor to see what comes.
+template <typename T>
+INLINE void prefetch(T *p, const Maps &maps)
+{
+    const long row = (long)maps.w * maps.c;
+    for (T *at : {p, p + maps.c, p + row, p + row + maps.c}) __builtin_prefetch(at, !std::is_const<T>::value);
+}
+
 // Where the transforms of a block's tiles lie: (POSITIONS, c / LANES, tiles, LANES), rounded up to `tiles`.
 struct Tiles {
     int tiles;
@@ -238,6 +246,7 @@ void to_tiles(const bf16 *x, const Maps &maps, int top, int left, int columns, c
         for (int t = 0; t < columns; t++) {
             UNROLL for (int i = 0; i < IN; i++)
                 UNROLL for (int j = 0; j < SHARED; j++) half[i][j] = half[i][OUT + j];
+            prefetch(x + ((long)(top + SIZE) * maps.w + left + OUT * t + SHARED) * maps.c + q, maps);
             UNROLL for (int j = SHARED; j < SIZE; j++) column<Kind>(rows, maps, left + OUT * t + j, q, half, j);
             UNROLL for (int i = 0; i < IN; i++) {
                 vec r[IN];
@@ -267,6 +276,7 @@ void from_tiles(const float *m, const Maps &maps, int top, int columns, int q, b
     const int rows = std::min(OUT, maps.h - top);
     const long row = (long)maps.w * maps.c;
     for (int t = 0; t < columns; t++, m += POSITIONS * WIDE * LANES) {
+        prefetch(y + (top + OUT) * row + (long)OUT * t * maps.c + q, maps);
         const bool both = OUT * t + 1 < maps.w;
         UNROLL for (int g = 0; g < WIDE; g++) {
             vec half[OUT][IN];
