@@ -9,12 +9,16 @@ from training import tiny
 from reslib.convolutions.choose import convolve
 from reslib.engine import make_optimizer, make_step
 from reslib.models import build_model
+from reslib.numerics import autocast
 
 CPU = torch.device("cpu")
 
 
 def results(convolve, layer, dtype=torch.float64, batch=2, form=torch.contiguous_format):
-    """(output, gradients of input, kernel and bias) of convolve(x, weight, bias) on the same random numbers."""
+    """(output, gradients of input, kernel and bias) of convolve(x, weight, bias) on the same random numbers.
+
+    A layer in bf16 is computed under autocast, but in double precision.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -23,7 +27,8 @@ def results(convolve, layer, dtype=torch.float64, batch=2, form=torch.contiguous
 
     x = draw(batch, layer.inputs, *layer.size)
     weight, bias = draw(layer.outputs, layer.inputs, *layer.kernel), draw(layer.outputs)
-    y = convolve(x, weight, bias)
+    with autocast(CPU, layer.precision if dtype == torch.float32 else "fp32"):
+        y = convolve(x, weight, bias)
     slope = torch.linspace(-1, 1, y.numel(), dtype=dtype).view(y.shape)
     return (y.detach(), *torch.autograd.grad((y * slope).sum(), (x, weight, bias)))
 
@@ -39,7 +44,7 @@ def by(algorithm, layer, *others, **options):
 
 
 def errors(algorithm, layer, **options):
-    """[(relative error of the algorithm in fp32, of the direct sums in fp32)] of output and gradients."""
+    """[(relative error of the algorithm, of the direct sums in the same precision)] of output and gradients."""
     exact = directly(layer, **options)
     direct, other = directly(layer, torch.float32, **options), by(algorithm, layer, torch.float32, **options)
     return [
@@ -48,12 +53,12 @@ def errors(algorithm, layer, **options):
     ]
 
 
-def stepper(model, size=2, **options):
-    """A training step in fp32 and () -> its first batch. options: of the network."""
+def stepper(model, size=2, precision="fp32", **options):
+    """A training step and () -> its first batch. options: of the network."""
     recipe = tiny(model=model, batch_size=size)
     torch.manual_seed(0)
     net = build_model(model, **options).to(memory_format=torch.channels_last).train()
-    step = make_step(recipe, net, make_optimizer(recipe, net, CPU), CPU, "fp32")
+    step = make_step(recipe, net, make_optimizer(recipe, net, CPU), CPU, precision)
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(size, 3, 32, 32, generator=generator), torch.arange(size) % 10
     return step, lambda: (images, labels)

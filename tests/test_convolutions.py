@@ -1,6 +1,7 @@
 """Which algorithm computes a convolution: chosen by trial, kept in the record, and nothing but speed depends on it."""
 
 import dataclasses
+import functools
 import itertools
 
 import pytest
@@ -54,6 +55,12 @@ def test_which_calls_are_layers():
     for other in ({"stride": 2}, {"dilation": (2, 2)}, {"groups": 2}, {"padding": "same"}):
         assert layer_of(x, weight, **other) is None
     assert layer_of(x.bfloat16(), weight.bfloat16()) is None and layer_of(x[0], weight) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = layer_of(x.bfloat16(), weight, None, 1, 2)
+        assert narrow == layer_of(x, weight, None, 1, 2) == dataclasses.replace(layer, precision="bf16") != layer
+        assert layer_of(x.double(), weight) is None and layer_of(x, weight.bfloat16()) is None
+    with torch.autocast("cpu", torch.float16):
+        assert layer_of(x, weight) is None
     assert str(layer) == "5x5 4 to 8, padding 2 2, on 9x9"
 
 
@@ -91,18 +98,34 @@ def test_maxout_computes_the_same_loss_and_gradient():
 
 
 @needs_compiler
-@pytest.mark.parametrize("compiled", [False, True])
-def test_resnets_compute_the_same_loss_and_gradient(compiled):
-    step, batch = stepper("resnet8" if compiled else "resnet20", 8)
+@pytest.mark.parametrize(
+    ("precision", "compiled"),
+    [("fp32", False), ("fp32", True), ("bf16", False), pytest.param("bf16", True, marks=pytest.mark.long)],
+)
+def test_resnets_compute_the_same_loss_and_gradient(monkeypatch, precision, compiled):
+    emulate(monkeypatch, precision)
+    step, batch = stepper("resnet8" if compiled else "resnet20", 8, precision)
     passes = Passes(step, *batch())
     layers = [layer for layer in layers_met(passes) if winograd.promising(layer, 8)]
     assert [(layer.inputs, layer.outputs) for layer in layers] == [(16, 16), (32, 32), (64, 64)]
     loss = OtherLoss(step.loss, dict.fromkeys(layers, "winograd"))
     theirs = passes.run(compilation.CompiledLoss(loss, pytest.fail) if compiled else loss)
     mine, exact = passes.run(step.loss), passes.exact()
-    assert difference(mine, theirs) < 0.01 and sound(passes, mine, theirs)
+    assert sound(passes, mine, theirs) and difference(mine, theirs) < (0.01 if precision == "fp32" else 0.5)
+    assert difference(exact, theirs) < 1.2 * difference(exact, mine) or precision == "fp32"
     step.loss = loss
     assert difference(exact, passes.exact()) == 0  # what the compiled pass of a plain net is compared with
+
+
+@functools.cache
+def emulated():
+    return native.build("-DEMULATED")
+
+
+def emulate(monkeypatch, precision):
+    """Products of bf16 pairs on any processor."""
+    if precision == "bf16":
+        monkeypatch.setattr(native, "loops", emulated)
 
 
 def chosen(monkeypatch, model="nin", size=16, answer=True, whole=0.5, **options):
@@ -148,11 +171,13 @@ def test_when_nothing_is_tried(monkeypatch):
     for changes in ({"fourier": False}, {"compile": True}):
         asked = dataclasses.replace(CHOSEN, winograd=False, **changes)
         assert "fourier" not in compilation.accelerate(step, asked, batch, 10_000, say=silent)
+    monkeypatch.setattr(winograd, "unavailable", lambda precision: f"not on this processor in {precision}")
     step.precision, said = "bf16", []
     assert "winograd" not in compilation.accelerate(step, CHOSEN, batch, 10_000, say=said.append) and not said
-    asked = dataclasses.replace(CHOSEN, winograd=True)
+    asked = dataclasses.replace(CHOSEN, winograd=True, fourier=True)
     assert "winograd" not in compilation.accelerate(step, asked, batch, 10_000, say=said.append)
-    assert said == ["no convolutions by winograd: for fp32 alone, not bf16"]
+    reasons = {"winograd": "not on this processor in bf16", "fourier": "for fp32 alone, not bf16"}
+    assert said == [f"no convolutions by {name}: {reason}" for name, reason in reasons.items()]
     own, batch = stepper("own_models:Small")  # a pass might draw or count in Python
     assert "fourier" not in compilation.accelerate(own, CHOSEN, batch, 10_000, say=silent)
 
@@ -187,15 +212,19 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("algorithm", ["fourier", NEEDS_COMPILER])
-def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch, algorithm):
-    monkeypatch.setenv("RESLIB_TUNE", f"precision=fp32,threads=1,compile=false,{algorithm}=true")
+@pytest.mark.parametrize(
+    ("algorithm", "precision"),
+    [("fourier", "fp32"), *(pytest.param("winograd", name, marks=needs_compiler) for name in ("fp32", "bf16"))],
+)
+def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch, algorithm, precision):
+    emulate(monkeypatch, precision)
+    monkeypatch.setenv("RESLIB_TUNE", f"precision={precision},threads=1,compile=false,fused=false,{algorithm}=true")
     monkeypatch.setattr(fourier, "SAVING", 1)
     module, calls = choose.ALGORITHMS[algorithm], []
     right = module.conv2d
     monkeypatch.setattr(module, "conv2d", lambda *arguments: calls.append(arguments[0].shape[0]) or right(*arguments))
     model, layer = RESUMED[algorithm]
-    recipe = tiny(model=model)
+    recipe = tiny(model=model, precision=precision)
     execution = Execution(device="cpu")
     whole = train(recipe, tmp_path / "whole", execution=execution, say=silent)
     assert whole["sessions"][0]["speed"][algorithm][0] == layer
@@ -205,7 +234,7 @@ def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch, algorithm):
     assert sessions > 1
     assert weights_of(tmp_path / "pieces", recipe) == weights_of(tmp_path / "whole", recipe)
     assert rows_of(tmp_path / "pieces", recipe) == rows_of(tmp_path / "whole", recipe)
-    monkeypatch.setenv("RESLIB_TUNE", f"precision=fp32,threads=1,compile=false,{algorithm}=false")
+    monkeypatch.setenv("RESLIB_TUNE", f"precision={precision},threads=1,compile=false,fused=false,{algorithm}=false")
     direct = train(recipe, tmp_path / "direct", execution=execution, say=silent)
     assert algorithm not in direct["sessions"][0]["speed"]
 
@@ -221,10 +250,11 @@ def test_a_layer_is_tried_once_per_machine(monkeypatch):
         choose._known_to_win("winograd", layer, 128, "channels-last")
 
 
-def test_under_autocast_nothing_is_computed_otherwise():
+def test_under_autocast_a_layer_is_another():
     x, weight = torch.randn(2, 16, 9, 9), torch.randn(16, 16, 3, 3)
-    with torch.autocast("cpu", torch.bfloat16), Convolutions({layer_of(x, weight): "fourier"}) as mode:
-        assert F.conv2d(x, weight).dtype == torch.bfloat16 and not mode.met
+    layer = layer_of(x, weight)
+    with torch.autocast("cpu", torch.bfloat16), Convolutions({layer: "fourier"}) as mode:
+        assert F.conv2d(x, weight).dtype == torch.bfloat16 and layer not in mode.met
 
 
 def test_the_mode_passes_everything_else_through():

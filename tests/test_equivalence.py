@@ -6,7 +6,7 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from reslib import artefacts, data, equivalence, equivalence_records, figures, results_index, verify
+from reslib import artefacts, data, equivalence, equivalence_records, figures, native, results_index, verify
 from reslib.compilation import cannot_compile
 from reslib.convolutions import fourier
 from reslib.equivalence import Trajectory, departure, first_steps
@@ -44,6 +44,16 @@ def test_fast_path_follows_fp32_for_fifty_steps(reference):
     """bf16 keeps eight bits of a number, 0.4%."""
     away = departure(reference, first_steps(RECIPE, data.load("synthetic"), CPU, "bf16"))
     assert away["weights"] > 0 and within(away, "bf16"), away
+
+
+@pytest.mark.skipif(bool(cannot_compile()), reason="no C++ compiler")
+def test_bf16_by_other_products_follows_fp32_for_fifty_steps(reference, monkeypatch):
+    loops = native.build("-DEMULATED")
+    monkeypatch.setattr(native, "loops", lambda: loops)
+    way = Choice("bf16", 1, compile=False, winograd=True, fused=True)
+    taken = first_steps(RECIPE, data.load("synthetic"), CPU, "bf16", fast=way)
+    away = departure(reference, taken)
+    assert taken.speed["winograd"] and taken.speed["fused"] and within(away, "bf16"), away
 
 
 WAYS = [  # compilation takes half a minute

@@ -78,7 +78,7 @@ def _convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
         raise ValueError(f"a kernel {tuple(weight.shape)} does not fit maps {tuple(x.shape)}")
     x = x.contiguous(memory_format=torch.channels_last)
     y = _empty_result(x, weight, padding)
-    kernels = weight.permute(2, 3, 1, 0).reshape(9, -1)  # (9, C K)
+    kernels = weight.permute(2, 3, 1, 0).reshape(9, -1).contiguous()  # (9, C K)
     if x.dtype == torch.float32:
         kernels = _spread(weight) @ kernels  # (36, C K); in bf16 the loops do that
     _call("convolve", (x, y), (x, kernels, y), x, len(weight), padding)

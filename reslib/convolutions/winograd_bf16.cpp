@@ -6,7 +6,7 @@
 // sums are in fp32; what is multiplied is rounded to bf16. Larger tiles would save more, but magnify that rounding.
 //
 // Arrays are dense: maps (N, H, W, C) as channels-last stores them, bf16; kernels (9, C, K), fp32. C and K are
-// multiples of LANES. Plain C interface, built by native.py, called by winograd.py. EMULATED (for tests) makes the
+// multiples of PAIRS. Plain C interface, built by native.py, called by winograd.py. EMULATED (for tests) makes the
 // loops for any processor.
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && !defined(EMULATED)
@@ -36,7 +36,7 @@ extern "C" int bf16_pairs()  // whether the loops are here
 
 namespace {
 
-constexpr int LANES = 16;                            // fp32 values in a register; of bf16 it holds as many pairs
+constexpr int PAIRS = 16;                            // of bf16 values in a register, which is as many fp32 values
 constexpr int OUT = 2, IN = 4, POSITIONS = IN * IN;  // outputs and inputs of a tile along a side; values of a tile
 constexpr int KERNEL = 9;                            // weights of a kernel
 constexpr int FORWARD = 16, BACKWARD = 64;           // tiles of a block, about: they stay in the second cache
@@ -44,9 +44,9 @@ constexpr int TALL = 8;                              // rows of a kernel's gradi
 constexpr int GAP = 32;                              // values between positions, or their rows would share cache sets
 
 typedef uint16_t bf16;
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint32_t bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef float vec __attribute__((vector_size(4 * PAIRS), aligned(4), may_alias));
+typedef uint32_t bits __attribute__((vector_size(4 * PAIRS), aligned(4), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * PAIRS), aligned(2), may_alias));
 
 INLINE vec load(const float *p) { return *reinterpret_cast<const vec *>(p); }
 INLINE void store(float *p, const vec &v) { *reinterpret_cast<vec *>(p) = v; }
@@ -152,12 +152,12 @@ INLINE void kernel_back(const vec u[IN], vec r[3])  // its transpose
     r[2] = u[3] + even;
 }
 
-// u (POSITIONS, k / LANES, c / 2, LANES, 2): the transformed kernels (KERNEL, c, k), channels in pairs.
+// u (POSITIONS, k / PAIRS, c / 2, PAIRS, 2): the transformed kernels (KERNEL, c, k), channels in pairs.
 void transform_kernels(const float *kernels, bf16 *u, int c, int k)
 {
     const long size = (long)c * k;
     for (int p = 0; p < c; p += 2)
-        for (int q = 0; q < k; q += LANES) {
+        for (int q = 0; q < k; q += PAIRS) {
             vec result[2][POSITIONS];
             for (int of = 0; of < 2; of++) {
                 const float *from = kernels + (long)(p + of) * k + q;
@@ -169,14 +169,14 @@ void transform_kernels(const float *kernels, bf16 *u, int c, int k)
                     transform_kernel(half[0][i], half[1][i], half[2][i], result[of] + IN * i);
             }
             for (int i = 0; i < POSITIONS; i++)
-                store_pairs(u + i * size + (long)q * c + (long)p * LANES, result[0][i], result[1][i]);
+                store_pairs(u + i * size + (long)q * c + (long)p * PAIRS, result[0][i], result[1][i]);
         }
 }
 
 // kernels (KERNEL, size): the gradient, from that of the transformed kernels (POSITIONS, size).
 void kernels_back(const float *gradient, float *kernels, long size)
 {
-    for (long q = 0; q < size; q += LANES) {
+    for (long q = 0; q < size; q += PAIRS) {
         vec half[3][IN];
         for (int j = 0; j < IN; j++) {
             vec u[IN], r[3];
@@ -205,17 +205,17 @@ INLINE void prefetch(T *p, const Maps &maps)
     for (T *at : {p, p + maps.c, p + row, p + row + maps.c}) __builtin_prefetch(at, !std::is_const<T>::value);
 }
 
-// Where the transforms of a block's tiles lie: (POSITIONS, c / LANES, tiles, LANES), rounded up to `tiles`.
+// Where the transforms of a block's tiles lie: (POSITIONS, c / PAIRS, tiles, PAIRS), rounded up to `tiles`.
 struct Tiles {
     int tiles;
     long position;  // values of one, with a gap after them
 
     Tiles(int tiles, int c) : tiles(tiles), position((long)tiles * c + GAP) {}
-    long group() const { return (long)tiles * LANES; }  // values of LANES channels
+    long group() const { return (long)tiles * PAIRS; }  // values of PAIRS channels
     long size() const { return POSITIONS * position; }
 };
 
-// half[.][j]: the transform of one column of a row of tiles, LANES channels of it. Beyond the map there are zeros.
+// half[.][j]: the transform of one column of a row of tiles, PAIRS channels of it. Beyond the map there are zeros.
 template <typename Kind>
 INLINE void column(const bf16 *const *rows, const Maps &maps, int at, int q, vec half[IN][Kind::SIZE], int j)
 {
@@ -239,8 +239,8 @@ void to_tiles(const bf16 *x, const Maps &maps, int top, int left, int columns, c
     const bf16 *rows[SIZE];
     for (int i = 0; i < SIZE; i++)
         rows[i] = top + i >= 0 && top + i < maps.h ? x + (long)(top + i) * maps.w * maps.c : zeros;
-    for (int q = 0; q < maps.c; q += LANES) {
-        bf16 *to = v + q / LANES * tiles.group();
+    for (int q = 0; q < maps.c; q += PAIRS) {
+        bf16 *to = v + q / PAIRS * tiles.group();
         vec half[IN][SIZE], before[PAIRED ? POSITIONS : 1] = {};
         UNROLL for (int j = 0; j < SHARED; j++) column<Kind>(rows, maps, left + j, q, half, OUT + j);
         for (int t = 0; t < columns; t++) {
@@ -251,12 +251,12 @@ void to_tiles(const bf16 *x, const Maps &maps, int top, int left, int columns, c
             UNROLL for (int i = 0; i < IN; i++) {
                 vec r[IN];
                 Kind::transform(half[i], r);
-                bf16 *row = to + IN * i * tiles.position + t * LANES;
+                bf16 *row = to + IN * i * tiles.position + t * PAIRS;
                 if constexpr (!PAIRED) {
                     UNROLL for (int j = 0; j < IN; j++) store(row + j * tiles.position, r[j]);
                 } else if (t & 1) {
                     UNROLL for (int j = 0; j < IN; j++)
-                        store_pairs(row - LANES + j * tiles.position, before[IN * i + j], r[j]);
+                        store_pairs(row - PAIRS + j * tiles.position, before[IN * i + j], r[j]);
                 } else {
                     UNROLL for (int j = 0; j < IN; j++) before[IN * i + j] = r[j];
                 }
@@ -265,28 +265,28 @@ void to_tiles(const bf16 *x, const Maps &maps, int top, int left, int columns, c
         if constexpr (PAIRED)
             if (columns & 1)
                 UNROLL for (int p = 0; p < POSITIONS; p++)
-                    store_pairs(to + p * tiles.position + (columns - 1) * LANES, before[p], vec{});
+                    store_pairs(to + p * tiles.position + (columns - 1) * PAIRS, before[p], vec{});
     }
 }
 
-// The outputs of one row of tiles for WIDE registers of channels from `q` on, from m (tiles, POSITIONS, WIDE, LANES).
+// The outputs of one row of tiles for WIDE registers of channels from `q` on, from m (tiles, POSITIONS, WIDE, PAIRS).
 template <int WIDE>
 void from_tiles(const float *m, const Maps &maps, int top, int columns, int q, bf16 *y)
 {
     const int rows = std::min(OUT, maps.h - top);
     const long row = (long)maps.w * maps.c;
-    for (int t = 0; t < columns; t++, m += POSITIONS * WIDE * LANES) {
+    for (int t = 0; t < columns; t++, m += POSITIONS * WIDE * PAIRS) {
         prefetch(y + (top + OUT) * row + (long)OUT * t * maps.c + q, maps);
         const bool both = OUT * t + 1 < maps.w;
         UNROLL for (int g = 0; g < WIDE; g++) {
             vec half[OUT][IN];
             UNROLL for (int j = 0; j < IN; j++) {
                 vec d[IN], r[OUT];
-                UNROLL for (int i = 0; i < IN; i++) d[i] = load(m + ((IN * i + j) * WIDE + g) * LANES);
+                UNROLL for (int i = 0; i < IN; i++) d[i] = load(m + ((IN * i + j) * WIDE + g) * PAIRS);
                 transform_outputs(d, r);
                 UNROLL for (int i = 0; i < OUT; i++) half[i][j] = r[i];
             }
-            bf16 *to = y + top * row + (long)OUT * t * maps.c + q + g * LANES;
+            bf16 *to = y + top * row + (long)OUT * t * maps.c + q + g * PAIRS;
             for (int i = 0; i < rows; i++, to += row) {
                 vec r[OUT];
                 transform_outputs(half[i], r);
@@ -297,7 +297,7 @@ void from_tiles(const float *m, const Maps &maps, int top, int columns, int q, b
     }
 }
 
-// m = v u for one position: v (c / LANES, tiles, LANES), u (., c / 2, LANES, 2). The first `count` tiles, rounded up to
+// m = v u for one position: v (c / PAIRS, tiles, PAIRS), u (., c / 2, PAIRS, 2). The first `count` tiles, rounded up to
 // a multiple of ROWS, and WIDE registers of columns.
 template <int ROWS, int WIDE>
 void product(const bf16 *v, const Tiles &tiles, const bf16 *u, float *m, int count, int c)
@@ -305,35 +305,35 @@ void product(const bf16 *v, const Tiles &tiles, const bf16 *u, float *m, int cou
     for (int r = 0; r < count; r += ROWS) {
         vec sum[ROWS][WIDE] = {};
         const bf16 *b = u;
-        for (int g = 0; g < c / LANES; g++) {
-            const bf16 *a = v + g * tiles.group() + (long)r * LANES;
-            for (int p = 0; p < LANES; p += 2, a += 2, b += 2 * LANES) {
+        for (int g = 0; g < c / PAIRS; g++) {
+            const bf16 *a = v + g * tiles.group() + (long)r * PAIRS;
+            for (int p = 0; p < PAIRS; p += 2, a += 2, b += 2 * PAIRS) {
                 bits f[WIDE];
                 UNROLL for (int j = 0; j < WIDE; j++) {
-                    f[j] = load_pairs(b + (long)j * c * LANES);
+                    f[j] = load_pairs(b + (long)j * c * PAIRS);
                     hold(f[j]);
                 }
                 UNROLL for (int i = 0; i < ROWS; i++) {
-                    const bits factor = spread_pair(a + i * LANES);
+                    const bits factor = spread_pair(a + i * PAIRS);
                     UNROLL for (int j = 0; j < WIDE; j++) sum[i][j] = multiply_add(sum[i][j], factor, f[j]);
                 }
             }
         }
         UNROLL for (int i = 0; i < ROWS; i++)
             UNROLL for (int j = 0; j < WIDE; j++)
-                store(m + ((long)(r + i) * POSITIONS * WIDE + j) * LANES, sum[i][j]);
+                store(m + ((long)(r + i) * POSITIONS * WIDE + j) * PAIRS, sum[i][j]);
     }
 }
 
-// g (TALL, k) += v^T z for one position, over pairs of tiles: v (tiles / 2, LANES, 2) from a channel on, z as v in WIDE
+// g (TALL, k) += v^T z for one position, over pairs of tiles: v (tiles / 2, PAIRS, 2) from a channel on, z as v in WIDE
 // groups of channels.
 template <int WIDE>
 void outer(const bf16 *v, const bf16 *z, const Tiles &tiles, float *g, int count, int k)
 {
     vec sum[TALL][WIDE];
     UNROLL for (int i = 0; i < TALL; i++)
-        UNROLL for (int j = 0; j < WIDE; j++) sum[i][j] = load(g + (long)i * k + j * LANES);
-    for (int r = 0; r < count; r += 2, v += 2 * LANES, z += 2 * LANES) {
+        UNROLL for (int j = 0; j < WIDE; j++) sum[i][j] = load(g + (long)i * k + j * PAIRS);
+    for (int r = 0; r < count; r += 2, v += 2 * PAIRS, z += 2 * PAIRS) {
         bits f[WIDE];
         UNROLL for (int j = 0; j < WIDE; j++) {
             f[j] = load_pairs(z + j * tiles.group());
@@ -345,7 +345,7 @@ void outer(const bf16 *v, const bf16 *z, const Tiles &tiles, float *g, int count
         }
     }
     UNROLL for (int i = 0; i < TALL; i++)
-        UNROLL for (int j = 0; j < WIDE; j++) store(g + (long)i * k + j * LANES, sum[i][j]);
+        UNROLL for (int j = 0; j < WIDE; j++) store(g + (long)i * k + j * PAIRS, sum[i][j]);
 }
 
 // call(first column, number of registers) for all columns, two registers at a time, then what is left. The number is
@@ -354,7 +354,7 @@ template <typename Call>
 INLINE void by_registers(int k, Call call)
 {
     int q = 0;
-    for (; q + 2 * LANES <= k; q += 2 * LANES) call(q, std::integral_constant<int, 2>());
+    for (; q + 2 * PAIRS <= k; q += 2 * PAIRS) call(q, std::integral_constant<int, 2>());
     if (q < k) call(q, std::integral_constant<int, 1>());
 }
 
@@ -403,7 +403,7 @@ int convolve_bf16(const bf16 *x, const float *kernels, bf16 *y, int n, int h, in
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
         bf16 *v = zeroed<bf16>(tiles.size() + plan.zeros()), *zeros = v + tiles.size();
-        float *m = zeroed<float>((long)tiles.tiles * POSITIONS * 2 * LANES);
+        float *m = zeroed<float>((long)tiles.tiles * POSITIONS * 2 * PAIRS);
         failed |= !v || !m;
 #pragma omp for schedule(static)
         for (long block = 0; block < blocks; block++) {
@@ -412,14 +412,14 @@ int convolve_bf16(const bf16 *x, const float *kernels, bf16 *y, int n, int h, in
             const int rows = std::min<long>(plan.each, plan.all - first), count = rows * plan.columns;
             for (int r = 0; r < rows; r++)
                 to_tiles<Inputs, false>(x + plan.image(first + r) * plan.in.image(), plan.in, plan.top(first + r) - pad,
-                                        -pad, plan.columns, zeros, v + (long)r * plan.columns * LANES, tiles);
+                                        -pad, plan.columns, zeros, v + (long)r * plan.columns * PAIRS, tiles);
             by_registers(k, [&](int q, auto number) {
                 constexpr int WIDE = decltype(number)::value;
                 for (int p = 0; p < POSITIONS; p++)
                     product<16 / WIDE, WIDE>(v + p * tiles.position, tiles, u + p * pair + (long)q * c,
-                                             m + p * WIDE * LANES, count, c);
+                                             m + p * WIDE * PAIRS, count, c);
                 for (int r = 0; r < rows; r++)
-                    from_tiles<WIDE>(m + (long)r * plan.columns * POSITIONS * WIDE * LANES, plan.out,
+                    from_tiles<WIDE>(m + (long)r * plan.columns * POSITIONS * WIDE * PAIRS, plan.out,
                                      plan.top(first + r), plan.columns, q,
                                      y + plan.image(first + r) * plan.out.image());
             });
@@ -453,7 +453,7 @@ int kernel_gradient_bf16(const bf16 *x, const bf16 *dy, float *kernels, int n, i
         for (long first = plan.all * part / threads; v && first < end; first += plan.each) {
             const int rows = std::min<long>(plan.each, end - first);
             for (int r = 0; r < rows; r++) {
-                const long image = plan.image(first + r), to = (long)r * paired * LANES;
+                const long image = plan.image(first + r), to = (long)r * paired * PAIRS;
                 const int top = plan.top(first + r);
                 to_tiles<Inputs, true>(x + image * plan.in.image(), plan.in, top - pad, -pad, plan.columns, zeros,
                                        v + to, inputs);
@@ -462,9 +462,9 @@ int kernel_gradient_bf16(const bf16 *x, const bf16 *dy, float *kernels, int n, i
             }
             for (int p = 0; p < POSITIONS; p++)
                 for (int i = 0; i < c; i += TALL) {
-                    const bf16 *a = v + p * inputs.position + i / LANES * inputs.group() + i % LANES * 2;
+                    const bf16 *a = v + p * inputs.position + i / PAIRS * inputs.group() + i % PAIRS * 2;
                     by_registers(k, [&](int q, auto number) {
-                        outer<decltype(number)::value>(a, z + p * slopes.position + q / LANES * slopes.group(), slopes,
+                        outer<decltype(number)::value>(a, z + p * slopes.position + q / PAIRS * slopes.group(), slopes,
                                                        sum + ((long)p * c + i) * k + q, rows * paired, k);
                     });
                 }
