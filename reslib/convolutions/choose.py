@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 
 import torch
@@ -18,7 +19,7 @@ from .layers import Layer, channels_last, layer_of
 
 ALGORITHMS = {"winograd": winograd, "fourier": fourier}
 MARGIN = 1.1  # times faster another algorithm must be on a layer alone
-ROUNDS = 3
+ROUNDS = 5, 9  # turns of both ways: of a layer, and of a whole pass, where a sixth is gained and a neighbour costs more
 TRIAL = 20  # passes, in the time of which the trials must fit well
 
 
@@ -119,9 +120,7 @@ def _proved(passes: Passes, algorithms: dict[Layer, str], sure: bool, say) -> bo
         return False
     if sure:
         return True
-    turns = [(passes.seconds(step.loss), passes.seconds(loss)) for _ in range(ROUNDS)]
-    direct, other = (min(seconds) for seconds in zip(*turns, strict=True))
-    return other * tune.MARGIN < direct
+    return statistics.median(passes.seconds(step.loss) / passes.seconds(loss) for _ in range(ROUNDS[1])) > tune.MARGIN
 
 
 def _known_to_win(algorithm: str, layer: Layer, batch: int, layout: str) -> bool:
@@ -147,7 +146,7 @@ def wins(algorithm: str, layer: Layer, batch: int, layout, clock=time.perf_count
     taken = {way: [] for way in ways}
     for tensor in (x, weight):
         tensor.requires_grad_()
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS[0]):
         for way, call in ways.items():
             begun = clock()
             with autocast(cpu, layer.precision):
