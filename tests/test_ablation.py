@@ -247,8 +247,12 @@ def test_forest_draws_each_interval_and_says_what_it_cannot():
     intervals = [line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2][1:]  # the first is zero
     np.testing.assert_allclose(intervals, rows[["low", "high"]].dropna())
     assert [t.get_color() for t in ax.texts if t.get_text().strip() == "diverged"] == ["#CC0000"]
-    none = figures.forest(ablation.table(groups, runs[runs["padding"] != "black"]), runs).axes[0]
-    assert [t.get_color() for t in none.texts if t.get_text().strip() == "not yet trained"] == ["#777777"]
+    fig = figures.forest(ablation.table(groups, runs[runs["padding"] != "black"]), runs)
+    assert "black padding" not in [t.get_text() for t in fig.axes[0].get_yticklabels()]
+    assert "not yet trained: black padding" in " ".join(fig.texts[-1].get_text().split())
+    none = figures.forest(ablation.table(groups, runs.iloc[:0]), runs.iloc[:0]).axes[0]
+    waiting = [t for t in none.texts if t.get_text().strip() == "not yet trained"]
+    assert len(waiting) == len(rows) and {t.get_color() for t in waiting} == {"#777777"}
     assert [t.get_text().replace("\n", " ") for t in ax.get_yticklabels()] == rows["deviation"].tolist()
     assert figures.forest(rows.iloc[:0], runs).axes
 

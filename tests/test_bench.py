@@ -234,6 +234,8 @@ def test_records_become_frames_and_figures(tmp_path, monkeypatch, source):
         assert figure._repr_png_()[:4] == b"\x89PNG"
     part = loaded[0]["comparisons"][0]["contenders"][0] | {"parts_are_of_the_eager_step": True}
     whole = records.comparisons([loaded[0] | {"comparisons": [loaded[0]["comparisons"][0] | {"contenders": [part]}]}])
+    named = figures.contenders_figure(frame.assign(contender=["fp32", *frame.contender[1:]], precision="fp32"))
+    assert [t.get_text() for t in named.axes[0].get_yticklabels()][:2] == ["fp32", "contiguous, fp32"]
     bars = figures.contenders_figure(whole).axes[1].patches
     assert max(bar.get_width() for bar in bars) == pytest.approx(8000 / whole.images_per_second[0])  # ms of a step
     assert sum(bar.get_width() > 0 for bar in bars) == 1, "parts of another step are drawn"

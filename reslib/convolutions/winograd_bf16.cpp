@@ -38,7 +38,6 @@ namespace {
 
 constexpr int PAIRS = 16;                            // of bf16 values in a register, which is as many fp32 values
 constexpr int OUT = 2, IN = 4, POSITIONS = IN * IN;  // outputs and inputs of a tile along a side; values of a tile
-constexpr int KERNEL = 9;                            // weights of a kernel
 constexpr int FORWARD = 16, BACKWARD = 64;           // tiles of a block, about: they stay in the second cache
 constexpr int TALL = 8;                              // rows of a kernel's gradient at a time
 constexpr int GAP = 32;                              // values between positions, or their rows would share cache sets
@@ -152,7 +151,7 @@ INLINE void kernel_back(const vec u[IN], vec r[3])  // its transpose
     r[2] = u[3] + even;
 }
 
-// u (POSITIONS, k / PAIRS, c / 2, PAIRS, 2): the transformed kernels (KERNEL, c, k), channels in pairs.
+// u (POSITIONS, k / PAIRS, c / 2, PAIRS, 2): the transformed kernels (9, c, k), channels in pairs.
 void transform_kernels(const float *kernels, bf16 *u, int c, int k)
 {
     const long size = (long)c * k;
@@ -173,7 +172,7 @@ void transform_kernels(const float *kernels, bf16 *u, int c, int k)
         }
 }
 
-// kernels (KERNEL, size): the gradient, from that of the transformed kernels (POSITIONS, size).
+// kernels (9, size): the gradient, from that of the transformed kernels (POSITIONS, size).
 void kernels_back(const float *gradient, float *kernels, long size)
 {
     for (long q = 0; q < size; q += PAIRS) {

@@ -30,7 +30,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # the referen
 
 
 def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
-    """Differences with their 95% intervals, a line per deviation, in order of `rows`; right of zero is worse."""
+    """Differences with their 95% intervals, a line per deviation, in order of `rows`; right of zero is worse.
+
+    What is still to come has no line where others have one: the footer names it.
+    """
+    coming = rows["difference"].isna() & (rows["diverged"] == 0)
+    absent = rows[coming] if not coming.all() else rows.iloc[:0]
+    rows = rows.drop(absent.index)
     fig, axes = new_figure(8.6, 1.5 + 0.38 * max(2, len(rows)))
     ax = axes[0][0]
     places, kinds, waiting = np.arange(len(rows))[::-1], set(), []
@@ -72,7 +78,8 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
         shown = (LOOKS[kind] for kind in LOOKS if kind in kinds)
         handles = [Line2D([], [], color=COLOURS[0], label=label, **look) for label, look in shown]
         legend_above(fig, handles, columns=2)
-    sign(fig, runs)
+    groups = absent.groupby("finding", sort=False)["deviation"]
+    sign(fig, runs, " · ".join(f"{finding}: {'; '.join(names)}" for finding, names in groups))
     return fig
 
 

@@ -74,7 +74,8 @@ def _rates(ax, group: pd.DataFrame, title: str) -> None:
     inks = [CONTENDERS.get(name, OTHERS) for name in group["contender"]]
     ax.barh(places, rates, height=0.62, color=inks)
     _ranges(ax, places, group)
-    ax.set_yticks(places, group["contender"] + ", " + group["precision"])
+    names = zip(group["contender"], group["precision"], strict=True)
+    ax.set_yticks(places, [", ".join(dict.fromkeys(words)) for words in names])  # one is called "fp32" itself
     ax.set_title(title, loc="left")
     ax.set_xlim(0, 1.32 * group["high"].max())
     ax.grid(axis="y", visible=False)
