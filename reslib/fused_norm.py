@@ -8,7 +8,6 @@ per machine (native.py). Results are PyTorch's up to rounding; sums are joined i
 from __future__ import annotations
 
 import ctypes
-import statistics
 
 import torch
 from torch import Tensor, nn
@@ -76,18 +75,9 @@ def choose(step, chosen: Choice, batch, left: int, limit=None, before=None, say=
 
 
 def _known_to_win(passes: Passes, loss: FusedLoss, chosen: Choice) -> bool:
-    """Whether passes with fused norms take less time, tried once per machine and network, so that seeds do not differ.
-
-    The median ratio of turns of both ways.
-    """
-    step = passes.step
-    key = trials.network_key(step, passes.x, chosen)
-    answer = trials.known(tune.FUSED).get(key)
-    if type(answer) is not bool:
-        ratios = [passes.seconds(step.loss) / passes.seconds(loss) for _ in range(ROUNDS)]
-        answer = statistics.median(ratios) > MARGIN
-        trials.keep(tune.FUSED, trials.known(tune.FUSED) | {key: answer})
-    return answer
+    """Whether passes with fused norms take less time, tried once per machine and network."""
+    key = trials.network_key(passes.step, passes.x, chosen)
+    return trials.remembered(tune.FUSED, key, lambda: passes.gain(loss, ROUNDS) > MARGIN)
 
 
 # --- The operation ----------------------------------------------------------------------------------------------------

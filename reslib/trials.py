@@ -58,10 +58,25 @@ def _machines(name: str) -> dict:
         return {}
 
 
-def network_key(step, x, chosen: Choice) -> str:
-    """What a trial of a step's whole network is kept under: network, shape of a batch x, precision, layout, threads."""
-    r = step.recipe
+def remembered(name: str, key: str, ask) -> bool:
+    """A yes or no of this machine, in a file of tune.TRIALS, asked once: seeds shall not differ by chance.
+
+    ask: () -> whether it is faster.
+    """
+    answer = known(name).get(key)
+    if type(answer) is not bool:
+        answer = bool(ask())
+        keep(name, known(name) | {key: answer})
+    return answer
+
+
+def network_key(step, x, chosen: Choice, algorithms=None) -> str:
+    """What a trial of a step's whole network is kept under: network, shape of a batch x, precision, layout, threads.
+
+    algorithms: layer -> algorithm of the convolutions, by default those of the step's loss.
+    """
+    r, algorithms = step.recipe, getattr(step.loss, "algorithms", {}) if algorithms is None else algorithms
     shape = "x".join(map(str, x.shape))
-    other = "".join(f" | {layer} by {name}" for layer, name in getattr(step.loss, "algorithms", {}).items())
+    other = "".join(f" | {layer} by {name}" for layer, name in algorithms.items())
     key = f"{r.model} {r.options} {r.shortcut} | {shape} | {step.precision} {chosen.layout} {chosen.threads} threads"
     return key + other

@@ -250,6 +250,14 @@ def test_a_layer_is_tried_once_per_machine(monkeypatch):
         choose._known_to_win("winograd", layer, 128, "channels-last")
 
 
+def test_a_whole_pass_is_timed_once_per_machine(monkeypatch):
+    monkeypatch.setattr(choose, "wins", lambda algorithm, *others: algorithm == "fourier")
+    for other in (0.5, 2.0):  # the second is not asked
+        monkeypatch.setattr(Passes, "seconds", lambda self, loss, s=other: s if isinstance(loss, OtherLoss) else 1.0)
+        step, batch = stepper("nin", 16)
+        assert "fourier" in compilation.accelerate(step, CHOSEN, batch, 10_000, say=silent)
+
+
 def test_under_autocast_a_layer_is_another():
     x, weight = torch.randn(2, 16, 9, 9), torch.randn(16, 16, 3, 3)
     layer = layer_of(x, weight)

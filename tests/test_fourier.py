@@ -1,5 +1,7 @@
 """Convolutions by way of their Fourier transforms: the numbers of the direct sums."""
 
+import dataclasses
+
 import pytest
 import torch
 from convolving import by, directly, errors, stepper
@@ -53,3 +55,4 @@ def test_networks_with_large_kernels(model, sizes):
     step, batch = stepper(model)
     met = layers_met(Passes(step, *batch()))
     assert [str(layer).partition(" to ")[0] for layer in met if fourier.promising(layer, 128)] == sizes
+    assert not any(fourier.promising(dataclasses.replace(layer, precision="bf16"), 128) for layer in met)

@@ -88,12 +88,10 @@ def test_rounding_on_the_layers_of_resnet20(width, side):
 @needs_compiler
 @pytest.mark.parametrize(("width", "side"), [(16, 32), (32, 16), (64, 8)])
 def test_rounding_of_bf16_on_the_layers_of_resnet20(monkeypatch, width, side):
-    """About twice the direct sum's, the mark of fp32. PyTorch rounds a kernel's gradient to bf16, here it is fp32."""
+    """0.0044, or with the rounding of the inputs 0.0047, where direct sums are off by 0.0023 and 0.0029."""
     monkeypatch.setattr(native, "loops", lambda: loops(EMULATED))
     output, of_input, of_kernel, _ = errors("winograd", Layer(width, width, (3, 3), (1, 1), (side, side), "bf16"))
-    for off, usual in (output, of_input):
-        assert 1.2 * usual < off < 2.2 * usual and off < 0.005
-    assert of_kernel[0] < 0.01
+    assert output[0] < 0.005 and of_input[0] < 0.005 and of_kernel[0] < 0.01
 
 
 def rounding(a, b, channels=32, tiles=512):
@@ -182,7 +180,7 @@ def test_in_bf16_a_processor_has_to_multiply_pairs(monkeypatch):
 
 
 @needs_compiler
-def test_what_is_left_to_the_direct_sums():
+def test_what_is_left_to_the_direct_sums(monkeypatch):
     layer = Layer(16, 16, (3, 3), (1, 1), (8, 8))
     assert winograd.promising(layer, 2)
     shapes = (layer.__dict__ | {"kernel": (5, 5)}, layer.__dict__ | {"padding": (1, 0)}, layer.__dict__ | {"inputs": 3})
@@ -190,10 +188,15 @@ def test_what_is_left_to_the_direct_sums():
     assert not winograd.promising(Layer(16, 16, (3, 3), (0, 0), (2, 2)), 2)  # nothing comes out
     maps, kernel = torch.zeros(2, 16, 8, 8), torch.zeros(16, 16, 3, 3)
     for x, weight in ((maps.double(), kernel), (maps, kernel.double()), (maps.bfloat16(), kernel.bfloat16())):
-        with pytest.raises(TypeError, match="is for maps in fp32 or bf16, kernels in fp32; not torch"):
+        with pytest.raises(TypeError, match="is for maps all in fp32 or all in bf16, kernels in fp32; not torch"):
             winograd._convolve(x, weight, 1)
-    with pytest.raises(TypeError, match="is for maps in fp32 or bf16"):
+    with pytest.raises(TypeError, match="not torch.float32, torch.bfloat16, torch.float32"):
         winograd._kernel_gradient(maps, maps.bfloat16(), 1)
+    monkeypatch.setattr(native, "loops", lambda: loops(EMULATED))
+    for dtype in winograd.PRECISIONS:  # nothing comes out
+        narrow = torch.zeros(2, 16, 2, 2, dtype=dtype)
+        nothing = winograd._convolve(narrow, kernel, 0)
+        assert nothing.shape == (2, 16, 0, 0) and not winograd._kernel_gradient(narrow, nothing, 0).any()
     for maps, kernel, padding in ((16, (16, 32, 3, 3), 1), (16, (16, 16, 5, 5), 1), (6, (6, 6, 3, 3), 1)):
         with pytest.raises(ValueError, match="does not fit|no Winograd convolution of 6 to 6 channels"):
             winograd._convolve(torch.zeros(2, maps, 8, 8), torch.zeros(kernel), padding)

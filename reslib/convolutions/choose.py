@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 
 import torch
@@ -19,8 +18,8 @@ from .layers import Layer, channels_last, layer_of
 
 ALGORITHMS = {"winograd": winograd, "fourier": fourier}
 MARGIN = 1.1  # times faster another algorithm must be on a layer alone
-ROUNDS = 5, 9  # turns of both ways: of a layer, and of a whole pass, where a sixth is gained and a neighbour costs more
-TRIAL = 20  # passes, in the time of which the trials must fit well
+ROUNDS = 5  # turns of both ways of a layer
+TURNS = 9  # and of a whole pass, of which a sixth is gained: three could be spoilt by a neighbour
 
 
 class Convolutions(TorchFunctionMode):
@@ -101,16 +100,16 @@ def choose_layers(step, chosen: Choice, batch, left: int, limit=None, before=Non
             found |= {layer: name for layer in layers if str(layer) in begun[name]}
             continue
         if layers and name not in sure:
-            if limit is not None and limit < TRIAL * passes.seconds(step.loss):
+            if limit is not None and limit < 10 * TURNS * passes.seconds(step.loss):
                 continue
             layers = [layer for layer in layers if _known_to_win(name, layer, count, chosen.layout)]
         other = dict.fromkeys(layers, name)
-        if other and _proved(passes, other, name in sure, say):
+        if other and _proved(passes, other, chosen, name in sure, say):
             found |= other
     return found
 
 
-def _proved(passes: Passes, algorithms: dict[Layer, str], sure: bool, say) -> bool:
+def _proved(passes: Passes, algorithms: dict[Layer, str], chosen: Choice, sure: bool, say) -> bool:
     """Whether the whole pass computes the same with these algorithms, and, unless they are sure, takes less time."""
     step, names = passes.step, " and ".join(dict.fromkeys(algorithms.values()))
     loss = OtherLoss(step.loss, algorithms)
@@ -120,17 +119,14 @@ def _proved(passes: Passes, algorithms: dict[Layer, str], sure: bool, say) -> bo
         return False
     if sure:
         return True
-    return statistics.median(passes.seconds(step.loss) / passes.seconds(loss) for _ in range(ROUNDS[1])) > tune.MARGIN
+    key = trials.network_key(step, passes.x, chosen, algorithms)
+    return trials.remembered(tune.CONVOLUTIONS, key, lambda: passes.gain(loss, TURNS) > tune.MARGIN)
 
 
 def _known_to_win(algorithm: str, layer: Layer, batch: int, layout: str) -> bool:
-    """`wins`, once per machine: seeds that are tried beside each other shall not get different layers by chance."""
+    """`wins`, asked once per machine."""
     key = f"{algorithm} {layer} | {layer.precision} {batch} images | {layout} {torch.get_num_threads()} threads"
-    answer = trials.known(tune.CONVOLUTIONS).get(key)
-    if type(answer) is not bool:
-        answer = wins(algorithm, layer, batch, tune.LAYOUTS[layout])
-        trials.keep(tune.CONVOLUTIONS, trials.known(tune.CONVOLUTIONS) | {key: answer})
-    return answer
+    return trials.remembered(tune.CONVOLUTIONS, key, lambda: wins(algorithm, layer, batch, tune.LAYOUTS[layout]))
 
 
 def wins(algorithm: str, layer: Layer, batch: int, layout, clock=time.perf_counter) -> bool:
@@ -146,7 +142,7 @@ def wins(algorithm: str, layer: Layer, batch: int, layout, clock=time.perf_count
     taken = {way: [] for way in ways}
     for tensor in (x, weight):
         tensor.requires_grad_()
-    for _ in range(ROUNDS[0]):
+    for _ in range(ROUNDS):
         for way, call in ways.items():
             begun = clock()
             with autocast(cpu, layer.precision):

@@ -47,7 +47,9 @@ def unavailable(precision: str) -> str:
 
 def promising(layer: Layer, batch: int) -> bool:
     """Whether so many multiply-adds are saved that a trial is worth its time."""
-    return min(layer.result) > 0 and layer.direct(batch) > SAVING * transformed(layer, batch)
+    return (
+        layer.precision == "fp32" and min(layer.result) > 0 and layer.direct(batch) > SAVING * transformed(layer, batch)
+    )
 
 
 @functools.lru_cache(maxsize=256)

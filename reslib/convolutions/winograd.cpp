@@ -5,7 +5,7 @@
 // tiles at a time go through all steps, so that what lies between the steps stays in the core's cache.
 //
 // Arrays are fp32 and dense: maps (N, H, W, C) as channels-last stores them, transformed kernels (36, C, K). C and K
-// are multiples of LANES. Plain C interface, built and called by winograd.py.
+// are multiples of LANES. Plain C interface, built by native.py, called by winograd.py.
 
 #include <algorithm>
 #include <cstdlib>

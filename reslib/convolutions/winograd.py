@@ -155,7 +155,10 @@ def _call(function: str, maps, arrays, x: Tensor, outputs: int, padding: int) ->
     for tensor in arrays:
         allowed = PRECISIONS if any(tensor is one for one in maps) else (torch.float32,)
         if tensor.dtype not in allowed or any(one.dtype != x.dtype for one in maps):
-            raise TypeError(f"Winograd's convolution is for maps in fp32 or bf16, kernels in fp32; not {tensor.dtype}")
+            found = ", ".join(str(one.dtype) for one in arrays)
+            raise TypeError(
+                f"Winograd's convolution is for maps all in fp32 or all in bf16, kernels in fp32; not {found}"
+            )
     precision, (batch, channels, height, width) = PRECISIONS[x.dtype], x.shape
     lanes = _lanes(precision)
     if channels % lanes or outputs % lanes or not 0 <= padding <= 2:

@@ -367,7 +367,7 @@ struct Plan {  // rows of tiles are worked on in blocks, which do not depend on 
         out = {h + 2 * pad - 2, w + 2 * pad - 2, k};
         rows = (out.h + OUT - 1) / OUT;
         columns = (out.w + OUT - 1) / OUT;
-        each = std::max(1, block / columns);
+        each = std::max(1, block / std::max(1, columns));
         all = (long)n * rows;
     }
     long image(long row) const { return row / rows; }
@@ -379,7 +379,7 @@ struct Plan {  // rows of tiles are worked on in blocks, which do not depend on 
 template <typename T>
 T *zeroed(long count)
 {
-    const long bytes = (count * (long)sizeof(T) + 63) / 64 * 64;
+    const long bytes = std::max(64L, (count * (long)sizeof(T) + 63) / 64 * 64);
     void *memory = std::aligned_alloc(64, bytes);
     return static_cast<T *>(memory ? std::memset(memory, 0, bytes) : nullptr);
 }

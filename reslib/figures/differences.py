@@ -32,10 +32,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # the referen
 def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Differences with their 95% intervals, a line per deviation, in order of `rows`; right of zero is worse.
 
-    What is still to come has no line where others have one: the footer names it.
+    What has no number has no line where others have one: the footer names it and says why. Diverged runs are a result.
     """
-    coming = rows["difference"].isna() & (rows["diverged"] == 0)
-    absent = rows[coming] if not coming.all() else rows.iloc[:0]
+    absent = rows["difference"].isna() & (rows["diverged"] == 0)
+    absent = rows[absent] if not absent.all() else rows.iloc[:0]
     rows = rows.drop(absent.index)
     fig, axes = new_figure(8.6, 1.5 + 0.38 * max(2, len(rows)))
     ax = axes[0][0]
