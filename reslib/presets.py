@@ -85,7 +85,7 @@ PRESETS = {
     ),
     "paper": Preset(
         "paper",
-        "the reproduction: the paper's iterations and seeds",
+        "the reproduction: the paper's iterations, up to five seeds",
         {},
         depths=(20, 32, 44, 56),
         deep=(110, 1202),

@@ -112,12 +112,14 @@ def depth_caption(runs: pd.DataFrame) -> str:
 
 
 def _window(runs: pd.DataFrame) -> str:
-    """How many images the last training errors are of."""
+    """How many images, and iterations, the last training errors are of."""
     done = evidence.finished(runs)
     counts = {evidence.images_behind(group, "train_error") for _, group in done.groupby("run")} if len(done) else ()
     if len(counts) != 1 or not {"iterations", "eval_every", "batch_size"} <= set(done):
         return ""
-    return f", the last {next(iter(counts)):,} of them"
+    images, batches = next(iter(counts)), done["batch_size"].unique()
+    iterations = f" ({images / batches[0]:,.0f} iterations)" if len(batches) == 1 else ""
+    return f", over the last {images:,} of them{iterations}"
 
 
 def claims_caption(runs: pd.DataFrame) -> str:
