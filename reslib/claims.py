@@ -125,7 +125,8 @@ CIFAR_CLAIMS = (
           f"training and test error of plain-56 above plain-20, {_UNCERTAIN}; at no depth between that is trained "
           "below a shallower net's by as much", "any", ("plain20", "plain56"), criteria.degradation),
     Claim("plain110", "plain-110 stays above 60% error", "Figure 6, caption",
-          "final training error (the caption only says error) above 60% in every run", "paper", ("plain110",), criteria.plain110),
+          "final training error (the caption only says error) above 60% in every run", "paper", ("plain110",),
+          criteria.plain110),
     Claim("deeper", "Residual nets get better from 20 to 110 layers", "Figure 6; Table 6",
           f"mean test error falls at 20, 32, 44, 56, 110 layers; 110 below 20 {_UNCERTAIN}", "any",
           tuple(f"resnet{d}" for d in paper.FIGURE6_RESNET), criteria.deeper_is_better),
