@@ -243,7 +243,11 @@ def test_what_cannot_be_drawn_does_not_hide_the_rest(results, figure, monkeypatc
 
 @pytest.mark.parametrize(
     ("old", "new", "number"),
-    [("22.50 ±", "12.50 ±", "12.50"), ("269,722", "269,723", "269,723"), (" iterations", "7 iterations", f"{LENGTH}7")],
+    [
+        ("22.50 ±", "12.50 ±", "12.50"),
+        ("269,722", "269,723", "269,723"),
+        (f"· {LENGTH} iterations", f"· {LENGTH}7 iterations", f"{LENGTH}7"),
+    ],
 )
 def test_a_number_in_the_readme_that_no_record_gives(results, tables, old, new, number):
     readme = results.parent / "README.md"
