@@ -260,7 +260,7 @@ def equivalence_figure(frame: pd.DataFrame) -> Figure:
         right.plot(first["difference"], 0, "o", color="#222222", markersize=5)
         reach = 1.15 * max(abs(first["low"]), abs(first["high"]), 1e-9)
         right.set(xlim=(-reach, reach), ylim=(-0.6, 0.6), yticks=(), xlabel="fast path - reference (points, 95%)")
-        words = f"{first['verdict']}: {first['difference']:+.2f} ({first['low']:+.2f} to {first['high']:+.2f})"
+        words = f"{first['verdict']}\n{first['difference']:+.2f} ({first['low']:+.2f} to {first['high']:+.2f})"
         right.set_title(words, loc="left", fontsize=8.5)
     presets = ", ".join(frame["preset"].unique()) if len(frame) else ""
     sign(fig, None, " · ".join(filter(None, [presets and f"preset {presets}", evidence(frame)])))
