@@ -226,7 +226,7 @@ def test_a_record_is_that_of_its_runs(tmp_path, capsys):
     drawn = artefacts.speed_figures(tmp_path)
     assert set(drawn) == {"speed_equivalence"} <= set(artefacts.SPEED_STEMS)
     texts = [t.get_text() for t in drawn["speed_equivalence"].findobj(Text)]
-    title = f"{record['verdict']}: {record['difference']:+.2f} ({record['low']:+.2f} to {record['high']:+.2f})"
+    title = f"{record['verdict']}\n{record['difference']:+.2f} ({record['low']:+.2f} to {record['high']:+.2f})"
     assert {title, "fp32; eager (reference)", "bf16; eager"} <= set(texts)
     link = f"[{preset}: {path.stem}](equivalence/{preset}/{path.stem}.md)"
     assert link in results_index.equivalence_section(tmp_path)
