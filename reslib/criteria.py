@@ -21,8 +21,8 @@ TABLE6_DEPTHS = (20, 32, 44, 56)
 TABLE6_Z = 2.5  # of four comparisons one goes beyond it by chance in 5% of all studies (two-sided normal, 4 x 1.24%)
 WARMUP_FACTOR = 2.0  # "about 400 iterations" is read as 200 to 800
 # A layer whose gradient stays below FROZEN moves by less than 0.34 in the whole training: FROZEN times the sum of the
-# rates, 3,376, divided by 1 - 0.9 for the momentum. Its weights begin with a norm of 2.4 to 11 (He's initialisation).
-# Above WILD a single step at 0.1 moves it by more than its own length.
+# rates, divided by 1 - 0.9 for the momentum. Its weights begin with a norm of 2 to 11 (He's initialisation). Above WILD
+# a single step at 0.1 moves it by more than its own length.
 FROZEN, WILD = 1e-5, 100.0
 SAME_DATA = ("dataset", "data_fingerprint", "iterations", "batch_size", "train_size", "val_size", "test_size")
 

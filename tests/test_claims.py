@@ -7,7 +7,10 @@ from fake_frames import fake_curves, fake_runs
 
 from reslib import claims
 from reslib.claims import FAILS, HOLDS, UNDECIDED
+from reslib.criteria import FROZEN
 from reslib.errors import UserError
+from reslib.recipe import Recipe
+from reslib.schedule import learning_rate
 
 GOOD = {
     "resnet20": (3, 8.75),
@@ -225,6 +228,15 @@ def test_gradients():
     later = pd.concat([gradients(0.02), gradients(0.5).assign(iteration=12, seed=1)])
     verdict, evidence = judge("gradients", runs, gradients=later)
     assert verdict == FAILS and "iterations 0 to 12, n = 2" in evidence  # every seed at every iteration
+
+
+def test_how_far_a_vanished_gradient_moves_a_layer():
+    """What the criterion says: under SGD with momentum, by the paper's rates, with a gradient of one direction."""
+    recipe = Recipe()
+    rates = sum(learning_rate(recipe, iteration, False, []) for iteration in range(recipe.iterations))
+    assert rates == pytest.approx(3376)
+    (claim,) = (claim for claim in claims.CIFAR_CLAIMS if claim.id == "gradients")
+    assert f"under {FROZEN * rates / (1 - recipe.momentum):.2f} in the paper" in claim.criterion
 
 
 def test_imagenet_claims():

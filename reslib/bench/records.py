@@ -234,7 +234,7 @@ TRIED = {  # kind of device: {contender: (what, what was expected before it was 
         ),
         "convolved": (
             "3x3 convolutions by Winograd's minimal filtering, larger ones by Fourier transforms",
-            "a third less time: convolutions are most of a step, and a quarter of their products is left (bf16: 4/9)",
+            "a third less time in fp32: convolutions are most of a step, and a quarter of the multiply-adds is left",
             "kept for the layers where a trial wins, compiled or not",
         ),
         "fused": (

@@ -81,7 +81,8 @@ def _convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     kernels = weight.permute(2, 3, 1, 0).reshape(9, -1).contiguous()  # (9, C K)
     if x.dtype == torch.float32:
         kernels = _spread(weight) @ kernels  # (36, C K); in bf16 the loops do that
-    _call("convolve", (x, y), (x, kernels, y), x, len(weight), padding)
+    _check_types(kernels, x)
+    _call("convolve", (x, kernels, y), x, len(weight), padding)
     return y
 
 
@@ -92,7 +93,8 @@ def _kernel_gradient(x: Tensor, slopes: Tensor, padding: int) -> Tensor:
     pair = x.shape[1], slopes.shape[1]
     wide = x.dtype == torch.float32
     kernels = torch.empty(36 if wide else 9, pair[0] * pair[1])
-    _call("kernel_gradient", (x, slopes), (x, slopes, kernels), x, pair[1], padding)
+    _check_types(kernels, x, slopes)
+    _call("kernel_gradient", (x, slopes, kernels), x, pair[1], padding)
     gradient = (_spread(x).T @ kernels if wide else kernels).view(3, 3, *pair).permute(3, 2, 0, 1)
     return gradient.contiguous(memory_format=torch.channels_last)
 
@@ -150,15 +152,16 @@ def _lanes(precision: str) -> int:
     return native.loops().lanes() if precision == "fp32" else PAIRS
 
 
-def _call(function: str, maps, arrays, x: Tensor, outputs: int, padding: int) -> None:
-    """Run a function of the loops on three arrays, maps among them, for inputs x and so many channels of the output."""
-    for tensor in arrays:
-        allowed = PRECISIONS if any(tensor is one for one in maps) else (torch.float32,)
-        if tensor.dtype not in allowed or any(one.dtype != x.dtype for one in maps):
-            found = ", ".join(str(one.dtype) for one in arrays)
-            raise TypeError(
-                f"Winograd's convolution is for maps all in fp32 or all in bf16, kernels in fp32; not {found}"
-            )
+def _check_types(kernels: Tensor, *maps: Tensor) -> None:
+    """Raise TypeError unless the maps are of one type that the loops have, and the kernels fp32."""
+    types = [tensor.dtype for tensor in (*maps, kernels)]
+    if len(set(types[:-1])) > 1 or types[0] not in PRECISIONS or types[-1] != torch.float32:
+        found = ", ".join(map(str, types))
+        raise TypeError(f"Winograd's convolution is for maps all in fp32 or all in bf16, kernels in fp32; not {found}")
+
+
+def _call(function: str, arrays, x: Tensor, outputs: int, padding: int) -> None:
+    """Run a function of the loops on three arrays, for inputs x and so many channels of the output."""
     precision, (batch, channels, height, width) = PRECISIONS[x.dtype], x.shape
     lanes = _lanes(precision)
     if channels % lanes or outputs % lanes or not 0 <= padding <= 2:

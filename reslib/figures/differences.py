@@ -34,9 +34,8 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
 
     What has no number has no line where others have one: the footer names it and says why. Diverged runs are a result.
     """
-    absent = rows["difference"].isna() & (rows["diverged"] == 0)
-    absent = rows[absent] if not absent.all() else rows.iloc[:0]
-    rows = rows.drop(absent.index)
+    empty = rows["difference"].isna() & (rows["diverged"] == 0)
+    absent, rows = (rows.iloc[:0], rows) if empty.all() else (rows[empty], rows[~empty])
     fig, axes = new_figure(8.6, 1.5 + 0.38 * max(2, len(rows)))
     ax = axes[0][0]
     places, kinds, waiting = np.arange(len(rows))[::-1], set(), []
