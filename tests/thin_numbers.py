@@ -14,7 +14,7 @@ from torch import nn
 from reslib.engine import Objective
 from reslib.models import build_model
 from reslib.models.conv_norm_relu import conv_norm_relu
-from reslib.thin import ThinLoss
+from reslib.thin import ThinLoss, plans
 from reslib.thin import unit as thin_unit
 from reslib.thin.unit import unit
 
@@ -104,21 +104,25 @@ def diverged() -> bool:
 
 
 def main() -> None:
-    before = thin_unit.PROGRAMS, thin_unit.SUMS_AT_ONCE, thin_unit.JOINED_VALUES
+    before = thin_unit.SUMS_AT_ONCE, thin_unit.JOINED_VALUES, dict(plans.PLANS)
     units = {"as on a GPU": of_unit((3, 8, 16, 16, 1, False))}
     thin_unit.JOINED_VALUES = 4096  # the interpreter takes its time for every program
     units |= {name: of_unit(case) for name, case in CASES.items()}
     units["mean far from zero"] = of_unit((9, 8, 16, 16, 1, False), mean=100.0)
-    thin_unit.PROGRAMS, thin_unit.SUMS_AT_ONCE = 2, 64  # few programs, which go through their loops more than once
+    thin_unit.SUMS_AT_ONCE = 64  # and few programs, which go through their loops more than once
+    for key, plan in before[2].items():
+        few = {"block": 16, "taps": 3} if key[0] in ("convolve", "transpose") else {}
+        plans.PLANS[key] = plan._replace(programs=2, rows=32, **few)
     units["long loops"] = of_unit((13, 9, 16, 32, 1, False))
     units["long loops, added"] = of_unit((13, 9, 32, 64, 2, True))
-    thin_unit.PROGRAMS, thin_unit.SUMS_AT_ONCE = before[:2]
+    thin_unit.SUMS_AT_ONCE = before[0]
+    plans.PLANS |= before[2]
     networks = {
         "resnet8": of_network("resnet8"),
         "preactivated": of_network("resnet8", preactivation=True),
         "narrow": of_network("resnet8", width=8),
     }
-    thin_unit.JOINED_VALUES = before[2]
+    thin_unit.JOINED_VALUES = before[1]
     print(json.dumps({"units": units, "networks": networks, "diverged": diverged()}))
 
 

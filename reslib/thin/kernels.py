@@ -4,18 +4,28 @@
               activate   y -> relu(batch norm(y) + added)
     backward  reduce     gradient of the output -> its sums by tile, and the gradient of `added`
               correlate  -> gradient of y, and of the weight, a share per program
-              join       the sum of these shares
-              transpose  gradient of y -> gradient of x
+              transpose  gradient of y -> gradient of x, and the sum of these shares
+              join       that sum alone, where no gradient of x is wanted
 
 Maps are NHWC, N images of H x W pixels; the channels of a pixel are a row. M = N H W rows of the convolution's output
 are dealt out in tiles of ROWS, a program each. What is summed over all M goes by tile, in `moments` or `sums` (tiles,
 2, channels), and whoever needs the total joins the tiles: nothing is added atomically, and the same input gives the
 same bits. Operands of products are of type PRODUCT, their sums fp32. SO, SI, SH, SW: strides of a weight (filters,
-inputs, 3, 3).
+inputs, 3, 3). A product is over TAPS of the nine taps at once, whose inputs WIDE, a power of two, has room for.
+DEPENDENT: the kernel is launched while the one before it still runs (programmatic dependent launch), and waits for it.
 """
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def _after_the_one_before(DEPENDENT: tl.constexpr):
+    """Let the next kernel be launched, and wait until all is written that the one before this writes."""
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
 
 
 @triton.jit
@@ -28,25 +38,28 @@ def _pixel(rows, H: tl.constexpr, W: tl.constexpr):
 def convolve(
     x, weight, y, moments, M, SO, SI, SH, SW,
     H: tl.constexpr, W: tl.constexpr, HY: tl.constexpr, WY: tl.constexpr, STRIDE: tl.constexpr,
-    INPUTS: tl.constexpr, PADDED: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, PRODUCT: tl.constexpr,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, PRODUCT: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """y = conv(x), x (N, H, W, INPUTS), y (N, HY, WY, OUTPUTS); weight by its strides."""
+    """y = conv(x), x (N, H, W, INPUTS), y (N, HY, WY, OUTPUTS), BLOCK filters per program; weight by its strides."""
+    _after_the_one_before(DEPENDENT)
     tile = tl.program_id(0)
     rows = tile * ROWS + tl.arange(0, ROWS)
     inside = rows < M
     n, h, w = _pixel(rows, HY, WY)
     top, left = h * STRIDE - 1, w * STRIDE - 1
-    i, o = tl.arange(0, PADDED), tl.arange(0, OUTPUTS)
-    total = tl.zeros((ROWS, OUTPUTS), tl.float32)
-    for tap in range(9):
+    corner = ((n * H + top) * W + left) * INPUTS
+    k, o = tl.arange(0, WIDE), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    i, used = k % INPUTS, k < TAPS * INPUTS
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    for first in range(0, 9, TAPS):
+        tap = first + k // INPUTS
         kh, kw = tap // 3, tap % 3
-        line, column = top + kh, left + kw
-        there = inside & (line >= 0) & (line < H) & (column >= 0) & (column < W)
-        at = ((n * H + line) * W + column) * INPUTS
-        a = tl.load(x + at[:, None] + i[None, :], mask=there[:, None] & (i < INPUTS)[None, :], other=0.0)
-        b = tl.load(
-            weight + kh * SH + kw * SW + i[:, None] * SI + o[None, :] * SO, mask=(i < INPUTS)[:, None], other=0.0
-        )
+        line, column = top[:, None] + kh[None, :], left[:, None] + kw[None, :]
+        there = (line >= 0) & (line < H) & (column >= 0) & (column < W) & inside[:, None] & used[None, :]
+        a = tl.load(x + corner[:, None] + ((kh * W + kw) * INPUTS + i)[None, :], mask=there, other=0.0)
+        of_tap = kh * SH + kw * SW + i * SI
+        b = tl.load(weight + of_tap[:, None] + o[None, :] * SO, mask=used[:, None], other=0.0)
         total = tl.dot(a.to(PRODUCT), b.to(PRODUCT), total)
     result = total.to(y.dtype.element_ty)
     tl.store(y + rows[:, None] * OUTPUTS + o[None, :], result, mask=inside[:, None])
@@ -60,12 +73,14 @@ def convolve(
 @triton.jit
 def activate(
     y, added, out, moments, weight, bias, running_mean, running_var, batches, kept, M, momentum, epsilon,
-    CHANNELS: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, ADDED: tl.constexpr, SOME: tl.constexpr,
+    CHANNELS: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr, ADDED: tl.constexpr,
+    SOME: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """out = relu(batch norm(y) + added); program 0 moves the averages and keeps mean, 1/deviation, scale and shift.
 
-    SOME: tiles whose moments are read at a time, out of TILES.
+    The moments are of TILES tiles of TILE rows; SOME are read at a time.
     """
+    _after_the_one_before(DEPENDENT)
     program = tl.program_id(0)
     c, some = tl.arange(0, CHANNELS), tl.arange(0, SOME)
     rows = program * ROWS + tl.arange(0, ROWS)
@@ -79,7 +94,7 @@ def activate(
     squares = tl.zeros((CHANNELS,), tl.float32)
     for first in range(0, TILES, SOME):
         t = first + some
-        share = tl.maximum(tl.minimum(M - t * ROWS, ROWS), 0).to(tl.float32) / M
+        share = tl.maximum(tl.minimum(M - t * TILE, TILE), 0).to(tl.float32) / M
         of_tiles = moments + t[:, None] * 2 * CHANNELS + c[None, :]
         away = tl.load(of_tiles, mask=(t < TILES)[:, None], other=0.0) - about[None, :]
         squares += tl.sum(tl.load(of_tiles + CHANNELS, mask=(t < TILES)[:, None], other=0.0), 0)
@@ -109,12 +124,13 @@ def activate(
 @triton.jit
 def reduce(
     slope, y, out, masked, sums, kept, M,
-    CHANNELS: tl.constexpr, ROWS: tl.constexpr, ADDED: tl.constexpr,
+    CHANNELS: tl.constexpr, ROWS: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Per tile the sums of g and of g times normalised y, g = `slope` where the output is above zero.
 
     With ADDED g is the gradient of `added` too, and is written to `masked`.
     """
+    _after_the_one_before(DEPENDENT)
     tile = tl.program_id(0)
     rows = tile * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, CHANNELS)
@@ -178,15 +194,16 @@ def _of_convolution(slope, y, at, there, scale, shift, per_value, constant, c, A
 def correlate(
     slope, y, x, kept, sums, shares, of_y, of_scale, of_shift, M,
     H: tl.constexpr, W: tl.constexpr, HY: tl.constexpr, WY: tl.constexpr, STRIDE: tl.constexpr,
-    INPUTS: tl.constexpr, PADDED: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr, STEPS: tl.constexpr, TILES: tl.constexpr, ADDED: tl.constexpr, SOME: tl.constexpr,
-    PRODUCT: tl.constexpr, WANTED: tl.constexpr,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr,
+    TILES: tl.constexpr, ADDED: tl.constexpr, SOME: tl.constexpr, PRODUCT: tl.constexpr, WANTED: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """A share of the weight's gradient, from STEPS times ROWS rows, for COLUMNS of its 9 x PADDED inputs.
+    """A share of the weight's gradient, from STEPS times ROWS rows, for COLUMNS of its 9 INPUTS inputs.
 
-    shares: (shares, 9 PADDED up to a multiple of COLUMNS, OUTPUTS). The gradient of y is written where WANTED, those of
+    shares: (shares, 9 INPUTS up to a multiple of COLUMNS, OUTPUTS). The gradient of y is written where WANTED, those of
     batch norm by one program.
     """
+    _after_the_one_before(DEPENDENT)
     part, share = tl.program_id(0), tl.program_id(1)
     o = tl.arange(0, OUTPUTS)
     first, second = _totals(sums, o, OUTPUTS, TILES, SOME)
@@ -195,8 +212,9 @@ def correlate(
         tl.store(of_scale + o, second)
     scale, shift, per_value, constant = _of_norm(kept, first, second, M, o, OUTPUTS)
     k = part * COLUMNS + tl.arange(0, COLUMNS)
-    tap, i = k // PADDED, k % PADDED
+    tap, i = k // INPUTS, k % INPUTS
     kh, kw = tap // 3, tap % 3
+    of_tap = (kh * W + kw) * INPUTS + i
     total = tl.zeros((COLUMNS, OUTPUTS), tl.float32)
     for step in range(STEPS):
         rows = (share * STEPS + step) * ROWS + tl.arange(0, ROWS)
@@ -206,25 +224,22 @@ def correlate(
         if WANTED:
             if part == 0:
                 tl.store(of_y + rows[:, None] * OUTPUTS + o[None, :], b, mask=inside[:, None])
-        line = (h * STRIDE - 1)[None, :] + kh[:, None]
-        column = (w * STRIDE - 1)[None, :] + kw[:, None]
-        there = (line >= 0) & (line < H) & (column >= 0) & (column < W) & inside[None, :]
-        there = there & ((tap < 9) & (i < INPUTS))[:, None]
-        at = ((n[None, :] * H + line) * W + column) * INPUTS + i[:, None]
-        a = tl.load(x + at, mask=there, other=0.0)
+        top, left = h * STRIDE - 1, w * STRIDE - 1
+        line, column = top[None, :] + kh[:, None], left[None, :] + kw[:, None]
+        there = (line >= 0) & (line < H) & (column >= 0) & (column < W) & inside[None, :] & (tap < 9)[:, None]
+        corner = ((n * H + top) * W + left) * INPUTS
+        a = tl.load(x + corner[None, :] + of_tap[:, None], mask=there, other=0.0)
         total = tl.dot(a.to(PRODUCT), b, total)
     width = tl.num_programs(0) * COLUMNS
     tl.store(shares + (share * width + k[:, None]) * OUTPUTS + o[None, :], total)
 
 
 @triton.jit
-def join(
-    shares, of_weight, width, SO, SI, SH, SW,
-    INPUTS: tl.constexpr, PADDED: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, NUMBER: tl.constexpr,
-    SOME: tl.constexpr,
+def _join(
+    program, shares, of_weight, width, SO, SI, SH, SW,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, NUMBER: tl.constexpr, SOME: tl.constexpr,
 ):  # fmt: skip
-    """The weight's gradient, by its strides, from NUMBER shares of `width` rows."""
-    k = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    k = program * ROWS + tl.arange(0, ROWS)
     o, some = tl.arange(0, OUTPUTS), tl.arange(0, SOME)
     total = tl.zeros((ROWS, OUTPUTS), tl.float32)
     for begin in range(0, NUMBER, SOME):
@@ -232,32 +247,59 @@ def join(
         at = (s[:, None, None] * width + k[None, :, None]) * OUTPUTS + o[None, None, :]
         mask = (s < NUMBER)[:, None, None] & (k < width)[None, :, None]
         total += tl.sum(tl.load(shares + at, mask=mask, other=0.0), 0)
-    tap, i = k // PADDED, k % PADDED
+    tap, i = k // INPUTS, k % INPUTS
     at = tap // 3 * SH + tap % 3 * SW + i * SI
-    tl.store(of_weight + at[:, None] + o[None, :] * SO, total, mask=((tap < 9) & (i < INPUTS))[:, None])
+    tl.store(of_weight + at[:, None] + o[None, :] * SO, total, mask=(tap < 9)[:, None])
+
+
+@triton.jit
+def join(
+    shares, of_weight, width, SO, SI, SH, SW,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, NUMBER: tl.constexpr, SOME: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """The weight's gradient, by its strides, from NUMBER shares of `width` rows; ROWS of them per program."""
+    _after_the_one_before(DEPENDENT)
+    _join(tl.program_id(0), shares, of_weight, width, SO, SI, SH, SW, INPUTS, OUTPUTS, ROWS, NUMBER, SOME)
 
 
 @triton.jit
 def transpose(
-    of_y, weight, of_x, M, SO, SI, SH, SW,
+    of_y, weight, of_x, M, SO, SI, SH, SW, shares, of_weight, width, GO, GI, GH, GW,
     H: tl.constexpr, W: tl.constexpr, HY: tl.constexpr, WY: tl.constexpr, STRIDE: tl.constexpr,
-    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, PRODUCT: tl.constexpr,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, PRODUCT: tl.constexpr, JOINS: tl.constexpr, JOINED: tl.constexpr, NUMBER: tl.constexpr,
+    SOME: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of x, here of M rows: a convolution of the gradient of y with the mirrored kernel."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = rows < M
-    n, h, w = _pixel(rows, H, W)
-    i, o = tl.arange(0, INPUTS), tl.arange(0, OUTPUTS)
-    total = tl.zeros((ROWS, INPUTS), tl.float32)
-    for tap in range(9):
-        kh, kw = tap // 3, tap % 3
-        line, column = h + 1 - kh, w + 1 - kw  # of the output, times the stride
-        there = inside & (line >= 0) & (line < HY * STRIDE) & (column >= 0) & (column < WY * STRIDE)
-        if STRIDE > 1:
-            there = there & (line % STRIDE == 0) & (column % STRIDE == 0)
-        at = ((n * HY + line // STRIDE) * WY + column // STRIDE) * OUTPUTS
-        a = tl.load(of_y + at[:, None] + o[None, :], mask=there[:, None], other=0.0)
-        b = tl.load(weight + kh * SH + kw * SW + i[None, :] * SI + o[:, None] * SO)
-        total = tl.dot(a.to(PRODUCT), b.to(PRODUCT), total)
-    at = rows[:, None] * INPUTS + i[None, :]
-    tl.store(of_x + at, total.to(of_x.dtype.element_ty), mask=inside[:, None])
+    """The gradient of x, here of M rows: a convolution of the gradient of y with the mirrored kernel.
+
+    The first JOINS programs join the weight's gradient instead, JOINED rows each: neither work alone fills a GPU.
+    GO, GI, GH, GW: its strides.
+    """
+    _after_the_one_before(DEPENDENT)
+    program = tl.program_id(0)
+    if program < JOINS:
+        _join(program, shares, of_weight, width, GO, GI, GH, GW, INPUTS, OUTPUTS, JOINED, NUMBER, SOME)
+    else:
+        program -= JOINS
+        rows = program // (INPUTS // BLOCK) * ROWS + tl.arange(0, ROWS)
+        inside = rows < M
+        n, h, w = _pixel(rows, H, W)
+        k, i = tl.arange(0, WIDE), program % (INPUTS // BLOCK) * BLOCK + tl.arange(0, BLOCK)
+        o, used = k % OUTPUTS, k < TAPS * OUTPUTS
+        total = tl.zeros((ROWS, BLOCK), tl.float32)
+        for first in range(0, 9, TAPS):
+            tap = first + k // OUTPUTS
+            kh, kw = tap // 3, tap % 3
+            line, column = (h + 1)[:, None] - kh[None, :], (w + 1)[:, None] - kw[None, :]  # of y, times the stride
+            there = (line >= 0) & (line < HY * STRIDE) & (column >= 0) & (column < WY * STRIDE)
+            there = there & inside[:, None] & used[None, :]
+            if STRIDE > 1:
+                there = there & (line % STRIDE == 0) & (column % STRIDE == 0)
+            at = ((n[:, None] * HY + line // STRIDE) * WY + column // STRIDE) * OUTPUTS + o[None, :]
+            a = tl.load(of_y + at, mask=there, other=0.0)
+            of_tap = kh * SH + kw * SW + o * SO
+            b = tl.load(weight + of_tap[:, None] + i[None, :] * SI, mask=used[:, None], other=0.0)
+            total = tl.dot(a.to(PRODUCT), b.to(PRODUCT), total)
+        at = rows[:, None] * INPUTS + i[None, :]
+        tl.store(of_x + at, total.to(of_x.dtype.element_ty), mask=inside[:, None])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -9,17 +11,12 @@ from torch import Tensor, nn
 
 from ..models.conv_norm_relu import normalises, watched
 from . import kernels
+from .plans import CAPABILITY_OF_DEPENDENT, MAX_TILES, PLANS, Plan, parts, power, tile
 
 FILTERS = (16, 32, 64)  # that these kernels are laid out for; where there are more, cuDNN is at home
 PRODUCTS = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}  # type of maps: of a product's operands
-# Of how the work is dealt out: registers and shared memory of an H100 suffice, and about two programs come to each of
-# its multiprocessors at the paper's batch.
-PROGRAMS = 256
-TILE_VALUES = 8192  # of a tile of a map, at most
-MAX_TILES = 1024  # whose sums every program joins for itself
-SUMS_AT_ONCE = 4096  # values of these sums that are read at a time
-LAUNCH = {"num_warps": 4}  # of every kernel
-PRODUCT_LAUNCH = {}  # beside it, of those that multiply
+SUMS_AT_ONCE = 4096  # values of the sums of tiles that are read at a time
+SHARES_AT_ONCE = 64  # shares of a weight's gradient that are read at a time
 JOINED_VALUES = 64  # of a weight's gradient, by a program that joins shares
 
 
@@ -36,7 +33,10 @@ def unit(conv: nn.Module, norm: nn.Module, relu: nn.Module, x: Tensor, added: Te
         return None
     size = x.shape[0], conv.out_channels, *_size_after(x, conv.stride[0])
     rows = size[0] * size[2] * size[3]
-    if rows < 2 or _parts(rows, _tile(rows, conv.out_channels)) > MAX_TILES:
+    if rows < 2 or any(
+        parts(rows, tile(PLANS[key], rows, size[1])) > MAX_TILES
+        for key in (("convolve", conv.in_channels, size[1]), ("reduce", size[1], size[1]))
+    ):
         return None
     if added is not None:
         if added.dtype != kind or added.shape != size:
@@ -72,23 +72,9 @@ def _fits(conv, x, kind) -> bool:
     )
 
 
-def _parts(whole: int, part: int) -> int:
-    return -(-whole // part)
-
-
 def _size_after(x: Tensor, stride: int) -> tuple[int, int]:
     """Height and width of the convolution's output."""
-    return _parts(x.shape[2], stride), _parts(x.shape[3], stride)
-
-
-def _power(number: int) -> int:
-    """The power of two that is no smaller."""
-    return 1 << (number - 1).bit_length()
-
-
-def _tile(rows: int, channels: int) -> int:
-    """Rows of a program: at least 64, at most what its values allow, in between as many as give all programs work."""
-    return max(64, min(_power(_parts(rows, PROGRAMS)), TILE_VALUES // channels))
+    return parts(x.shape[2], stride), parts(x.shape[3], stride)
 
 
 class _Unit(torch.autograd.Function):
@@ -101,26 +87,10 @@ class _Unit(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, scale, shift, added, averages, settings):
         stride, momentum, epsilon, kind = settings
-        outputs, inputs = weight.shape[:2]
-        height, width = _size_after(x, stride)
-        y = x.new_empty(x.shape[0], height, width, outputs, dtype=kind).permute(0, 3, 1, 2)
-        out = torch.empty_like(y)
-        rows = y.numel() // outputs
-        tile = _tile(rows, outputs)
-        tiles = _parts(rows, tile)
-        moments, kept = x.new_empty(tiles, 2, outputs, dtype=torch.float32), scale.new_empty(4, outputs)
-        sizes = {"H": x.shape[2], "W": x.shape[3], "HY": height, "WY": width, "STRIDE": stride}
-        sizes |= {"INPUTS": inputs, "OUTPUTS": outputs}
-        kernels.convolve[(tiles,)](
-            x, weight, y, moments, rows, *weight.stride(),
-            **sizes, PADDED=max(16, inputs), ROWS=tile, PRODUCT=PRODUCTS[kind], **LAUNCH, **PRODUCT_LAUNCH,
-        )  # fmt: skip
-        kernels.activate[(tiles,)](
-            y, y if added is None else added, out, moments, scale, shift, *averages, kept, rows, momentum, epsilon,
-            CHANNELS=outputs, ROWS=tile, TILES=tiles, ADDED=added is not None,
-            SOME=SUMS_AT_ONCE // outputs, **LAUNCH,
-        )  # fmt: skip
-        ctx.sizes, ctx.added = sizes, added is not None
+        ctx.launch = launch = Launch(x, weight, stride, kind)
+        y, moments, of_tile = launch.convolve(x, weight)
+        out, kept = launch.activate(y, added, moments, of_tile, scale, shift, averages, momentum, epsilon)
+        ctx.added = added is not None
         ctx.save_for_backward(x, weight, y, kept, *([out] if ctx.added else []))
         return out
 
@@ -128,42 +98,125 @@ class _Unit(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, slope):
         x, weight, y, kept, *out = ctx.saved_tensors
-        inputs, outputs = ctx.sizes["INPUTS"], ctx.sizes["OUTPUTS"]
-        slope = slope.contiguous(memory_format=torch.channels_last)
-        rows = y.numel() // outputs
-        tile = _tile(rows, outputs)
-        tiles = _parts(rows, tile)
-        masked = torch.empty_like(y) if ctx.added else slope  # through ReLU
-        sums = kept.new_empty(tiles, 2, outputs)
-        common = {"ADDED": ctx.added} | LAUNCH
-        kernels.reduce[(tiles,)](
-            slope, y, out[0] if out else y, masked, sums, kept, rows, CHANNELS=outputs, ROWS=tile, **common
-        )
-        wanted, product = ctx.needs_input_grad[0], PRODUCTS[y.dtype]
-        of_y = torch.empty_like(y) if wanted else y
-        of_weight, of_scale, of_shift = torch.empty_like(weight), kept.new_empty(outputs), kept.new_empty(outputs)
-        padded = _power(inputs)
-        columns = min(256 if outputs == 16 else 128, _power(9 * padded))
-        parts, block = _parts(9 * padded, columns), 64
-        steps = _parts(rows, block * max(1, PROGRAMS // parts))
-        number = _parts(rows, block * steps)
-        shares = kept.new_empty(number, parts * columns, outputs)
-        kernels.correlate[(parts, number)](
-            masked, y, x, kept, sums, shares, of_y, of_scale, of_shift, rows, **ctx.sizes,
-            PADDED=padded, COLUMNS=columns, ROWS=block, STEPS=steps, TILES=tiles, SOME=SUMS_AT_ONCE // outputs,
-            PRODUCT=product, WANTED=wanted, **common, **PRODUCT_LAUNCH,
-        )  # fmt: skip
-        few = max(1, JOINED_VALUES // outputs)
-        kernels.join[(_parts(9 * padded, few),)](
-            shares, of_weight, parts * columns, *of_weight.stride(),
-            INPUTS=inputs, PADDED=padded, OUTPUTS=outputs, ROWS=few, NUMBER=number, SOME=64, **LAUNCH,
-        )  # fmt: skip
-        of_x = None
+        launch, slope = ctx.launch, slope.contiguous(memory_format=torch.channels_last)
+        masked, sums = launch.reduce(slope, y, *(out or [None]), kept)
+        wanted = ctx.needs_input_grad[0]
+        of_y, shares, of_scale, of_shift = launch.correlate(masked, y, x, kept, sums, ctx.added, wanted)
+        of_weight, of_x = torch.empty_like(weight), torch.empty_like(x) if wanted else None
         if wanted:
-            of_x, of_rows = torch.empty_like(x), x.numel() // inputs
-            tile = _tile(of_rows, max(inputs, outputs))
-            kernels.transpose[(_parts(of_rows, tile),)](
-                of_y, weight, of_x, of_rows, *weight.stride(),
-                **ctx.sizes, ROWS=tile, PRODUCT=product, **LAUNCH, **PRODUCT_LAUNCH,
-            )  # fmt: skip
+            launch.transpose(of_y, weight, of_x, shares, of_weight)
+        else:
+            launch.join(shares, of_weight)
         return of_x, of_weight, of_scale, of_shift, masked if ctx.added else None, None, None
+
+
+class Launch:
+    """Launches of the kernels of one unit, whose maps and weight are like these; arguments as in kernels.py."""
+
+    def __init__(self, x: Tensor, weight: Tensor, stride: int, kind: torch.dtype, plans: dict | None = None):
+        self.outputs, self.inputs = weight.shape[:2]
+        height, width = _size_after(x, stride)
+        self.kind, self.plans = kind, plans or PLANS
+        self.shape = x.shape[0], height, width, self.outputs
+        self.rows, self.rows_of_x = x.shape[0] * height * width, x.numel() // self.inputs
+        self.sizes = {"H": x.shape[2], "W": x.shape[3], "HY": height, "WY": width, "STRIDE": stride}
+        self.sizes |= {"INPUTS": self.inputs, "OUTPUTS": self.outputs}
+        self.dependent = _dependent(x.device)
+
+    def _plan(self, kernel: str, inputs: int | None = None) -> tuple[Plan, dict]:
+        """(plan, what it and the device say of a launch)."""
+        plan = self.plans[kernel, inputs or self.outputs, self.outputs]
+        launch = {"num_warps": plan.warps, "num_stages": plan.stages, "DEPENDENT": self.dependent}
+        return plan, launch | ({"launch_pdl": True} if self.dependent else {})
+
+    def convolve(self, x, weight):
+        """(y, moments of its tiles, rows of a tile)."""
+        plan, launch = self._plan("convolve", self.inputs)
+        y = x.new_empty(self.shape, dtype=self.kind).permute(0, 3, 1, 2)
+        rows, block = tile(plan, self.rows, self.outputs), plan.block or self.outputs
+        tiles = parts(self.rows, rows)
+        moments = x.new_empty(tiles, 2, self.outputs, dtype=torch.float32)
+        kernels.convolve[(tiles, self.outputs // block)](
+            x, weight, y, moments, self.rows, *weight.stride(), **self.sizes, **_taps(plan, self.inputs), BLOCK=block,
+            ROWS=rows, PRODUCT=PRODUCTS[self.kind], **launch,
+        )  # fmt: skip
+        return y, moments, rows
+
+    def activate(self, y, added, moments, of_tile, scale, shift, averages, momentum, epsilon):
+        """(out, what is kept of the batch norm)."""
+        plan, launch = self._plan("activate")
+        out, kept = torch.empty_like(y), scale.new_empty(4, self.outputs)
+        rows = tile(plan, self.rows, self.outputs)
+        kernels.activate[(parts(self.rows, rows),)](
+            y, y if added is None else added, out, moments, scale, shift, *averages, kept, self.rows, momentum, epsilon,
+            CHANNELS=self.outputs, ROWS=rows, TILES=moments.shape[0], TILE=of_tile, ADDED=added is not None,
+            SOME=SUMS_AT_ONCE // self.outputs, **launch,
+        )  # fmt: skip
+        return out, kept
+
+    def reduce(self, slope, y, out, kept):
+        """(slope, through ReLU where something was added, its sums by tile); out: None where nothing was added."""
+        plan, launch = self._plan("reduce")
+        rows = tile(plan, self.rows, self.outputs)
+        tiles = parts(self.rows, rows)
+        masked = slope if out is None else torch.empty_like(y)
+        sums = kept.new_empty(tiles, 2, self.outputs)
+        kernels.reduce[(tiles,)](
+            slope, y, y if out is None else out, masked, sums, kept, self.rows, CHANNELS=self.outputs, ROWS=rows,
+            ADDED=out is not None, **launch,
+        )  # fmt: skip
+        return masked, sums
+
+    def correlate(self, masked, y, x, kept, sums, added, wanted):
+        """(gradient of y, shares of the weight's, gradients of the batch norm's weight and bias)."""
+        plan, launch = self._plan("correlate", self.inputs)
+        of_y = torch.empty_like(y) if wanted else y
+        of_scale, of_shift = kept.new_empty(self.outputs), kept.new_empty(self.outputs)
+        number_of_parts = parts(9 * self.inputs, plan.columns)
+        steps = parts(self.rows, plan.rows * max(1, plan.programs // number_of_parts))
+        number = parts(self.rows, plan.rows * steps)
+        shares = kept.new_empty(number, number_of_parts * plan.columns, self.outputs)
+        kernels.correlate[(number_of_parts, number)](
+            masked, y, x, kept, sums, shares, of_y, of_scale, of_shift, self.rows, **self.sizes, COLUMNS=plan.columns,
+            ROWS=plan.rows, STEPS=steps, TILES=sums.shape[0], ADDED=added, SOME=SUMS_AT_ONCE // self.outputs,
+            PRODUCT=PRODUCTS[self.kind], WANTED=wanted, **launch,
+        )  # fmt: skip
+        return of_y, shares, of_scale, of_shift
+
+    def _joined(self, shares) -> tuple[int, int]:
+        """(rows of shares that a program joins, programs)."""
+        few = max(1, JOINED_VALUES // self.outputs)
+        return few, parts(9 * self.inputs, few)
+
+    def join(self, shares, of_weight) -> None:
+        """The weight's gradient is written."""
+        few, programs = self._joined(shares)
+        dependent = {"DEPENDENT": self.dependent} | ({"launch_pdl": True} if self.dependent else {})
+        kernels.join[(programs,)](
+            shares, of_weight, shares.shape[1], *of_weight.stride(), INPUTS=self.inputs, OUTPUTS=self.outputs,
+            ROWS=few, NUMBER=shares.shape[0], SOME=SHARES_AT_ONCE, **dependent,
+        )  # fmt: skip
+
+    def transpose(self, of_y, weight, of_x, shares, of_weight) -> None:
+        """The gradients of x and of the weight are written."""
+        plan, launch = self._plan("transpose", self.inputs)
+        rows, block = tile(plan, self.rows_of_x, self.inputs), plan.block or self.inputs
+        few, joins = self._joined(shares)
+        kernels.transpose[(joins + parts(self.rows_of_x, rows) * (self.inputs // block),)](
+            of_y, weight, of_x, self.rows_of_x, *weight.stride(), shares, of_weight, shares.shape[1],
+            *of_weight.stride(), **self.sizes, **_taps(plan, self.outputs), BLOCK=block, ROWS=rows,
+            PRODUCT=PRODUCTS[self.kind], JOINS=joins, JOINED=few, NUMBER=shares.shape[0], SOME=SHARES_AT_ONCE, **launch,
+        )  # fmt: skip
+
+
+def _taps(plan: Plan, channels: int) -> dict:
+    """Of a product over so many channels of each tap."""
+    return {"TAPS": plan.taps, "WIDE": max(16, power(plan.taps * channels))}
+
+
+@functools.lru_cache
+def _dependent(device: torch.device) -> bool:
+    """Whether kernels are launched while the one before them ends."""
+    if device.type != "cuda" or triton.knobs.runtime.interpret:
+        return False
+    return torch.cuda.get_device_capability(device) >= CAPABILITY_OF_DEPENDENT

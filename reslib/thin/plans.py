@@ -1,0 +1,74 @@
+"""How the work of each kernel of a thin unit is dealt out, by filters: measured on an H200 at the paper's batch.
+
+`python scripts/thin_timing.py` tries others and prints the fastest.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Plan(NamedTuple):
+    """rows: of a map, per program, or at a time where a program goes on to more. warps, stages: of its launch.
+
+    taps: of the nine per product. block: filters per program, 0 for all. columns: inputs of a weight's gradient per
+    program. programs: about how many share the rows.
+    """
+
+    rows: int
+    warps: int = 4
+    stages: int = 3
+    taps: int = 1
+    block: int = 0
+    columns: int = 0
+    programs: int = 256
+
+
+CAPABILITY_OF_DEPENDENT = (9, 0)  # of a GPU: the first with programmatic dependent launch
+LEAST_ROWS, MOST_VALUES = 32, 8192  # of a program's tile
+ENOUGH = 128  # programs: a tile of fewer rows is taken where there would be fewer
+MAX_TILES = 1024  # whose sums every program joins for itself
+# (kernel, filters before, filters after): where these are not told apart, both are those of the map.
+PLANS = {
+    ("convolve", 3, 16): Plan(512, taps=9),
+    ("convolve", 16, 16): Plan(512),
+    ("convolve", 16, 32): Plan(128),
+    ("convolve", 32, 32): Plan(128),
+    ("convolve", 32, 64): Plan(64),
+    ("convolve", 64, 64): Plan(64),
+    ("activate", 16, 16): Plan(512),
+    ("activate", 32, 32): Plan(128),
+    ("activate", 64, 64): Plan(64),
+    ("reduce", 16, 16): Plan(512),
+    ("reduce", 32, 32): Plan(128),
+    ("reduce", 64, 64): Plan(64),
+    ("correlate", 3, 16): Plan(64, columns=32),
+    ("correlate", 16, 16): Plan(64, columns=256),
+    ("correlate", 16, 32): Plan(64, columns=128),
+    ("correlate", 32, 32): Plan(64, columns=128),
+    ("correlate", 32, 64): Plan(64, columns=128),
+    ("correlate", 64, 64): Plan(64, columns=128),
+    ("transpose", 16, 16): Plan(512),
+    ("transpose", 16, 32): Plan(256),
+    ("transpose", 32, 32): Plan(128),
+    ("transpose", 32, 64): Plan(128),
+    ("transpose", 64, 64): Plan(64),
+}
+
+
+def parts(whole: int, part: int) -> int:
+    """How many such parts the whole has, the last one perhaps smaller."""
+    return -(-whole // part)
+
+
+def power(number: int) -> int:
+    """The power of two that is no smaller."""
+    return 1 << (number - 1).bit_length()
+
+
+def tile(plan: Plan, rows: int, channels: int) -> int:
+    """Rows of a program out of so many: the plan's, fewer of a small batch, more of a large one."""
+    chosen = max(min(plan.rows, power(parts(rows, ENOUGH))), LEAST_ROWS)
+    while parts(rows, chosen) > MAX_TILES and chosen * channels < MOST_VALUES:
+        chosen *= 2
+    return chosen
