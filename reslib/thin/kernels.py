@@ -22,10 +22,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @triton.jit
 def _after_the_one_before(DEPENDENT: tl.constexpr):
-    """Let the next kernel be launched, and wait until all is written that the one before this writes."""
+    """Wait until all is written that the kernel before this writes, and let the next one be launched."""
     if DEPENDENT:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()  # not before: of kernels that wait there is one at a time
 
 
 @triton.jit
@@ -73,16 +73,17 @@ def convolve(
 @triton.jit
 def activate(
     y, added, out, moments, weight, bias, running_mean, running_var, batches, kept, M, momentum, epsilon,
-    CHANNELS: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr, ADDED: tl.constexpr,
-    SOME: tl.constexpr, DEPENDENT: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr,
+    ADDED: tl.constexpr, SOME: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """out = relu(batch norm(y) + added); program 0 moves the averages and keeps mean, 1/deviation, scale and shift.
+    """out = relu(batch norm(y) + added), of BLOCK channels per program.
 
-    The moments are of TILES tiles of TILE rows; SOME are read at a time.
+    The first programs move the averages and keep mean, 1/deviation, scale and shift. The moments are of TILES tiles of
+    TILE rows; SOME are read at a time.
     """
     _after_the_one_before(DEPENDENT)
     program = tl.program_id(0)
-    c, some = tl.arange(0, CHANNELS), tl.arange(0, SOME)
+    c, some = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, SOME)
     rows = program * ROWS + tl.arange(0, ROWS)
     inside = (rows < M)[:, None]
     at = rows[:, None] * CHANNELS + c[None, :]
@@ -90,8 +91,8 @@ def activate(
     more = tl.load(added + at, mask=inside, other=0.0) if ADDED else value
     # about the mean of the first tile, so that squares of a mean far from zero do not swallow the variance
     about = tl.load(moments + c)
-    mean, variance = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
-    squares = tl.zeros((CHANNELS,), tl.float32)
+    mean, variance = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    squares = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, TILES, SOME):
         t = first + some
         share = tl.maximum(tl.minimum(M - t * TILE, TILE), 0).to(tl.float32) / M
@@ -113,7 +114,8 @@ def activate(
         old_mean, old_var = tl.load(running_mean + c), tl.load(running_var + c)
         tl.store(running_mean + c, old_mean + momentum * (mean - old_mean))
         tl.store(running_var + c, old_var + momentum * (variance * (M / (M - 1)) - old_var))
-        tl.store(batches, tl.load(batches) + 1)
+        if tl.program_id(1) == 0:
+            tl.store(batches, tl.load(batches) + 1)
     value = value.to(tl.float32) * scale[None, :] + shift[None, :]
     if ADDED:
         value += more.to(tl.float32)

@@ -27,6 +27,7 @@ class Plan(NamedTuple):
 CAPABILITY_OF_DEPENDENT = (9, 0)  # of a GPU: the first with programmatic dependent launch
 LEAST_ROWS, MOST_VALUES = 32, 8192  # of a program's tile
 ENOUGH = 128  # programs: a tile of fewer rows is taken where there would be fewer
+ENOUGH_SUMS = 32  # of those that sum up tiles: whoever needs the total reads all of their sums
 MAX_TILES = 1024  # whose sums every program joins for itself
 # (kernel, filters before, filters after): where these are not told apart, both are those of the map.
 PLANS = {
@@ -66,9 +67,9 @@ def power(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def tile(plan: Plan, rows: int, channels: int) -> int:
+def tile(plan: Plan, rows: int, channels: int, enough: int = ENOUGH) -> int:
     """Rows of a program out of so many: the plan's, fewer of a small batch, more of a large one."""
-    chosen = max(min(plan.rows, power(parts(rows, ENOUGH))), LEAST_ROWS)
+    chosen = max(min(plan.rows, power(parts(rows, enough))), LEAST_ROWS)
     while parts(rows, chosen) > MAX_TILES and chosen * channels < MOST_VALUES:
         chosen *= 2
     return chosen

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..models.conv_norm_relu import normalises, watched
 from . import kernels
-from .plans import CAPABILITY_OF_DEPENDENT, MAX_TILES, PLANS, Plan, parts, power, tile
+from .plans import CAPABILITY_OF_DEPENDENT, ENOUGH, ENOUGH_SUMS, MAX_TILES, PLANS, Plan, parts, power, tile
 
 FILTERS = (16, 32, 64)  # that these kernels are laid out for; where there are more, cuDNN is at home
 PRODUCTS = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}  # type of maps: of a product's operands
@@ -34,8 +34,8 @@ def unit(conv: nn.Module, norm: nn.Module, relu: nn.Module, x: Tensor, added: Te
     size = x.shape[0], conv.out_channels, *_size_after(x, conv.stride[0])
     rows = size[0] * size[2] * size[3]
     if rows < 2 or any(
-        parts(rows, tile(PLANS[key], rows, size[1])) > MAX_TILES
-        for key in (("convolve", conv.in_channels, size[1]), ("reduce", size[1], size[1]))
+        parts(rows, tile(PLANS[kernel, before, size[1]], rows, size[1])) > MAX_TILES
+        for kernel, before in (("convolve", conv.in_channels), ("reduce", size[1]))
     ):
         return None
     if added is not None:
@@ -146,18 +146,19 @@ class Launch:
         """(out, what is kept of the batch norm)."""
         plan, launch = self._plan("activate")
         out, kept = torch.empty_like(y), scale.new_empty(4, self.outputs)
-        rows = tile(plan, self.rows, self.outputs)
-        kernels.activate[(parts(self.rows, rows),)](
+        block = plan.block or self.outputs
+        rows = tile(plan, self.rows, block, ENOUGH * block // self.outputs)
+        kernels.activate[(parts(self.rows, rows), self.outputs // block)](
             y, y if added is None else added, out, moments, scale, shift, *averages, kept, self.rows, momentum, epsilon,
-            CHANNELS=self.outputs, ROWS=rows, TILES=moments.shape[0], TILE=of_tile, ADDED=added is not None,
-            SOME=SUMS_AT_ONCE // self.outputs, **launch,
+            CHANNELS=self.outputs, BLOCK=block, ROWS=rows, TILES=moments.shape[0], TILE=of_tile,
+            ADDED=added is not None, SOME=SUMS_AT_ONCE // block, **launch,
         )  # fmt: skip
         return out, kept
 
     def reduce(self, slope, y, out, kept):
         """(slope, through ReLU where something was added, its sums by tile); out: None where nothing was added."""
         plan, launch = self._plan("reduce")
-        rows = tile(plan, self.rows, self.outputs)
+        rows = tile(plan, self.rows, self.outputs, ENOUGH_SUMS)
         tiles = parts(self.rows, rows)
         masked = slope if out is None else torch.empty_like(y)
         sums = kept.new_empty(tiles, 2, self.outputs)
