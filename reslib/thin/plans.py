@@ -24,7 +24,7 @@ class Plan(NamedTuple):
     programs: int = 256
 
 
-CAPABILITY_OF_DEPENDENT = (9, 0)  # of a GPU: the first with programmatic dependent launch
+CAPABILITY_OF_DEPENDENT = (99, 0)  # of a GPU: programmatic dependent launch gained nothing on an H200
 LEAST_ROWS, MOST_VALUES = 32, 8192  # of a program's tile
 ENOUGH = 128  # programs: a tile of fewer rows is taken where there would be fewer
 ENOUGH_SUMS = 32  # of those that sum up tiles: whoever needs the total reads all of their sums
@@ -38,17 +38,17 @@ PLANS = {
     ("convolve", 32, 64): Plan(64),
     ("convolve", 64, 64): Plan(64),
     ("activate", 16, 16): Plan(512),
-    ("activate", 32, 32): Plan(128),
-    ("activate", 64, 64): Plan(64),
+    ("activate", 32, 32): Plan(256, block=16),
+    ("activate", 64, 64): Plan(256, block=16),
     ("reduce", 16, 16): Plan(512),
-    ("reduce", 32, 32): Plan(128),
-    ("reduce", 64, 64): Plan(64),
+    ("reduce", 32, 32): Plan(512, warps=8),
+    ("reduce", 64, 64): Plan(256, warps=8),
     ("correlate", 3, 16): Plan(64, columns=32),
     ("correlate", 16, 16): Plan(64, columns=256),
-    ("correlate", 16, 32): Plan(64, columns=128),
-    ("correlate", 32, 32): Plan(64, columns=128),
-    ("correlate", 32, 64): Plan(64, columns=128),
-    ("correlate", 64, 64): Plan(64, columns=128),
+    ("correlate", 16, 32): Plan(64, columns=128, programs=128),
+    ("correlate", 32, 32): Plan(64, columns=128, programs=128),
+    ("correlate", 32, 64): Plan(64, columns=128, programs=128),
+    ("correlate", 64, 64): Plan(64, columns=128, programs=128),
     ("transpose", 16, 16): Plan(512),
     ("transpose", 16, 32): Plan(256),
     ("transpose", 32, 32): Plan(128),
