@@ -2,11 +2,13 @@
 
     python scripts/thin_timing.py [OUT.json]
 
-For whoever tunes reslib/thin/plans.py: each kernel of each kind of layer of ResNet-20, at the paper's batch, many
-launches in one CUDA graph, medians of turns; results are compared with PyTorch's before they are timed. All ways are
-compiled first, by a process per core. Then whole units, beside PyTorch's operations. Some minutes.
+For whoever tunes reslib/thin/plans.py: a forward and backward pass of each kind of layer of ResNet-20 at the paper's
+batch, one kernel's plan changed at a time, many passes in one CUDA graph, medians of turns; numbers are compared with
+PyTorch's before times. Kernels launched over and over by themselves rank otherwise: each also costs the next one, which
+reads its sums. All ways are compiled first, by a process per core. Last all fastest plans together. Some minutes.
 """
 
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -42,7 +44,7 @@ GPU = {"device": "cuda", "dtype": torch.bfloat16}
 
 
 class Layer:
-    """A unit of one kind with its maps, and what each of its kernels is given."""
+    """A unit of one kind with its maps."""
 
     def __init__(self, before, after, stride, pixels, added):
         torch.manual_seed(0)
@@ -55,56 +57,13 @@ class Layer:
         wanted = (self.x, self.added, self.conv.weight, self.norm.weight, self.norm.bias)
         self.leaves = [t for t in wanted if t is not None and t.requires_grad]
         self.stream = torch.cuda.Stream()  # one for all passes: autograd goes on where a leaf was first used
+        self.stream.wait_stream(torch.cuda.current_stream())
 
     def results(self, call):
         """(output, *gradients)."""
         with torch.cuda.stream(self.stream), torch.autocast("cuda", torch.bfloat16):
             out = call(self.conv, self.norm, self.relu, self.x, self.added)
             return out, *torch.autograd.grad(out, self.leaves, self.slope)
-
-    def calls(self, plans: dict) -> dict:
-        """Kernel -> a launch of it, by these plans, that returns what it wrote."""
-        x, weight = self.x.detach(), self.conv.weight.detach()
-        launch = thin.Launch(x, weight, self.conv.stride[0], torch.bfloat16, plans)
-        usual = thin.Launch(x, weight, self.conv.stride[0], torch.bfloat16)  # makes what the kernels are given
-        y, moments, of_tile = usual.convolve(x, weight)
-        norm = self.norm
-        of_norm = (
-            norm.weight.detach(),
-            norm.bias.detach(),
-            (norm.running_mean, norm.running_var, norm.num_batches_tracked),
-        )
-        added = None if self.added is None else self.added.detach()
-        out, kept = usual.activate(y, added, moments, of_tile, *of_norm, 0.1, 1e-5)
-        masked, sums = usual.reduce(self.slope, y, None if added is None else out, kept)
-        backward = masked, y, x, kept, sums, added is not None, gradient_wanted(self)
-        of_y, shares, *_ = usual.correlate(*backward)
-        of_x, of_weight = torch.empty_like(x), torch.empty_like(weight)
-
-        def transpose():
-            launch.transpose(of_y, weight, of_x, shares, of_weight)
-            return of_x, of_weight
-
-        def correlate():
-            found = launch.correlate(*backward)
-            launch.join(found[1], of_weight)
-            return found[0], of_weight, *found[2:]
-
-        found = {
-            "convolve": lambda: launch.convolve(x, weight)[:1],
-            "activate": lambda: launch.activate(y, added, moments, of_tile, *of_norm, 0.1, 1e-5),
-            "reduce": lambda: (launch.reduce(self.slope, y, None if added is None else out, kept)[1].sum(0),),
-            "correlate": correlate,
-            "transpose": transpose,
-        }
-        if not gradient_wanted(self):
-            del found["transpose"]
-        return found
-
-
-def gradient_wanted(layer) -> bool:
-    """Whether the layer's maps want a gradient: not if they are images."""
-    return layer.x.requires_grad
 
 
 def _maps(channels, pixels):
@@ -117,6 +76,17 @@ def key_of(kernel: str, layer: tuple) -> tuple:
     return kernel, before if kernel in ("convolve", "correlate", "transpose") else after, after
 
 
+@contextlib.contextmanager
+def used(plans: dict):
+    """Within the block units go by these plans."""
+    before = dict(PLANS)
+    PLANS.update(plans)
+    try:
+        yield
+    finally:
+        PLANS.update(before)
+
+
 def candidates(kernel: str, before: int, after: int) -> list[Plan]:
     """Plans to try, the one in use first."""
     inner = {"convolve": before, "transpose": after}.get(kernel)  # channels that a product is over
@@ -124,15 +94,14 @@ def candidates(kernel: str, before: int, after: int) -> list[Plan]:
     rows = [n for n in (32, 64, 128, 256, 512) if 1024 <= n * outer <= MOST_VALUES]
     if inner is not None:
         taps = [9] if inner == 3 else [1, 3] if inner < 64 else [1]
-        blocks = [0, outer // 2] if outer == 64 else [0]
-        ways = itertools.product(rows, (4, 8), (1, 3), taps, blocks)
-        found = [Plan(*way) for way in ways]
+        found = [Plan(*way) for way in itertools.product(rows, (4, 8), (1, 3), taps)]
     elif kernel == "correlate":
         columns = [32] if before == 3 else [64, 128] + [256] * (before == 16)
-        ways = itertools.product((64, 128), (4, 8), (1, 3), columns, (256, 512))
+        ways = itertools.product((64, 128), (4, 8), (1, 3), columns, (128, 256))
         found = [Plan(r, w, s, columns=c, programs=p) for r, w, s, c, p in ways]
     else:
-        found = [Plan(r, w) for r, w in itertools.product([*rows, 2 * rows[-1]], (4, 8))]
+        blocks = [0, 16] if kernel == "activate" and outer > 16 else [0]
+        found = [Plan(r, w, block=b) for r, w, b in itertools.product([*rows, 2 * rows[-1]], (4, 8), blocks)]
     now = PLANS[kernel, before, after]
     return [now] + [plan for plan in found if plan != now]
 
@@ -150,33 +119,30 @@ def jobs() -> list[tuple]:
 def compile_one(job) -> None:
     """Into Triton's cache; what fails is seen when it is timed."""
     kernel, layer, plan = job
-    try:
+    with contextlib.suppress(Exception), used({key_of(kernel, layer): plan}):
         if layer not in _made:
             _made[layer] = Layer(*layer)
-        _made[layer].calls(PLANS | {key_of(kernel, layer): plan})[kernel]()
+        _made[layer].results(thin.unit)
         torch.cuda.synchronize()
-    except Exception as error:
-        print(kernel, layer, plan, first_line(error), flush=True)
 
 
 _made: dict[tuple, Layer] = {}
 
 
-def captured(call, stream, times: int):
-    """A graph of so many calls."""
+def captured(layer: Layer, call):
+    """A graph of LAUNCHES passes."""
     graph = torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(times):
-            call()
+    layer.results(call)
+    torch.cuda.current_stream().wait_stream(layer.stream)
+    with torch.cuda.graph(graph, stream=layer.stream):
+        for _ in range(LAUNCHES):
+            layer.results(call)
     return graph
 
 
 def off_by(mine, theirs) -> float:
     """The largest relative difference of two lists of tensors."""
+    torch.cuda.synchronize()  # they come from a layer's stream
     pairs = [(a.detach().float(), b.detach().float()) for a, b in zip(mine, theirs, strict=True)]
     return max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
@@ -191,45 +157,44 @@ def timed(graphs: dict) -> dict:
 
 
 def tune() -> tuple[dict, dict]:
-    """(microseconds of every plan, the fastest plans)."""
-    table, best, now = {}, dict(PLANS), {}
-    of_key = {}
+    """(microseconds of a pass by every plan, the fastest plans)."""
+    table, best, plans_of = {}, dict(PLANS), {}
     for kernel, layer, plan in jobs():
-        of_key.setdefault(key_of(kernel, layer), (layer, []))[1].append(plan)
-    for key, (layer, plans) in of_key.items():
-        made, graphs, failed, used = Layer(*layer), {}, {}, []
-        expected = made.calls(PLANS)[key[0]]()
+        plans_of.setdefault(key_of(kernel, layer), (layer, []))[1].append(plan)
+    for key, (kind, plans) in plans_of.items():
+        layer, graphs, failed = Layer(*kind), {}, {}
+        theirs = layer.results(conv_norm_relu)
         for plan in plans:
             try:
-                call = made.calls(PLANS | {key: plan})[key[0]]
-                off = off_by(call(), [t.clone() for t in expected])
-                if not off < 0.05:
-                    raise ValueError(f"off by {off:.3f}")
-                used.append(call)  # its tensors, which the graph goes on writing
-                graphs[plan] = captured(call, made.stream, LAUNCHES)
+                with used({key: plan}):
+                    graphs[plan] = checked(layer, theirs)
             except Exception as error:  # a way that cannot be launched is a result
                 failed[str(plan)] = first_line(error)
         found = timed(graphs)
-        best[key], now[key] = min(found, key=found.get), found.get(plans[0])
+        best[key] = min(found, key=found.get)
         table[" ".join(map(str, key))] = {str(plan): value for plan, value in found.items()} | failed
-        print(*key, f"{now[key]} us now, {found[best[key]]} by", best[key], f"{len(failed)} failed", flush=True)
+        print(*key, f"{found[plans[0]]} us now, {found[best[key]]} by", best[key], f"{len(failed)} failed", flush=True)
     return table, best
 
 
+def checked(layer: Layer, theirs):
+    """A graph of passes whose results have been compared with PyTorch's."""
+    off = off_by(layer.results(thin.unit), theirs)
+    if not off < 0.05:
+        raise ValueError(f"off by {off:.3f}")
+    return captured(layer, thin.unit)
+
+
 def units(ways: dict[str, dict]) -> dict:
-    """Layer -> microseconds of a forward and backward pass by each way's plans, and by PyTorch; with their totals."""
+    """Layer -> microseconds of a pass by each way's plans, and by PyTorch; with their totals."""
     table, totals = {}, dict.fromkeys(("PyTorch", *ways), 0.0)
     for kind, count in LAYERS.items():
         layer = Layer(*kind)
-        theirs, graphs = layer.results(conv_norm_relu), {}
-        graphs["PyTorch"] = captured(lambda layer=layer: layer.results(conv_norm_relu), layer.stream, LAUNCHES)
+        theirs = layer.results(conv_norm_relu)
+        graphs = {"PyTorch": captured(layer, conv_norm_relu)}
         for name, plans in ways.items():
-            used = dict(PLANS)
-            PLANS.update(plans)
-            off = off_by(layer.results(thin.unit), theirs)
-            assert off < 0.05, (kind, name, off)
-            graphs[name] = captured(lambda layer=layer: layer.results(thin.unit), layer.stream, LAUNCHES)
-            PLANS.update(used)
+            with used(plans):
+                graphs[name] = checked(layer, theirs)
         found = timed(graphs)
         table[" ".join(map(str, kind))] = found
         for name in totals:

@@ -20,6 +20,21 @@ def away_from_fp32(recipe, source) -> tuple[dict, str]:
     return departure(exact, taken), taken.way
 
 
+def follow_fp32(recipe, source, monkeypatch, settings: str, way: str) -> None:
+    """50 steps taken by these settings of RESLIB_TUNE go no further from fp32 than PyTorch's captured steps in bf16.
+
+    Those set the scale: of two networks as small as these, one strays twice as far as the other.
+    """
+    monkeypatch.setenv("RESLIB_TUNE", "units=false,compile=false")
+    usual, taken = away_from_fp32(recipe, source)
+    assert taken == "CUDA graph"
+    monkeypatch.setenv("RESLIB_TUNE", settings)
+    away, taken = away_from_fp32(recipe, source)
+    assert taken == way
+    assert 0 < away["weights"] < max(0.05, 1.5 * usual["weights"]), (away, usual)  # 0.05: as in test_equivalence
+    assert away["loss"] < 0.0005, away
+
+
 @pytest.fixture(scope="module")
 def source():
     return data.load("synthetic")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from on_gpu import GPU, RECIPE, away_from_fp32, exact, source  # noqa: F401 (fixtures)
+from on_gpu import GPU, RECIPE, exact, follow_fp32, source  # noqa: F401 (fixtures)
 from own_models import Small
 from training import rows_of, silent, slow_loop, stop_after, tiny
 
@@ -213,11 +213,8 @@ def test_compiled_captured_steps_follow_fp32_for_fifty_steps(source, monkeypatch
 
     torch.use_deterministic_algorithms(False)
     monkeypatch.setattr(gpu_compilation, "WHOLE", 10)
-    monkeypatch.setenv("RESLIB_TUNE", "compile=true")
     recipe = RECIPE.replace(model=model, lr=0.001)
-    away, way = away_from_fp32(recipe, source)
-    assert way == "CUDA graph, compiled"
-    assert 0 < away["weights"] < 0.05 and away["loss"] < 0.0005, away  # the tolerances of test_equivalence for bf16
+    follow_fp32(recipe, source, monkeypatch, "compile=true", "CUDA graph, compiled")
 
 
 def test_dropout_of_the_captured_step_is_a_function_of_the_iteration(source):

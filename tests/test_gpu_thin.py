@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from on_gpu import GPU, RECIPE, away_from_fp32, exact, source  # noqa: F401 (fixtures)
+from on_gpu import GPU, RECIPE, exact, follow_fp32, source  # noqa: F401 (fixtures)
 from training import rows_of, silent, stop_after
 
 from reslib import data, gpu_trials
@@ -30,16 +30,7 @@ def test_thin_units_are_as_near_to_double_precision_as_pytorchs_bf16(layer, adde
 
 @pytest.mark.parametrize("model", ["resnet8", "plain8", "resnet14"])
 def test_captured_steps_of_thin_units_follow_fp32_for_fifty_steps(source, monkeypatch, model):
-    """As near as steps of PyTorch's operations in bf16: how far those are is the scale."""
-    recipe = RECIPE.replace(model=model, lr=0.001)
-    monkeypatch.setenv("RESLIB_TUNE", "units=false,compile=false")
-    usual, way = away_from_fp32(recipe, source)
-    assert way == "CUDA graph"
-    monkeypatch.setenv("RESLIB_TUNE", "units=true")
-    away, way = away_from_fp32(recipe, source)
-    assert way == "CUDA graph, thin units"
-    assert 0 < away["weights"] < max(0.05, 1.5 * usual["weights"]), (away, usual)  # 0.05: as in test_equivalence
-    assert away["loss"] < 0.0005, away
+    follow_fp32(RECIPE.replace(model=model, lr=0.001), source, monkeypatch, "units=true", "CUDA graph, thin units")
 
 
 def test_a_long_run_tries_thin_units_before_the_compiler(source, monkeypatch, tmp_path):

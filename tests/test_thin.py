@@ -67,7 +67,6 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(layer, tmp_path, monkeypatch
     for name, kernel in compiled.items():
         assert kernel.metadata.shared <= 227 * 1024, name  # bytes that a program can have
         assert spilled(kernel, tmp_path) == 0, name
-        assert "griddepcontrol.wait" in kernel.asm["ptx"], name
         products = "mma" in kernel.asm["ptx"]
         assert products == (name in ("convolve", "correlate", "transpose")), name
 

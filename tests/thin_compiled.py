@@ -58,8 +58,8 @@ def _recorded(found):
 
 
 def _compiled(function, values, named):
-    named = dict(named) | {"DEPENDENT": True, "launch_pdl": True}  # as a Hopper GPU would be found to allow
-    options = {name: named.pop(name) for name in ("num_warps", "num_stages", "launch_pdl") if name in named}
+    named = dict(named)
+    options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
     signature, constants, attributes = {}, {}, {}
     for place, name in enumerate(function.arg_names):
         value = values[place] if place < len(values) else named[name]

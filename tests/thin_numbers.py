@@ -111,8 +111,7 @@ def main() -> None:
     units["mean far from zero"] = of_unit((9, 8, 16, 16, 1, False), mean=100.0)
     thin_unit.SUMS_AT_ONCE = 64  # and few programs, which go through their loops more than once
     for key, plan in before[2].items():
-        few = {} if key[0] in ("reduce", "correlate") else {"block": 16, "taps": 3}
-        plans.PLANS[key] = plan._replace(programs=2, rows=32, **few)
+        plans.PLANS[key] = plan._replace(programs=2, rows=32, block=16, taps=3)
     units["long loops"] = of_unit((13, 9, 16, 32, 1, False))
     units["long loops, added"] = of_unit((13, 9, 32, 64, 2, True))
     thin_unit.SUMS_AT_ONCE = before[0]

@@ -12,20 +12,10 @@ are dealt out in tiles of ROWS, a program each. What is summed over all M goes b
 2, channels), and whoever needs the total joins the tiles: nothing is added atomically, and the same input gives the
 same bits. Operands of products are of type PRODUCT, their sums fp32. SO, SI, SH, SW: strides of a weight (filters,
 inputs, 3, 3). A product is over TAPS of the nine taps at once, whose inputs WIDE, a power of two, has room for.
-DEPENDENT: the kernel is launched while the one before it still runs (programmatic dependent launch), and waits for it.
 """
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-
-
-@triton.jit
-def _after_the_one_before(DEPENDENT: tl.constexpr):
-    """Wait until all is written that the kernel before this writes, and let the next one be launched."""
-    if DEPENDENT:
-        gdc_wait()
-        gdc_launch_dependents()  # not before: of kernels that wait there is one at a time
 
 
 @triton.jit
@@ -38,20 +28,19 @@ def _pixel(rows, H: tl.constexpr, W: tl.constexpr):
 def convolve(
     x, weight, y, moments, M, SO, SI, SH, SW,
     H: tl.constexpr, W: tl.constexpr, HY: tl.constexpr, WY: tl.constexpr, STRIDE: tl.constexpr,
-    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
-    ROWS: tl.constexpr, PRODUCT: tl.constexpr, DEPENDENT: tl.constexpr,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+    PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """y = conv(x), x (N, H, W, INPUTS), y (N, HY, WY, OUTPUTS), BLOCK filters per program; weight by its strides."""
-    _after_the_one_before(DEPENDENT)
+    """y = conv(x), x (N, H, W, INPUTS), y (N, HY, WY, OUTPUTS); weight by its strides."""
     tile = tl.program_id(0)
     rows = tile * ROWS + tl.arange(0, ROWS)
     inside = rows < M
     n, h, w = _pixel(rows, HY, WY)
     top, left = h * STRIDE - 1, w * STRIDE - 1
     corner = ((n * H + top) * W + left) * INPUTS
-    k, o = tl.arange(0, WIDE), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    k, o = tl.arange(0, WIDE), tl.arange(0, OUTPUTS)
     i, used = k % INPUTS, k < TAPS * INPUTS
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    total = tl.zeros((ROWS, OUTPUTS), tl.float32)
     for first in range(0, 9, TAPS):
         tap = first + k // INPUTS
         kh, kw = tap // 3, tap % 3
@@ -74,14 +63,13 @@ def convolve(
 def activate(
     y, added, out, moments, weight, bias, running_mean, running_var, batches, kept, M, momentum, epsilon,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr,
-    ADDED: tl.constexpr, SOME: tl.constexpr, DEPENDENT: tl.constexpr,
+    ADDED: tl.constexpr, SOME: tl.constexpr,
 ):  # fmt: skip
     """out = relu(batch norm(y) + added), of BLOCK channels per program.
 
     The first programs move the averages and keep mean, 1/deviation, scale and shift. The moments are of TILES tiles of
     TILE rows; SOME are read at a time.
     """
-    _after_the_one_before(DEPENDENT)
     program = tl.program_id(0)
     c, some = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, SOME)
     rows = program * ROWS + tl.arange(0, ROWS)
@@ -126,13 +114,12 @@ def activate(
 @triton.jit
 def reduce(
     slope, y, out, masked, sums, kept, M,
-    CHANNELS: tl.constexpr, ROWS: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr,
+    CHANNELS: tl.constexpr, ROWS: tl.constexpr, ADDED: tl.constexpr,
 ):  # fmt: skip
     """Per tile the sums of g and of g times normalised y, g = `slope` where the output is above zero.
 
     With ADDED g is the gradient of `added` too, and is written to `masked`.
     """
-    _after_the_one_before(DEPENDENT)
     tile = tl.program_id(0)
     rows = tile * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, CHANNELS)
@@ -198,14 +185,12 @@ def correlate(
     H: tl.constexpr, W: tl.constexpr, HY: tl.constexpr, WY: tl.constexpr, STRIDE: tl.constexpr,
     INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr,
     TILES: tl.constexpr, ADDED: tl.constexpr, SOME: tl.constexpr, PRODUCT: tl.constexpr, WANTED: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """A share of the weight's gradient, from STEPS times ROWS rows, for COLUMNS of its 9 INPUTS inputs.
 
     shares: (shares, 9 INPUTS up to a multiple of COLUMNS, OUTPUTS). The gradient of y is written where WANTED, those of
     batch norm by one program.
     """
-    _after_the_one_before(DEPENDENT)
     part, share = tl.program_id(0), tl.program_id(1)
     o = tl.arange(0, OUTPUTS)
     first, second = _totals(sums, o, OUTPUTS, TILES, SOME)
@@ -258,10 +243,8 @@ def _join(
 def join(
     shares, of_weight, width, SO, SI, SH, SW,
     INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, NUMBER: tl.constexpr, SOME: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """The weight's gradient, by its strides, from NUMBER shares of `width` rows; ROWS of them per program."""
-    _after_the_one_before(DEPENDENT)
     _join(tl.program_id(0), shares, of_weight, width, SO, SI, SH, SW, INPUTS, OUTPUTS, ROWS, NUMBER, SOME)
 
 
@@ -269,27 +252,25 @@ def join(
 def transpose(
     of_y, weight, of_x, M, SO, SI, SH, SW, shares, of_weight, width, GO, GI, GH, GW,
     H: tl.constexpr, W: tl.constexpr, HY: tl.constexpr, WY: tl.constexpr, STRIDE: tl.constexpr,
-    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
-    ROWS: tl.constexpr, PRODUCT: tl.constexpr, JOINS: tl.constexpr, JOINED: tl.constexpr, NUMBER: tl.constexpr,
-    SOME: tl.constexpr, DEPENDENT: tl.constexpr,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+    PRODUCT: tl.constexpr, JOINS: tl.constexpr, JOINED: tl.constexpr, NUMBER: tl.constexpr,
+    SOME: tl.constexpr,
 ):  # fmt: skip
     """The gradient of x, here of M rows: a convolution of the gradient of y with the mirrored kernel.
 
     The first JOINS programs join the weight's gradient instead, JOINED rows each: neither work alone fills a GPU.
     GO, GI, GH, GW: its strides.
     """
-    _after_the_one_before(DEPENDENT)
     program = tl.program_id(0)
     if program < JOINS:
         _join(program, shares, of_weight, width, GO, GI, GH, GW, INPUTS, OUTPUTS, JOINED, NUMBER, SOME)
     else:
-        program -= JOINS
-        rows = program // (INPUTS // BLOCK) * ROWS + tl.arange(0, ROWS)
+        rows = (program - JOINS) * ROWS + tl.arange(0, ROWS)
         inside = rows < M
         n, h, w = _pixel(rows, H, W)
-        k, i = tl.arange(0, WIDE), program % (INPUTS // BLOCK) * BLOCK + tl.arange(0, BLOCK)
+        k, i = tl.arange(0, WIDE), tl.arange(0, INPUTS)
         o, used = k % OUTPUTS, k < TAPS * OUTPUTS
-        total = tl.zeros((ROWS, BLOCK), tl.float32)
+        total = tl.zeros((ROWS, INPUTS), tl.float32)
         for first in range(0, 9, TAPS):
             tap = first + k // OUTPUTS
             kh, kw = tap // 3, tap % 3

@@ -1,6 +1,7 @@
 """How the work of each kernel of a thin unit is dealt out, by filters: measured on an H200 at the paper's batch.
 
-`python scripts/thin_timing.py` tries others and prints the fastest.
+`python scripts/thin_timing.py` tries others in whole units and prints the fastest. Tiles of sums are large where all
+programs of the next kernel read all sums: with 64 filters and tiles of 64 rows that is as much as the map.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import NamedTuple
 class Plan(NamedTuple):
     """rows: of a map, per program, or at a time where a program goes on to more. warps, stages: of its launch.
 
-    taps: of the nine per product. block: filters per program, 0 for all. columns: inputs of a weight's gradient per
-    program. programs: about how many share the rows.
+    taps: of the nine, in a product. block: channels of a program that only normalises, 0 for all. columns: inputs of a
+    program's part of a weight's gradient; programs: about how many share the rows.
     """
 
     rows: int
@@ -24,7 +25,6 @@ class Plan(NamedTuple):
     programs: int = 256
 
 
-CAPABILITY_OF_DEPENDENT = (99, 0)  # of a GPU: programmatic dependent launch gained nothing on an H200
 LEAST_ROWS, MOST_VALUES = 32, 8192  # of a program's tile
 ENOUGH = 128  # programs: a tile of fewer rows is taken where there would be fewer
 ENOUGH_SUMS = 32  # of those that sum up tiles: whoever needs the total reads all of their sums

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 from ..models.conv_norm_relu import normalises, watched
 from . import kernels
-from .plans import CAPABILITY_OF_DEPENDENT, ENOUGH, ENOUGH_SUMS, MAX_TILES, PLANS, Plan, parts, power, tile
+from .plans import ENOUGH, ENOUGH_SUMS, MAX_TILES, PLANS, Plan, parts, power, tile
 
 FILTERS = (16, 32, 64)  # that these kernels are laid out for; where there are more, cuDNN is at home
 PRODUCTS = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}  # type of maps: of a product's operands
@@ -121,24 +119,22 @@ class Launch:
         self.rows, self.rows_of_x = x.shape[0] * height * width, x.numel() // self.inputs
         self.sizes = {"H": x.shape[2], "W": x.shape[3], "HY": height, "WY": width, "STRIDE": stride}
         self.sizes |= {"INPUTS": self.inputs, "OUTPUTS": self.outputs}
-        self.dependent = _dependent(x.device)
 
     def _plan(self, kernel: str, inputs: int | None = None) -> tuple[Plan, dict]:
-        """(plan, what it and the device say of a launch)."""
+        """(plan, what it says of a launch)."""
         plan = self.plans[kernel, inputs or self.outputs, self.outputs]
-        launch = {"num_warps": plan.warps, "num_stages": plan.stages, "DEPENDENT": self.dependent}
-        return plan, launch | ({"launch_pdl": True} if self.dependent else {})
+        return plan, {"num_warps": plan.warps, "num_stages": plan.stages}
 
     def convolve(self, x, weight):
         """(y, moments of its tiles, rows of a tile)."""
         plan, launch = self._plan("convolve", self.inputs)
         y = x.new_empty(self.shape, dtype=self.kind).permute(0, 3, 1, 2)
-        rows, block = tile(plan, self.rows, self.outputs), plan.block or self.outputs
+        rows = tile(plan, self.rows, self.outputs)
         tiles = parts(self.rows, rows)
         moments = x.new_empty(tiles, 2, self.outputs, dtype=torch.float32)
-        kernels.convolve[(tiles, self.outputs // block)](
-            x, weight, y, moments, self.rows, *weight.stride(), **self.sizes, **_taps(plan, self.inputs), BLOCK=block,
-            ROWS=rows, PRODUCT=PRODUCTS[self.kind], **launch,
+        kernels.convolve[(tiles,)](
+            x, weight, y, moments, self.rows, *weight.stride(), **self.sizes, **_taps(plan, self.inputs), ROWS=rows,
+            PRODUCT=PRODUCTS[self.kind], **launch,
         )  # fmt: skip
         return y, moments, rows
 
@@ -192,20 +188,19 @@ class Launch:
     def join(self, shares, of_weight) -> None:
         """The weight's gradient is written."""
         few, programs = self._joined(shares)
-        dependent = {"DEPENDENT": self.dependent} | ({"launch_pdl": True} if self.dependent else {})
         kernels.join[(programs,)](
             shares, of_weight, shares.shape[1], *of_weight.stride(), INPUTS=self.inputs, OUTPUTS=self.outputs,
-            ROWS=few, NUMBER=shares.shape[0], SOME=SHARES_AT_ONCE, **dependent,
+            ROWS=few, NUMBER=shares.shape[0], SOME=SHARES_AT_ONCE,
         )  # fmt: skip
 
     def transpose(self, of_y, weight, of_x, shares, of_weight) -> None:
         """The gradients of x and of the weight are written."""
         plan, launch = self._plan("transpose", self.inputs)
-        rows, block = tile(plan, self.rows_of_x, self.inputs), plan.block or self.inputs
+        rows = tile(plan, self.rows_of_x, self.inputs)
         few, joins = self._joined(shares)
-        kernels.transpose[(joins + parts(self.rows_of_x, rows) * (self.inputs // block),)](
+        kernels.transpose[(joins + parts(self.rows_of_x, rows),)](
             of_y, weight, of_x, self.rows_of_x, *weight.stride(), shares, of_weight, shares.shape[1],
-            *of_weight.stride(), **self.sizes, **_taps(plan, self.outputs), BLOCK=block, ROWS=rows,
+            *of_weight.stride(), **self.sizes, **_taps(plan, self.outputs), ROWS=rows,
             PRODUCT=PRODUCTS[self.kind], JOINS=joins, JOINED=few, NUMBER=shares.shape[0], SOME=SHARES_AT_ONCE, **launch,
         )  # fmt: skip
 
@@ -213,11 +208,3 @@ class Launch:
 def _taps(plan: Plan, channels: int) -> dict:
     """Of a product over so many channels of each tap."""
     return {"TAPS": plan.taps, "WIDE": max(16, power(plan.taps * channels))}
-
-
-@functools.lru_cache
-def _dependent(device: torch.device) -> bool:
-    """Whether kernels are launched while the one before them ends."""
-    if device.type != "cuda" or triton.knobs.runtime.interpret:
-        return False
-    return torch.cuda.get_device_capability(device) >= CAPABILITY_OF_DEPENDENT
