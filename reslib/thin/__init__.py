@@ -1,8 +1,8 @@
 """Thin nets on a GPU: convolution, batch norm, addition, ReLU by kernels of our own, where a trial finds them faster.
 
 The nets of section 4.2 have 16 to 64 filters. cuDNN's kernels are made for more, and what comes between convolutions
-takes as long as they do, kernel after kernel. Here a unit of the four is two kernels forward and four backward, in
-Triton (kernels.py); unit.py calls them. `scripts/thin_timing.py` times them layer by layer.
+takes as long as they do, kernel after kernel. Here a unit of the four is two kernels forward and three backward, in
+Triton (kernels.py); unit.py calls them as plans.py says, which `scripts/thin_timing.py` tunes.
 """
 
 from __future__ import annotations
