@@ -242,6 +242,10 @@ def test_records_become_frames_and_figures(tmp_path, monkeypatch, source):
     again = records.comparisons([*loaded, dict(loaded[0], date="2999-01-01", file="later.json")])
     assert len(again) == 8 and set(records.latest(again, "eager").file) == {"later.json"}
     assert records.latest(again, "usual").empty
+    threads = again.assign(threads=again["file"].map({"later.json": 16}).fillna(2))
+    assert len(records.latest(threads, "eager")) == 8  # of a processor
+    of_gpu = records.latest(threads.assign(kind="cuda"), "eager")
+    assert len(of_gpu) == 4 and set(of_gpu.file) == {"later.json"}, "a GPU beside another processor is the same one"
     (tmp_path / "bench" / "other.json").write_text("{}")
     with pytest.raises(tune.UserError, match="other.json"):
         records.load_records(tmp_path / "bench")

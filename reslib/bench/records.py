@@ -110,9 +110,15 @@ def comparisons(records: list[dict]) -> pd.DataFrame:
 
 
 def latest(frame: pd.DataFrame, *contenders: str) -> pd.DataFrame:
-    """Per device, threads, network and batch size the rows of the last comparison in which all these contenders ran."""
-    kept, same = [], ["device", "threads", "model", "batch_size"]
-    for _, group in frame.groupby(same, sort=False, dropna=False) if len(frame) else ():
+    """Per device, network and batch size the rows of the last comparison in which all these contenders ran.
+
+    A processor with another number of threads is another device; a GPU is the same one beside whatever processor.
+    """
+    if not len(frame):
+        return frame
+    threads = frame["threads"].where(frame["kind"] == "cpu", 0)
+    kept = []
+    for _, group in frame.groupby(["device", threads, "model", "batch_size"], sort=False, dropna=False):
         having = [
             rows for _, rows in group.groupby("comparison", sort=False) if set(contenders) <= set(rows["contender"])
         ]

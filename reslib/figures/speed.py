@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from .. import paper
 from .style import legend_above, new_figure, say, sign
@@ -78,6 +78,7 @@ def _rates(ax, group: pd.DataFrame, title: str) -> None:
     ax.set_yticks(places, [", ".join(dict.fromkeys(words)) for words in names])  # one is called "fp32" itself
     ax.set_title(title, loc="left")
     ax.set_xlim(0, 1.32 * group["high"].max())
+    ax.xaxis.set_major_locator(MaxNLocator(5))  # numbers of six digits are wide
     ax.grid(axis="y", visible=False)
     for place, rate, ratio, high in zip(places, rates, group["ratio"], group["high"], strict=True):
         ax.text(high, place, f"  {rate:.0f} ({ratio:.2f}×)", va="center", fontsize=7.5)
