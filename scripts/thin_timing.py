@@ -3,14 +3,16 @@
     python scripts/thin_timing.py [OUT.json]
 
 For whoever tunes reslib/thin/plans.py: a forward and backward pass of each kind of layer of ResNet-20 at the paper's
-batch, one kernel's plan changed at a time, many passes in one CUDA graph, medians of turns; numbers are compared with
-PyTorch's before times. Kernels launched over and over by themselves rank otherwise: each also costs the next one, which
-reads its sums. All ways are compiled first, by a process per core. Last all fastest plans together. Some minutes.
+batch, one kernel's plan changed at a time, many passes in one CUDA graph, medians of turns. Results are compared with
+PyTorch's before they are timed. Kernels launched over and over by themselves rank otherwise: each also costs the next
+one, which reads its sums. All ways are compiled first, on all cores but two. Last all fastest plans together. Some
+minutes.
 """
 
 import contextlib
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -26,7 +28,7 @@ from reslib.cuda_graphs import seconds_per_replay
 from reslib.errors import first_line
 from reslib.models.conv_norm_relu import conv_norm_relu
 from reslib.thin import unit as thin
-from reslib.thin.plans import MOST_VALUES, PLANS, Plan
+from reslib.thin.plans import MOST_VALUES, PLANS, Plan, tile
 
 LAYERS = {  # filters before and after, stride, pixels, something added: how many of them in ResNet-20
     (3, 16, 1, 32, False): 1,
@@ -39,7 +41,7 @@ LAYERS = {  # filters before and after, stride, pixels, something added: how man
     (64, 64, 1, 8, False): 2,
     (64, 64, 1, 8, True): 3,
 }
-BATCH, LAUNCHES, ROUNDS = 128, 20, 5
+BATCH, PASSES, ROUNDS = 128, 20, 5
 GPU = {"device": "cuda", "dtype": torch.bfloat16}
 
 
@@ -87,23 +89,26 @@ def used(plans: dict):
         PLANS.update(before)
 
 
-def candidates(kernel: str, before: int, after: int) -> list[Plan]:
-    """Plans to try, the one in use first."""
-    inner = {"convolve": before, "transpose": after}.get(kernel)  # channels that a product is over
-    outer = {"transpose": before}.get(kernel, after)
-    rows = [n for n in (32, 64, 128, 256, 512) if 1024 <= n * outer <= MOST_VALUES]
-    if inner is not None:
-        taps = [9] if inner == 3 else [1, 3] if inner < 64 else [1]
-        found = [Plan(*way) for way in itertools.product(rows, (4, 8), (1, 3), taps)]
+def candidates(kernel: str, layer: tuple) -> list[Plan]:
+    """Plans to try that differ for such a layer, the one in use first."""
+    key, (before, _, stride, pixels, _) = key_of(kernel, layer), layer
+    size = pixels if kernel == "transpose" else pixels // stride
+    channels = key[1] if kernel == "transpose" else key[2]
+    rows = [n for n in (32, 64, 128, 256, 512) if 1024 <= n * channels <= MOST_VALUES]
+    if kernel in ("convolve", "transpose"):
+        found = [Plan(*way) for way in itertools.product(rows, (2, 4, 8), (1, 2, 3))]
     elif kernel == "correlate":
         columns = [32] if before == 3 else [64, 128] + [256] * (before == 16)
         ways = itertools.product((64, 128), (4, 8), (1, 3), columns, (128, 256))
         found = [Plan(r, w, s, columns=c, programs=p) for r, w, s, c, p in ways]
     else:
-        blocks = [0, 16] if kernel == "activate" and outer > 16 else [0]
+        blocks = [0, 16] if kernel == "activate" and channels > 16 else [0]
         found = [Plan(r, w, block=b) for r, w, b in itertools.product([*rows, 2 * rows[-1]], (4, 8), blocks)]
-    now = PLANS[kernel, before, after]
-    return [now] + [plan for plan in found if plan != now]
+    different = {}
+    for plan in [PLANS[key], *found]:
+        launched = plan.rows if kernel == "correlate" else tile(kernel, plan, BATCH * size**2, channels)
+        different.setdefault(plan._replace(rows=launched), plan)
+    return list(different.values())
 
 
 def jobs() -> list[tuple]:
@@ -113,7 +118,7 @@ def jobs() -> list[tuple]:
         for kernel in ("convolve", "activate", "reduce", "correlate", "transpose"):
             if layer[0] > 3 or kernel != "transpose":
                 layers[key_of(kernel, layer)] = layer  # the last of a key: what adds comes after what does not
-    return [(key[0], layer, plan) for key, layer in layers.items() for plan in candidates(*key)]
+    return [(key[0], layer, plan) for key, layer in layers.items() for plan in candidates(key[0], layer)]
 
 
 def compile_one(job) -> None:
@@ -130,12 +135,12 @@ _made: dict[tuple, Layer] = {}
 
 
 def captured(layer: Layer, call):
-    """A graph of LAUNCHES passes."""
+    """A graph of PASSES passes."""
     graph = torch.cuda.CUDAGraph()
     layer.results(call)
     torch.cuda.current_stream().wait_stream(layer.stream)
     with torch.cuda.graph(graph, stream=layer.stream):
-        for _ in range(LAUNCHES):
+        for _ in range(PASSES):
             layer.results(call)
     return graph
 
@@ -148,11 +153,11 @@ def off_by(mine, theirs) -> float:
 
 
 def timed(graphs: dict) -> dict:
-    """Name -> microseconds of a call, all in turn."""
+    """Name -> microseconds of a pass, all in turn."""
     turns = {name: [] for name in graphs}
     for _ in range(ROUNDS):
         for name, graph in graphs.items():
-            turns[name].append(1e6 * seconds_per_replay(graph, 3) / LAUNCHES)
+            turns[name].append(1e6 * seconds_per_replay(graph, 3) / PASSES)
     return {name: round(statistics.median(values), 2) for name, values in turns.items()}
 
 
@@ -171,9 +176,11 @@ def tune() -> tuple[dict, dict]:
             except Exception as error:  # a way that cannot be launched is a result
                 failed[str(plan)] = first_line(error)
         found = timed(graphs)
-        best[key] = min(found, key=found.get)
         table[" ".join(map(str, key))] = {str(plan): value for plan, value in found.items()} | failed
-        print(*key, f"{found[plans[0]]} us now, {found[best[key]]} by", best[key], f"{len(failed)} failed", flush=True)
+        if found:
+            best[key] = min(found, key=found.get)
+        now, least = (found.get(plan, "failed") for plan in (plans[0], best[key]))
+        print(*key, f"{now} us now, {least} by", best[key], f"{len(failed)} failed", flush=True)
     return table, best
 
 
@@ -193,12 +200,12 @@ def units(ways: dict[str, dict]) -> dict:
         theirs = layer.results(conv_norm_relu)
         graphs = {"PyTorch": captured(layer, conv_norm_relu)}
         for name, plans in ways.items():
-            with used(plans):
+            with used(plans), contextlib.suppress(Exception):  # its row lacks what failed
                 graphs[name] = checked(layer, theirs)
         found = timed(graphs)
         table[" ".join(map(str, kind))] = found
         for name in totals:
-            totals[name] += count * found[name]
+            totals[name] += count * found.get(name, math.nan)
         print(*kind, found, flush=True)
     return table | {"ResNet-20": {name: round(value, 1) for name, value in totals.items()}}
 

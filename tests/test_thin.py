@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from reslib import thin
 from reslib.errors import UserError
+from reslib.thin.plans import LEAST_ROWS, MAX_TILES, MOST_VALUES, PLANS, tile
 
 HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton")
@@ -55,7 +57,8 @@ def test_what_is_not_a_number_stays_so(numbers):
 
 
 @needs_triton
-@pytest.mark.parametrize("layer", [(3, 16, 1, 32, False), (16, 32, 2, 32, True), (64, 64, 1, 8, False)])
+@pytest.mark.parametrize("layer", [(3, 16, 1, 32, False), (16, 16, 1, 32, True), (16, 32, 2, 32, False),
+                                   (32, 32, 1, 16, True), (32, 64, 2, 16, False), (64, 64, 1, 8, True)])  # fmt: skip
 def test_kernels_compile_for_a_gpu_that_is_not_here(layer, tmp_path, monkeypatch):
     """The interpreter takes Python that a GPU's compiler does not: all six, for Hopper, in bf16, at batch 128."""
     from thin_compiled import launches, spilled
@@ -67,8 +70,38 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(layer, tmp_path, monkeypatch
     for name, kernel in compiled.items():
         assert kernel.metadata.shared <= 227 * 1024, name  # bytes that a program can have
         assert spilled(kernel, tmp_path) == 0, name
-        products = "mma" in kernel.asm["ptx"]
+        products = re.search(r"\b(wgmma\.mma_async|mma\.sync)", kernel.asm["ptx"]) is not None
         assert products == (name in ("convolve", "correlate", "transpose")), name
+
+
+@needs_triton
+@pytest.mark.parametrize("key", sorted(PLANS))
+def test_every_batch_is_dealt_out_in_tiles_of_a_size_that_fits(key):
+    """The paper's batch as planned; of fewer images smaller tiles; of more larger ones, as long as values allow."""
+    kernel, before, after = key
+    plan, channels = PLANS[key], before if kernel == "transpose" else after
+    pixels = (32 * 16 // channels) ** 2
+    sizes = {images: tile(kernel, plan, images * pixels, channels) for images in (1, 16, 128, 512, 513, 4096)}
+    assert all(rows >= LEAST_ROWS and rows & (rows - 1) == 0 for rows in sizes.values()), sizes  # a power of two
+    assert list(sizes.values()) == sorted(sizes.values())
+    assert sizes[128] == plan.rows or kernel == "correlate", sizes
+    assert sizes[1] < plan.rows or plan.rows == LEAST_ROWS
+    if not plan.block and kernel != "correlate":
+        assert all(images * pixels / rows <= MAX_TILES for images, rows in sizes.items() if images <= 512), sizes
+        assert sizes[4096] * channels >= MOST_VALUES
+
+
+@needs_triton
+def test_a_batch_of_more_tiles_than_are_joined_is_left_to_pytorch(monkeypatch):
+    from reslib.thin import unit
+
+    monkeypatch.setattr(unit, "_type_of_maps", lambda x: torch.bfloat16)
+    monkeypatch.setattr(unit._Unit, "apply", lambda *call: "taken")
+    conv, norm = torch.nn.Conv2d(16, 16, 3, 1, 1, bias=False), torch.nn.BatchNorm2d(16)
+    for images, answer in ((512, "taken"), (513, None)):
+        x = torch.empty(1, 1, 1, 16, dtype=torch.bfloat16).expand(images, 32, 32, 16).permute(0, 3, 1, 2)
+        monkeypatch.setattr(unit, "_fits", lambda *call: True)  # it is not laid out as one; it takes no memory
+        assert unit.unit(conv, norm, torch.nn.ReLU(), x) == answer, images
 
 
 @needs_triton

@@ -104,24 +104,27 @@ def diverged() -> bool:
 
 
 def main() -> None:
-    before = thin_unit.SUMS_AT_ONCE, thin_unit.JOINED_VALUES, dict(plans.PLANS)
+    before = thin_unit.SUMS_AT_ONCE, thin_unit.SHARES_AT_ONCE, thin_unit.JOINED_VALUES, dict(plans.PLANS)
     units = {"as on a GPU": of_unit((3, 8, 16, 16, 1, False))}
     thin_unit.JOINED_VALUES = 4096  # the interpreter takes its time for every program
+    thin_unit.SHARES_AT_ONCE = 4  # fewer than there are of a weight's gradient
     units |= {name: of_unit(case) for name, case in CASES.items()}
     units["mean far from zero"] = of_unit((9, 8, 16, 16, 1, False), mean=100.0)
     thin_unit.SUMS_AT_ONCE = 64  # and few programs, which go through their loops more than once
-    for key, plan in before[2].items():
-        plans.PLANS[key] = plan._replace(programs=2, rows=32, block=16, taps=3)
+    for key, plan in before[-1].items():
+        # activate's own tiles are not those of the moments it reads, as on a GPU
+        changed = {"block": 16, "rows": 64} if key[0] == "activate" else {"programs": 2, "rows": 32}
+        plans.PLANS[key] = plan._replace(**changed)
+    plans.USUALLY_ENOUGH = 4
     units["long loops"] = of_unit((13, 9, 16, 32, 1, False))
     units["long loops, added"] = of_unit((13, 9, 32, 64, 2, True))
-    thin_unit.SUMS_AT_ONCE = before[0]
-    plans.PLANS |= before[2]
+    thin_unit.SUMS_AT_ONCE, thin_unit.SHARES_AT_ONCE = before[:2]
+    plans.PLANS |= before[-1]
     networks = {
         "resnet8": of_network("resnet8"),
         "preactivated": of_network("resnet8", preactivation=True),
         "narrow": of_network("resnet8", width=8),
     }
-    thin_unit.JOINED_VALUES = before[1]
     print(json.dumps({"units": units, "networks": networks, "diverged": diverged()}))
 
 

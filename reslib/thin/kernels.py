@@ -11,7 +11,7 @@ Maps are NHWC, N images of H x W pixels; the channels of a pixel are a row. M = 
 are dealt out in tiles of ROWS, a program each. What is summed over all M goes by tile, in `moments` or `sums` (tiles,
 2, channels), and whoever needs the total joins the tiles: nothing is added atomically, and the same input gives the
 same bits. Operands of products are of type PRODUCT, their sums fp32. SO, SI, SH, SW: strides of a weight (filters,
-inputs, 3, 3). A product is over TAPS of the nine taps at once, whose inputs WIDE, a power of two, has room for.
+inputs, 3, 3).
 """
 
 import triton
@@ -31,7 +31,10 @@ def convolve(
     INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
     PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """y = conv(x), x (N, H, W, INPUTS), y (N, HY, WY, OUTPUTS); weight by its strides."""
+    """y = conv(x), x (N, H, W, INPUTS), y (N, HY, WY, OUTPUTS); weight by its strides.
+
+    A product is over TAPS of the nine taps at once, whose inputs WIDE, a power of two, has room for.
+    """
     tile = tl.program_id(0)
     rows = tile * ROWS + tl.arange(0, ROWS)
     inside = rows < M
@@ -252,9 +255,8 @@ def join(
 def transpose(
     of_y, weight, of_x, M, SO, SI, SH, SW, shares, of_weight, width, GO, GI, GH, GW,
     H: tl.constexpr, W: tl.constexpr, HY: tl.constexpr, WY: tl.constexpr, STRIDE: tl.constexpr,
-    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
-    PRODUCT: tl.constexpr, JOINS: tl.constexpr, JOINED: tl.constexpr, NUMBER: tl.constexpr,
-    SOME: tl.constexpr,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, PRODUCT: tl.constexpr, JOINS: tl.constexpr,
+    JOINED: tl.constexpr, NUMBER: tl.constexpr, SOME: tl.constexpr,
 ):  # fmt: skip
     """The gradient of x, here of M rows: a convolution of the gradient of y with the mirrored kernel.
 
@@ -268,21 +270,17 @@ def transpose(
         rows = (program - JOINS) * ROWS + tl.arange(0, ROWS)
         inside = rows < M
         n, h, w = _pixel(rows, H, W)
-        k, i = tl.arange(0, WIDE), tl.arange(0, INPUTS)
-        o, used = k % OUTPUTS, k < TAPS * OUTPUTS
+        i, o = tl.arange(0, INPUTS), tl.arange(0, OUTPUTS)
         total = tl.zeros((ROWS, INPUTS), tl.float32)
-        for first in range(0, 9, TAPS):
-            tap = first + k // OUTPUTS
+        for tap in range(9):
             kh, kw = tap // 3, tap % 3
-            line, column = (h + 1)[:, None] - kh[None, :], (w + 1)[:, None] - kw[None, :]  # of y, times the stride
-            there = (line >= 0) & (line < HY * STRIDE) & (column >= 0) & (column < WY * STRIDE)
-            there = there & inside[:, None] & used[None, :]
+            line, column = h + 1 - kh, w + 1 - kw  # of y, times the stride
+            there = inside & (line >= 0) & (line < HY * STRIDE) & (column >= 0) & (column < WY * STRIDE)
             if STRIDE > 1:
                 there = there & (line % STRIDE == 0) & (column % STRIDE == 0)
-            at = ((n[:, None] * HY + line // STRIDE) * WY + column // STRIDE) * OUTPUTS + o[None, :]
-            a = tl.load(of_y + at, mask=there, other=0.0)
-            of_tap = kh * SH + kw * SW + o * SO
-            b = tl.load(weight + of_tap[:, None] + i[None, :] * SI, mask=used[:, None], other=0.0)
+            at = ((n * HY + line // STRIDE) * WY + column // STRIDE) * OUTPUTS
+            a = tl.load(of_y + at[:, None] + o[None, :], mask=there[:, None], other=0.0)
+            b = tl.load(weight + kh * SH + kw * SW + o[:, None] * SO + i[None, :] * SI)
             total = tl.dot(a.to(PRODUCT), b.to(PRODUCT), total)
         at = rows[:, None] * INPUTS + i[None, :]
         tl.store(of_x + at, total.to(of_x.dtype.element_ty), mask=inside[:, None])

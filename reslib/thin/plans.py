@@ -1,7 +1,8 @@
 """How the work of each kernel of a thin unit is dealt out, by filters: measured on an H200 at the paper's batch.
 
-`python scripts/thin_timing.py` tries others in whole units and prints the fastest. Tiles of sums are large where all
-programs of the next kernel read all sums: with 64 filters and tiles of 64 rows that is as much as the map.
+`python scripts/thin_timing.py` tries others in whole units and prints the fastest. The tiles of `reduce` are large,
+since every program of `correlate` reads the sums of all of them: with 64 filters and tiles of 64 rows four times as
+many numbers as such a tile has.
 """
 
 from __future__ import annotations
@@ -12,26 +13,25 @@ from typing import NamedTuple
 class Plan(NamedTuple):
     """rows: of a map, per program, or at a time where a program goes on to more. warps, stages: of its launch.
 
-    taps: of the nine, in a product. block: channels of a program that only normalises, 0 for all. columns: inputs of a
-    program's part of a weight's gradient; programs: about how many share the rows.
+    block: channels of a program of `activate`, 0 for all. columns, programs: of `correlate`, inputs of a program's part
+    of the weight's gradient, and about how many programs there are, over all parts.
     """
 
     rows: int
     warps: int = 4
     stages: int = 3
-    taps: int = 1
     block: int = 0
     columns: int = 0
     programs: int = 256
 
 
 LEAST_ROWS, MOST_VALUES = 32, 8192  # of a program's tile
-ENOUGH = 128  # programs: a tile of fewer rows is taken where there would be fewer
-ENOUGH_SUMS = 32  # of those that sum up tiles: whoever needs the total reads all of their sums
+ENOUGH = {"reduce": 32}  # programs: a tile of fewer rows is taken where there would be fewer
+USUALLY_ENOUGH = 128
 MAX_TILES = 1024  # whose sums every program joins for itself
 # (kernel, filters before, filters after): where these are not told apart, both are those of the map.
 PLANS = {
-    ("convolve", 3, 16): Plan(512, taps=9),
+    ("convolve", 3, 16): Plan(512),
     ("convolve", 16, 16): Plan(512),
     ("convolve", 16, 32): Plan(128),
     ("convolve", 32, 32): Plan(128),
@@ -67,9 +67,11 @@ def power(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def tile(plan: Plan, rows: int, channels: int, enough: int = ENOUGH) -> int:
+def tile(kernel: str, plan: Plan, rows: int, channels: int) -> int:
     """Rows of a program out of so many: the plan's, fewer of a small batch, more of a large one."""
+    block = plan.block or channels
+    enough = ENOUGH.get(kernel, USUALLY_ENOUGH) * block // channels  # in this direction
     chosen = max(min(plan.rows, power(parts(rows, enough))), LEAST_ROWS)
-    while parts(rows, chosen) > MAX_TILES and chosen * channels < MOST_VALUES:
+    while parts(rows, chosen) > MAX_TILES and chosen * block < MOST_VALUES:
         chosen *= 2
     return chosen

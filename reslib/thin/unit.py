@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..models.conv_norm_relu import normalises, watched
 from . import kernels
-from .plans import ENOUGH, ENOUGH_SUMS, MAX_TILES, PLANS, Plan, parts, power, tile
+from .plans import MAX_TILES, PLANS, Plan, parts, power, tile
 
 FILTERS = (16, 32, 64)  # that these kernels are laid out for; where there are more, cuDNN is at home
 PRODUCTS = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}  # type of maps: of a product's operands
@@ -22,7 +22,8 @@ def unit(conv: nn.Module, norm: nn.Module, relu: nn.Module, x: Tensor, added: Te
     """relu(norm(conv(x)) + added) in training for maps (N, C, H, W), channels last; None where that cannot be so.
 
     It can under bf16 autocast, for 3x3 convolutions of stride 1 or 2 without bias, to 16, 32 or 64 filters, from 3 or
-    as many, and a batch norm with weights and moving averages, all in fp32.
+    as many, and a batch norm with weights and moving averages, all in fp32; up to 524,288 pixels of 16 filters in a
+    batch, 131,072 of 64 (see plans.MAX_TILES).
     """
     kind = _type_of_maps(x)
     if kind is None or not normalises(norm, relu) or watched(conv) or not _fits(conv, x, kind):
@@ -32,7 +33,7 @@ def unit(conv: nn.Module, norm: nn.Module, relu: nn.Module, x: Tensor, added: Te
     size = x.shape[0], conv.out_channels, *_size_after(x, conv.stride[0])
     rows = size[0] * size[2] * size[3]
     if rows < 2 or any(
-        parts(rows, tile(PLANS[kernel, before, size[1]], rows, size[1])) > MAX_TILES
+        parts(rows, tile(kernel, PLANS[kernel, before, size[1]], rows, size[1])) > MAX_TILES
         for kernel, before in (("convolve", conv.in_channels), ("reduce", size[1]))
     ):
         return None
@@ -111,10 +112,10 @@ class _Unit(torch.autograd.Function):
 class Launch:
     """Launches of the kernels of one unit, whose maps and weight are like these; arguments as in kernels.py."""
 
-    def __init__(self, x: Tensor, weight: Tensor, stride: int, kind: torch.dtype, plans: dict | None = None):
+    def __init__(self, x: Tensor, weight: Tensor, stride: int, kind: torch.dtype):
         self.outputs, self.inputs = weight.shape[:2]
         height, width = _size_after(x, stride)
-        self.kind, self.plans = kind, plans or PLANS
+        self.kind = kind
         self.shape = x.shape[0], height, width, self.outputs
         self.rows, self.rows_of_x = x.shape[0] * height * width, x.numel() // self.inputs
         self.sizes = {"H": x.shape[2], "W": x.shape[3], "HY": height, "WY": width, "STRIDE": stride}
@@ -122,19 +123,19 @@ class Launch:
 
     def _plan(self, kernel: str, inputs: int | None = None) -> tuple[Plan, dict]:
         """(plan, what it says of a launch)."""
-        plan = self.plans[kernel, inputs or self.outputs, self.outputs]
+        plan = PLANS[kernel, inputs or self.outputs, self.outputs]
         return plan, {"num_warps": plan.warps, "num_stages": plan.stages}
 
     def convolve(self, x, weight):
         """(y, moments of its tiles, rows of a tile)."""
         plan, launch = self._plan("convolve", self.inputs)
         y = x.new_empty(self.shape, dtype=self.kind).permute(0, 3, 1, 2)
-        rows = tile(plan, self.rows, self.outputs)
+        rows, taps = tile("convolve", plan, self.rows, self.outputs), 9 if self.inputs == 3 else 1
         tiles = parts(self.rows, rows)
         moments = x.new_empty(tiles, 2, self.outputs, dtype=torch.float32)
         kernels.convolve[(tiles,)](
-            x, weight, y, moments, self.rows, *weight.stride(), **self.sizes, **_taps(plan, self.inputs), ROWS=rows,
-            PRODUCT=PRODUCTS[self.kind], **launch,
+            x, weight, y, moments, self.rows, *weight.stride(), **self.sizes, TAPS=taps,
+            WIDE=max(16, power(taps * self.inputs)), ROWS=rows, PRODUCT=PRODUCTS[self.kind], **launch,
         )  # fmt: skip
         return y, moments, rows
 
@@ -143,7 +144,7 @@ class Launch:
         plan, launch = self._plan("activate")
         out, kept = torch.empty_like(y), scale.new_empty(4, self.outputs)
         block = plan.block or self.outputs
-        rows = tile(plan, self.rows, block, ENOUGH * block // self.outputs)
+        rows = tile("activate", plan, self.rows, self.outputs)
         kernels.activate[(parts(self.rows, rows), self.outputs // block)](
             y, y if added is None else added, out, moments, scale, shift, *averages, kept, self.rows, momentum, epsilon,
             CHANNELS=self.outputs, BLOCK=block, ROWS=rows, TILES=moments.shape[0], TILE=of_tile,
@@ -154,7 +155,7 @@ class Launch:
     def reduce(self, slope, y, out, kept):
         """(slope, through ReLU where something was added, its sums by tile); out: None where nothing was added."""
         plan, launch = self._plan("reduce")
-        rows = tile(plan, self.rows, self.outputs, ENOUGH_SUMS)
+        rows = tile("reduce", plan, self.rows, self.outputs)
         tiles = parts(self.rows, rows)
         masked = slope if out is None else torch.empty_like(y)
         sums = kept.new_empty(tiles, 2, self.outputs)
@@ -196,15 +197,10 @@ class Launch:
     def transpose(self, of_y, weight, of_x, shares, of_weight) -> None:
         """The gradients of x and of the weight are written."""
         plan, launch = self._plan("transpose", self.inputs)
-        rows = tile(plan, self.rows_of_x, self.inputs)
+        rows = tile("transpose", plan, self.rows_of_x, self.inputs)
         few, joins = self._joined(shares)
         kernels.transpose[(joins + parts(self.rows_of_x, rows),)](
             of_y, weight, of_x, self.rows_of_x, *weight.stride(), shares, of_weight, shares.shape[1],
-            *of_weight.stride(), **self.sizes, **_taps(plan, self.outputs), ROWS=rows,
+            *of_weight.stride(), **self.sizes, ROWS=rows,
             PRODUCT=PRODUCTS[self.kind], JOINS=joins, JOINED=few, NUMBER=shares.shape[0], SOME=SHARES_AT_ONCE, **launch,
         )  # fmt: skip
-
-
-def _taps(plan: Plan, channels: int) -> dict:
-    """Of a product over so many channels of each tap."""
-    return {"TAPS": plan.taps, "WIDE": max(16, power(plan.taps * channels))}
