@@ -58,7 +58,7 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
         )  # fmt: skip
     if rows.empty:
         say(ax, "nothing to compare at this preset")
-    ax.set_yticks(places, [textwrap.fill(name, 30, break_on_hyphens=False) for name in rows["deviation"]])
+    ax.set_yticks(places, [textwrap.fill(name, 34, break_on_hyphens=False) for name in rows["deviation"]])
     ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.grid(axis="y", visible=False)
     left, right = min(0, rows["low"].fillna(0).min()), max(0, rows["high"].fillna(0).max())
