@@ -8,6 +8,7 @@ band from the smallest to the largest.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -71,7 +72,7 @@ def figure1(runs: pd.DataFrame, curves: pd.DataFrame, depths: tuple[int, ...] | 
     _share_limits(axes[0], shown, 20, late=0)
     _label_ends(axes[0], ends)
     stands_in = "" if depths == paper.FIGURE1_DEPTHS else "the paper's figure has 20 and 56 layers"
-    sign(fig, shown, _joined(stands_in, AUGMENTED, *_reasons(absent, runs), _notes(runs, shown)))
+    sign(fig, shown, _joined(stands_in, AUGMENTED, *why_absent(absent, runs), _notes(runs, shown)))
     return fig
 
 
@@ -85,11 +86,11 @@ def _figure1_depths(runs: pd.DataFrame) -> tuple[int, ...]:
 
 def _planned_depths(runs: pd.DataFrame) -> set[int]:
     """Depths of the plain nets that the runs' presets have for Figure 1."""
-    names = [family_and_depth(model) for model in _planned(runs, ("figure1",))]
+    names = [family_and_depth(model) for model in planned_models(runs, ("figure1",))]
     return {depth for family, depth in names if family == "plain"}
 
 
-def _planned(runs: pd.DataFrame, names: tuple[str, ...] = ("figure1", "figure4", "figure6")) -> set[str]:
+def planned_models(runs: pd.DataFrame, names: tuple[str, ...] = ("figure1", "figure4", "figure6")) -> set[str]:
     """The networks that the runs' presets train for these figures; none where no run names a preset."""
     models = set()
     for name in runs["preset"].dropna().unique() if "preset" in runs else ():
@@ -119,7 +120,7 @@ def figure4(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         Line2D([], [], color=GREY, linewidth=2, label="validation error (centre crop)"),
     ]
     legend_above(fig, handles)
-    sign(fig, shown, _joined(imagenet_scale.in_words(shown), *_reasons(absent, runs), _notes(runs, shown)))
+    sign(fig, shown, _joined(imagenet_scale.in_words(shown), *why_absent(absent, runs), _notes(runs, shown)))
     return fig
 
 
@@ -164,7 +165,7 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     bounds = [f"{paper.label(m)} {side} {level:g}%" for m, (side, level) in TRAINING_BOUNDS.items() if compares]
     words = [f"training errors that the paper gives: {', '.join(bounds)}"] if bounds else []
     words += ["each panel has its own axis of errors"] if len({ax.get_ylim() for ax in axes[0] if ax.lines}) > 1 else []
-    sign(fig, shown, _joined(*words, *_reasons(absent, runs), _notes(runs, shown)))
+    sign(fig, shown, _joined(*words, *why_absent(absent, runs), _notes(runs, shown)))
     return fig
 
 
@@ -223,7 +224,7 @@ def _panel(
             unfinished = "" if statuses <= {"finished"} else " (unfinished)"
             ends.append((float(band["mean"].iloc[-1]), f"{depth}-layer{unfinished}", colour(depth)))
     if len(missing) == len(models):
-        say(ax, "; ".join(_reasons(missing, runs)))
+        say(ax, "; ".join(why_absent(missing, runs)))
     else:
         absent.extend(model for model in missing if model not in absent)
     return ends
@@ -237,9 +238,9 @@ def _drops(runs: pd.DataFrame) -> list[float]:
     return sorted({d * n for drops, n in zip(steps["lr_drops"], steps["iterations"], strict=True) for d in drops})
 
 
-def _reasons(missing: list[str], runs: pd.DataFrame) -> list[str]:
+def why_absent(missing: Iterable[str], runs: pd.DataFrame) -> list[str]:
     """Why these networks have no curve, by what can be done about it: "not yet trained: plain-32 and plain-44"."""
-    planned = _planned(runs)
+    planned = planned_models(runs)
     diverged = set(runs.loc[runs["status"] == "diverged", "model"]) if "status" in runs else set()
     reasons: dict[str, list[str]] = {}
     for model in sorted(missing, key=family_and_depth):

@@ -9,6 +9,8 @@ from matplotlib.ticker import NullFormatter
 from matplotlib.transforms import offset_copy
 
 from .. import evidence, paper
+from ..names import family_and_depth
+from .curves import planned_models, why_absent
 from .style import FAMILY, FAMILY_NAME, GREY, legend_above, new_figure, say, sign
 
 APART = {"plain": -4, "resnet": 4}  # points
@@ -18,13 +20,16 @@ def depth_view(runs: pd.DataFrame) -> Figure:
     """Final training (left) and test (right) error against the number of layers, plain and residual.
 
     Open marks are means over seeds. Where a network has several, each is a dot. The two families stand a little apart,
-    so that marks of one error do not cover each other.
+    so that marks of one error do not cover each other. Networks of the preset without a mark are named below.
     """
     chosen = evidence.finished(evidence.main_runs(runs[runs["family"].isin(list(FAMILY))]))
     chosen = chosen[chosen["depth"] > 0]
     fig, axes = new_figure(8.6, 3.5, 1, 2)
-    there = chosen["depth"].unique()
-    depths = sorted({*there, *(paper.FIGURE6_PLAIN if len(there) == 1 else ())})  # one alone is no axis
+    missing = planned_models(runs, ("figure1", "figure6")) - set(chosen["model"])
+    there, few = set(chosen["depth"].unique()), set(paper.FIGURE6_PLAIN)
+    if there and max(there) <= max(few):  # beyond, these would be one clump
+        there |= few & {family_and_depth(model)[1] for model in missing} if len(there) > 1 else few
+    depths = sorted(there)
     several = chosen[chosen.groupby("model")["seed"].transform("nunique") > 1]
     for ax, column, title in zip(axes[0], ("train_error", "test_error"), ("training", "test"), strict=True):
         for family, look in FAMILY.items():
@@ -63,6 +68,6 @@ def depth_view(runs: pd.DataFrame) -> Figure:
             label = "one seed, where there are several (open mark: their mean)"
             handles.append(Line2D([], [], color=GREY, linestyle="", marker=".", markersize=5, label=label))
         legend_above(fig, handles)
-    words = "training error: running, on augmented images · the two marks of a depth stand a little apart"
-    sign(fig, chosen, words if len(chosen) else "")
+    words = ["training error: running, on augmented images", "the two marks of a depth stand a little apart"]
+    sign(fig, chosen, " · ".join([*why_absent(missing, runs), *words]) if len(chosen) else "")
     return fig
