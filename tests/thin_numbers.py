@@ -25,6 +25,8 @@ CASES = {  # name: images, pixels, filters before and after, stride, whether som
     "32 to 64": (9, 8, 32, 64, 2, False),
     "64, added": (9, 8, 64, 64, 1, True),
     "many tiles": (13, 9, 16, 16, 1, False),
+    "first, 32": (2, 6, 3, 32, 1, False),  # of wider nets, for which no plan was measured
+    "64 to 16": (2, 6, 64, 16, 2, False),
 }
 LAST = {"memory_format": torch.channels_last}
 

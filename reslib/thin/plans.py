@@ -57,6 +57,12 @@ PLANS = {
 }
 
 
+def plan_of(kernel: str, before: int, after: int) -> Plan:
+    """The plan for such filters; where none was measured (a net of another width), that of its map's filters alone."""
+    own = before if kernel == "transpose" else after
+    return PLANS.get((kernel, before, after)) or PLANS[kernel, own, own]
+
+
 def parts(whole: int, part: int) -> int:
     """How many such parts the whole has, the last one perhaps smaller."""
     return -(-whole // part)

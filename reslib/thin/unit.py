@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..models.conv_norm_relu import normalises, watched
 from . import kernels
-from .plans import MAX_TILES, PLANS, Plan, parts, power, tile
+from .plans import MAX_TILES, Plan, parts, plan_of, power, tile
 
 FILTERS = (16, 32, 64)  # that these kernels are laid out for; where there are more, cuDNN is at home
 PRODUCTS = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}  # type of maps: of a product's operands
@@ -33,7 +33,7 @@ def unit(conv: nn.Module, norm: nn.Module, relu: nn.Module, x: Tensor, added: Te
     size = x.shape[0], conv.out_channels, *_size_after(x, conv.stride[0])
     rows = size[0] * size[2] * size[3]
     if rows < 2 or any(
-        parts(rows, tile(kernel, PLANS[kernel, before, size[1]], rows, size[1])) > MAX_TILES
+        parts(rows, tile(kernel, plan_of(kernel, before, size[1]), rows, size[1])) > MAX_TILES
         for kernel, before in (("convolve", conv.in_channels), ("reduce", size[1]))
     ):
         return None
@@ -123,7 +123,7 @@ class Launch:
 
     def _plan(self, kernel: str, inputs: int | None = None) -> tuple[Plan, dict]:
         """(plan, what it says of a launch)."""
-        plan = PLANS[kernel, inputs or self.outputs, self.outputs]
+        plan = plan_of(kernel, inputs or self.outputs, self.outputs)
         return plan, {"num_warps": plan.warps, "num_stages": plan.stages}
 
     def convolve(self, x, weight):
