@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import ablation, claims, equivalence_records, exact_rows, figures, studies, tables
+from . import ablation, claims, equivalence_records, exact_rows, figures, gradient_summary, studies, tables
 from .bench import records as bench
 from .errors import choose
 from .frames import find_measurement, frames
@@ -70,13 +70,16 @@ def figure7(folder: Path, out: Path | None = None, dataset: str | None = None) -
 
 
 def gradients(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
-    """figures/gradients_start and figures/gradients_training, from measurements/gradients.csv alone."""
+    """figures/gradients_start, figures/gradients_training and two tables, from measurements/gradients.csv alone."""
     norms = find_measurement(folder, "gradients")
     if norms is None:
         return []
-    return _figure(figures.gradients_figure(norms[norms.iteration == 0]), out or folder, "gradients_start") + _figure(
-        figures.gradients_figure(norms), out or folder, "gradients_training"
-    )
+    out = out or folder
+    written = _figure(figures.gradients_figure(norms[norms["iteration"] == 0]), out, "gradients_start")
+    written += _figure(figures.gradients_figure(norms), out, "gradients_training")
+    for stem, (table, caption) in gradient_summary.captioned(norms).items():
+        written += _table(table, out, stem, caption)
+    return written
 
 
 def fidelity(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:

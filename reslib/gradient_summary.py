@@ -34,6 +34,20 @@ def signal_summary(measured: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(by, ignore_index=True)
 
 
+def captioned(measured: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:
+    """The two tables of the study by the name of their files, each with its caption."""
+    summary = signal_summary(measured)
+    start = summary[summary["iteration"] == 0]
+    short = start.map(lambda value: f"{value:.2g}" if isinstance(value, float) else value)
+    warning = "SYNTHETIC DATA. " if measured["synthetic"].any() else ""
+    evidence = measured["evidence"].iloc[0]
+    words = "What normalised initialisation and batch norm cure, deepest nets, one batch."
+    return {
+        "gradients": (short, f"{warning}Signals at the start of training, one batch. {evidence}"),
+        "gradients_cures": (cures(summary), f"{warning}{words} {evidence}"),
+    }
+
+
 def cures(summary: pd.DataFrame) -> pd.DataFrame:
     """What batch norm and each initialisation cure in the deepest nets: a row per combination and family, as text.
 

@@ -145,7 +145,7 @@ OUTPUTS = {  # (folder, stem) of every file that an artefact writes
     *(("figures", stem) for stem in ("gradients_start", "gradients_training", "fidelity", "future_work")),
     *(("figures", stem) for stem in artefacts.SPEED_STEMS),
     *(("tables", stem) for stem in ("figure4", "figure4_claims", "figure6", "cifar10", "claims")),
-    *(("tables", stem) for stem in ("fidelity", "future_work")),
+    *(("tables", stem) for stem in ("fidelity", "future_work", "gradients", "gradients_cures")),
 }
 
 

@@ -14,6 +14,9 @@ from .report import PARTS
 
 BF16_FULL_RATE = 1.5  # of the fp32 rate of matrix products: from there on bf16 counts as running at full rate
 THREADS = re.compile(r" \(\d+ threads?\)$")  # at the end of a processor's name
+POINT = ("file", "device", "threads", "kind", "date", "load", "torch", "commit", "dataset", "model", "batch_size")
+POINT += ("precision", "contender", "images_per_second", "low", "high", "peak_memory_mib")
+CROSSING = {"model": "resnet20", "batch_size": 128, "width": 16}  # of the axes of `--scaling`
 COMMITTED = Path(__file__).resolve().parent.parent.parent / "results" / "bench"  # of the checkout
 
 
@@ -116,9 +119,8 @@ def latest(frame: pd.DataFrame, *contenders: str) -> pd.DataFrame:
     """
     if not len(frame):
         return frame
-    threads = frame["threads"].where(frame["kind"] == "cpu", 0)
     kept = []
-    for _, group in frame.groupby(["device", threads, "model", "batch_size"], sort=False, dropna=False):
+    for _, group in frame.groupby(["device", _threads(frame), "model", "batch_size"], sort=False, dropna=False):
         having = [
             rows for _, rows in group.groupby("comparison", sort=False) if set(contenders) <= set(rows["contender"])
         ]
@@ -126,9 +128,24 @@ def latest(frame: pd.DataFrame, *contenders: str) -> pd.DataFrame:
     return pd.concat(kept, ignore_index=True) if kept else frame.iloc[:0]
 
 
+def _threads(frame: pd.DataFrame) -> pd.Series:
+    """What tells devices of one name apart: of a processor its threads, of a GPU nothing."""
+    return frame["threads"].where(frame["kind"] == "cpu", 0)
+
+
+def _last(frame: pd.DataFrame, *same: str) -> pd.DataFrame:
+    """Of the rows that agree in `same` on one device the last."""
+    seen = frame.assign(threads=_threads(frame)).duplicated(["device", "threads", *same], keep="last")
+    return frame[~seen]
+
+
 def scaling(records: list[dict]) -> pd.DataFrame:
-    """A row per point of `--scaling`; of points measured again on one device the last that has a speed."""
-    rows = []
+    """A row per point of `--scaling`; of points measured again on one device the last that has a speed.
+
+    The axes cross in one network; where that was measured along one of them alone, it stands on the others too that
+    have points of their own. Depths that only a comparison measured are points as well.
+    """
+    rows = _compared_depths(comparisons(records))
     for record in records:
         for point in record["scaling"]:
             memory = (point.get("peak_memory_mib") or {}).values()
@@ -151,7 +168,30 @@ def scaling(records: list[dict]) -> pd.DataFrame:
         return pd.DataFrame()
     frame = pd.DataFrame(rows)
     measured = frame.iloc[(frame["failed"] == "").argsort(kind="stable")]
-    return measured.drop_duplicates(["device", "threads", "axis", "value"], keep="last").sort_index()
+    return _crossing(_last(measured, "axis", "value").sort_index())
+
+
+def _compared_depths(frame: pd.DataFrame) -> list[dict]:
+    """Points of the axis of depths: residual nets of the paper's batch that a comparison has measured this way."""
+    points = []
+    for row in frame.to_dict("records"):
+        depth = re.fullmatch(r"resnet(\d+)", row["model"])
+        way = "fast" if row["kind"] == "cuda" else "eager"
+        if depth and row["batch_size"] == CROSSING["batch_size"] and row["contender"] == way:
+            named = {"axis": "depth", "value": int(depth[1]), "width": CROSSING["width"], "failed": ""}
+            points.append({k: v for k, v in row.items() if k in POINT} | named)
+    return points
+
+
+def _crossing(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame, with a copy of the point in which the axes cross on each axis of its device that lacks it."""
+    known, copies = frame[frame["failed"] == ""], []
+    for _, points in known.groupby(["device", _threads(known)], sort=False, dropna=False):
+        base = points[(points[["model", "batch_size", "width"]] == [*CROSSING.values()]).all(axis=1)]
+        for axis, value in {"depth": 20, "batch": CROSSING["batch_size"], "width": CROSSING["width"]}.items():
+            if len(base) and (points["axis"] == axis).any() and not (base["axis"] == axis).any():
+                copies.append(base.iloc[-1:].assign(axis=axis, value=value))
+    return _last(pd.concat([frame, *copies], ignore_index=True), "axis", "value")
 
 
 def seeds(records: list[dict]) -> pd.DataFrame:
@@ -170,8 +210,7 @@ def seeds(records: list[dict]) -> pd.DataFrame:
         for part in record.get("seeds", [])
         for way, rate in part["images_per_second"].items()
     ]
-    same = ["device", "threads", "model", "batch_size", "seeds", "way"]
-    return pd.DataFrame(rows).drop_duplicates(same, keep="last") if rows else pd.DataFrame()
+    return _last(pd.DataFrame(rows), "model", "batch_size", "seeds", "way") if rows else pd.DataFrame()
 
 
 def _turns(part: dict, way: str) -> list[float]:
@@ -268,7 +307,7 @@ TRIED = {  # kind of device: {contender: (what, what was expected before it was 
         "thin": (
             "convolution, batch norm, addition and ReLU of up to 64 filters by six Triton kernels, captured",
             "half the time of the captured step: a third of its kernels, and convolutions in a fraction of theirs",
-            "not measured on a GPU when this was written; a trial on the captured step decides",
+            "kept where a trial on the captured step finds it faster, and then torch.compile is not tried",
         ),
         "contiguous": (
             "NCHW instead of channels-last, captured",

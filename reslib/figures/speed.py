@@ -102,6 +102,7 @@ def _parts(ax, group: pd.DataFrame) -> None:
     ax.grid(axis="y", visible=False)
 
 
+TICKS = ((50, (1, 2, 3, 5, 7)), (300, (1, 2, 5)), (10**5, (1, 3)), (float("inf"), (1,)))  # range at most, per decade
 AXES = (  # axis of the measurement, column, title, x label, y label
     ("depth", "images_per_second", "speed against depth", "layers", "images/s"),
     ("depth", "peak_memory_mib", "memory against depth", "layers", "GiB at most (GPU, or process)"),
@@ -140,7 +141,8 @@ def scaling_figure(frame: pd.DataFrame) -> Figure:
     if handles:
         legend_above(fig, handles, columns=3)
     failed = frame[frame["failed"] != ""] if devices else frame
-    notes = [f"{r.axis} {r.value}: {r.failed}" for r in failed.itertuples()]
+    whose = {device: f" ({device})" * (len(devices) > 1) for device in devices}
+    notes = [f"{r.axis} {r.value}{whose[r.device]}: {r.failed}" for r in failed.itertuples()]
     said = [
         "median and range of the turns; batch 128, 16 filters, ResNet-20 where not varied; the slope is drawn through "
         "the last point",
@@ -175,9 +177,9 @@ def _plain_ticks(ax, values) -> None:
         ax.set_yscale("linear")
         ax.set_ylim(0, 1.05 * high)
         return
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    ax.yaxis.set_major_locator(LogLocator(subs=next(subs for most, subs in TICKS if high <= most * low)))
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,g}"))
 
 
 def seeds_figure(frame: pd.DataFrame) -> Figure:
