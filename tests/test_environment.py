@@ -1,5 +1,6 @@
 """One source of dependencies, and a preflight that says what is missing."""
 
+import os
 import re
 import subprocess
 import sys
@@ -87,3 +88,26 @@ def test_import_touches_no_gpu_and_prints_nothing():
     code = "import reslib, sys; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list a process's threads")
+def test_imports_start_no_threads():
+    """PyTorch's would hang in a process that is forked from this one later, as the tests' fork server does."""
+    code = """
+import os, pkgutil, importlib, matplotlib, pandas, torch, torch._inductor
+def threads():
+    return len(os.listdir("/proc/self/task"))
+before = threads()
+torch.ones(10).exp()
+import reslib
+names = [m.name for m in pkgutil.walk_packages(reslib.__path__, "reslib.") if not m.name.endswith("__main__")]
+for name in names:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        assert missing.name.split(".")[0] != "reslib", missing
+assert "reslib.models.maxout" in names and threads() == before, (before, threads())
+"""
+    env = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .initial import MAXOUT, initialise, signal
+from .initial import initialise, signal
 
 
 def maxout(x: Tensor, pieces: int) -> Tensor:
@@ -42,7 +42,7 @@ class MaxoutConv(nn.Module):
         outputs: int,
         kernel: int,
         padding: int,
-        variance: float = MAXOUT,
+        variance: float,
         batch_norm: bool = False,
         limit: float = 0.0,
     ):
@@ -65,7 +65,7 @@ class MaxoutConv(nn.Module):
 class MaxoutLinear(nn.Module):
     """Linear layer and maxout: (N, inputs) -> (N, outputs)."""
 
-    def __init__(self, inputs: int, outputs: int, pieces: int, variance: float = MAXOUT, limit: float = 0.0):
+    def __init__(self, inputs: int, outputs: int, pieces: int, variance: float, limit: float = 0.0):
         super().__init__()
         self.linear = initialise(nn.Linear(inputs, outputs * pieces), variance)
         self.pieces, self.limit = pieces, limit
@@ -99,7 +99,7 @@ class MaxoutNet(nn.Module):
             side += 2 * layer.conv.padding[0] - layer.conv.kernel_size[0] + 1
             side = math.ceil((side - pool.kernel_size) / 2) + 1
         self.dense = MaxoutLinear(192 * side * side, 500, dense_pieces, variance=signal(2, 4, dropout)[1], limit=1.9)
-        self.classifier = MaxoutLinear(500, num_classes, pieces=1, limit=1.9365)  # one piece: a linear layer
+        self.classifier = MaxoutLinear(500, num_classes, pieces=1, variance=1.0, limit=1.9365)  # a linear layer
         initialise(self.classifier.linear, std=0.1)
         # Activations of 0.1, near the release's small start (all weights within +-0.005): thousands of large positive
         # inputs to a layer, doubled by dropout, make the first steps diverge.
