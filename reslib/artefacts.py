@@ -72,7 +72,7 @@ def figure7(folder: Path, out: Path | None = None, dataset: str | None = None) -
 def gradients(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
     """figures/gradients_start, figures/gradients_training and two tables, from measurements/gradients.csv alone."""
     norms = find_measurement(folder, "gradients")
-    if norms is None:
+    if norms is None or norms.empty:
         return []
     out = out or folder
     written = _figure(figures.gradients_figure(norms[norms["iteration"] == 0]), out, "gradients_start")

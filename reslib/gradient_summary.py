@@ -6,6 +6,10 @@ import numpy as np
 import pandas as pd
 
 from .criteria import FROZEN, WILD
+from .errors import UserError
+
+NEEDED = {"kind", "model", "family", "depth", "seed", "init", "batch_norm", "iteration", "layer", "norm"}
+NEEDED |= {"synthetic", "evidence"}
 
 
 def signal_summary(measured: pd.DataFrame) -> pd.DataFrame:
@@ -35,7 +39,12 @@ def signal_summary(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def captioned(measured: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:
-    """The two tables of the study by the name of their files, each with its caption."""
+    """The two tables of the study by the name of their files, each with its caption.
+
+    Raises UserError naming a column that the measurement, of an older version perhaps, does not have.
+    """
+    if missing := NEEDED - set(measured.columns):
+        raise UserError(f"the measurement of gradients lacks {', '.join(sorted(missing))}: run its notebook again")
     summary = signal_summary(measured)
     start = summary[summary["iteration"] == 0]
     short = start.map(lambda value: f"{value:.2g}" if isinstance(value, float) else value)

@@ -117,13 +117,31 @@ def test_probes_are_drawn_from_their_measurements(tmp_path):
     responses = pd.DataFrame({"model": "plain20", "layer": [1, 2, 3], "std": [1 / 3, 0.5, 0.25]})
     assert artefacts.write("figure7", folder) == []
     save_measurement(responses, folder, "figure7")
-    norms = pd.DataFrame(
-        {"kind": "gradient", "model": "plain8", "family": "plain", "depth": 8, "init": "he", "batch_norm": True,
-         "iteration": 0, "layer": [1, 2], "norm": [0.5, 0.25]}
-    )  # fmt: skip
-    save_measurement(norms, folder, "gradients")
-    names = [p.name for p in artefacts.write_all(folder)]
-    assert names == [f"{s}.{k}" for s in ("figure7", "gradients_start", "gradients_training") for k in ("png", "pdf")]
+    net = {"model": "plain8", "family": "plain", "depth": 8, "seed": 0, "init": "he", "batch_norm": True}
+    net |= {"synthetic": True, "evidence": "preset quick", "layer": [1, 2]}
+    norms = {"activation": ([4.0, 1.0], [1.0, 1.0]), "backward": ([1.0, 2.0], [1.0, 1.0])}
+    norms |= {"gradient": ([0.5, 1e-9], [0.5, 0.5])}
+    kinds = [
+        pd.DataFrame(net | {"kind": kind, "iteration": iteration, "norm": values})
+        for kind, both in norms.items()
+        for iteration, values in zip((0, 12), both, strict=True)
+    ]
+    save_measurement(pd.concat(kinds), folder, "gradients")
+    written = artefacts.write_all(folder)
+    drawn = [f"{s}.{k}" for s in ("figure7", "gradients_start", "gradients_training") for k in ("png", "pdf")]
+    tables = [f"{s}.{k}" for s in ("gradients", "gradients_cures") for k in ("csv", "md", "tex")]
+    assert sorted(p.name for p in written) == sorted(drawn + tables)
+    assert {(p.parent.name, p.stem) for p in written} <= verify.OUTPUTS
+    start, cures = (pd.read_csv(folder / "tables" / f"{stem}.csv") for stem in ("gradients", "gradients_cures"))
+    assert start[["activation, last / first", "backward, first / last"]].values.tolist() == [[0.25, 0.5]]
+    assert start.gradients.item() == cures["gradients at the start"].item() == "vanish"
+    assert cures["gradients at iteration 12"].item() == "healthy"
+    for stem in ("gradients", "gradients_cures"):
+        caption = (folder / "tables" / f"{stem}.md").read_text().splitlines()[0]
+        assert caption.startswith("SYNTHETIC DATA. ") and caption.endswith("preset quick")
+    save_measurement(pd.concat(kinds).drop(columns="evidence"), folder, "gradients")
+    with pytest.raises(UserError, match="gradients lacks evidence"):
+        artefacts.write("gradients", folder)
 
 
 def test_the_papers_errors_stand_beside_ours_at_its_scale_alone(tmp_path):

@@ -1,7 +1,6 @@
 """How cost grows and what seeds cost, of several records: whose points stand on which axis, and which are the last."""
 
 import pandas as pd
-import pytest
 from bench_source import record_of
 
 from reslib import figures
@@ -29,6 +28,7 @@ def comparison(model, rate, contender="fast", batch=128) -> dict:
 
 def rates_of(frame: pd.DataFrame) -> dict:
     known = frame[frame["failed"] == ""]
+    assert not known.duplicated(["device", "axis", "value"]).any()
     return {(r.axis, r.value): r.images_per_second for r in known.itertuples()}
 
 
@@ -36,13 +36,25 @@ def test_the_point_in_which_axes_cross_stands_on_each():
     measured = [point("depth", 20, 1000.0), point("batch", 256, 1500.0, batch=256), point("width", 8, None, width=8)]
     frame = records.scaling([on_gpu("a.json", 16, scaling=measured)])
     assert rates_of(frame) == {("depth", 20): 1000.0, ("batch", 256): 1500.0, ("batch", 128): 1000.0}
+    assert frame[frame.failed != ""].value.tolist() == [8]
     own = [*measured, point("batch", 128, 1100.0)]
     assert rates_of(records.scaling([on_gpu("a.json", 16, scaling=own)]))["batch", 128] == 1100.0
 
 
+def test_what_failed_where_axes_cross_is_left_out_where_it_is_known():
+    failed = [point("batch", 128, None), point("width", 16, None)]
+    frame = records.scaling([on_gpu("a.json", 16, scaling=[point("depth", 20, 1000.0), *failed])])
+    assert rates_of(frame) == {("depth", 20): 1000.0} and len(frame) == 1
+    assert len(records.scaling([on_gpu("a.json", 16, scaling=failed)])) == 2
+    more = [*failed, point("width", 32, 400.0, width=32)]
+    frame = records.scaling([on_gpu("a.json", 16, scaling=[point("depth", 20, 1000.0), *more])])
+    assert rates_of(frame)["width", 16] == 1000.0 and len(frame) == 3
+
+
 def test_depths_of_comparisons_fill_the_axis():
+    """A point of --scaling is preferred, whenever it was measured."""
     compared = [comparison("resnet20", 900.0), comparison("resnet110", 200.0), comparison("resnet56", 1.0, "usual")]
-    compared += [comparison("plain32", 1.0), comparison("resnet44", 1.0, batch=64)]
+    compared += [comparison("plain32", 1.0), comparison("resnet44", 1.0, batch=64), comparison("resnet50", 1.0)]
     made = [on_gpu("a.json", 16, scaling=[point("depth", 20, 1000.0)]), on_gpu("b.json", 2, comparisons=compared)]
     frame = records.scaling(made)
     assert rates_of(frame) == {("depth", 20): 1000.0, ("depth", 110): 200.0}
@@ -54,11 +66,14 @@ def test_a_gpu_is_the_same_beside_another_processor():
     assert rates_of(records.scaling([older, newer])) == {("depth", 20): 7.0}
     part = {"model": "resnet20", "batch_size": 128, "seeds": 5, "precision": "bf16", "processes_at_once": 5}
     ways = [part | {"images_per_second": {"together": r}, "cost_in_runs": {"together": c}} for r, c in ((9, 3), (8, 4))]
+    ways[0]["images_per_second"]["stacked"] = ways[0]["cost_in_runs"]["stacked"] = 1
     frame = records.seeds([older | {"seeds": ways[:1]}, newer | {"seeds": ways[1:]}])
-    assert frame.cost_in_runs.tolist() == [4]
-    processors = [record_of(seeds=[way], environment=record_of()["environment"] | {"threads": t})
-                  for way, t in zip(ways, (1, 2), strict=True)]  # fmt: skip
-    assert records.seeds(processors).cost_in_runs.tolist() == [3, 4]
+    assert frame[["way", "cost_in_runs"]].values.tolist() == [["together", 4]], "a way of another single run"
+    processors = [
+        record_of(seeds=[way], file=f"{threads}.json", environment=record_of()["environment"] | {"threads": threads})
+        for way, threads in zip(ways, (1, 2), strict=True)
+    ]
+    assert records.seeds(processors).cost_in_runs.tolist() == [3, 1, 4]
 
 
 def test_a_wide_axis_has_few_ticks():
@@ -75,12 +90,10 @@ def test_a_wide_axis_has_few_ticks():
     ]
     boxes.sort(key=lambda box: box.y0)
     assert len(boxes) > 2 and all(a.y1 <= b.y0 for a, b in zip(boxes, boxes[1:], strict=False))
-    notes = records.scaling(
-        [
-            on_gpu("a.json", 16, scaling=[point("depth", 20, 5.0)]),
-            record_of(scaling=[point("width", 8, None, width=8)], comparisons=[]),
-        ]
-    )
-    words = " ".join(t.get_text() for t in figures.scaling_figure(notes).texts)
+
+
+def test_what_failed_is_said_with_the_device_where_there_are_several():
+    failed = record_of(scaling=[point("width", 8, None, width=8)], comparisons=[])
+    frame = records.scaling([on_gpu("a.json", 16, scaling=[point("depth", 20, 5.0)]), failed])
+    words = " ".join(text.get_text() for text in figures.scaling_figure(frame).texts)
     assert "width 8 (here): no memory" in " ".join(words.split())
-    assert pytest.approx(5.0) == rates_of(notes)["depth", 20]

@@ -9,14 +9,13 @@ import pandas as pd
 
 from .. import sources
 from ..errors import UserError
+from ..names import is_imagenet
 from ..runs import read_json
 from .report import PARTS
 
 BF16_FULL_RATE = 1.5  # of the fp32 rate of matrix products: from there on bf16 counts as running at full rate
 THREADS = re.compile(r" \(\d+ threads?\)$")  # at the end of a processor's name
-POINT = ("file", "device", "threads", "kind", "date", "load", "torch", "commit", "dataset", "model", "batch_size")
-POINT += ("precision", "contender", "images_per_second", "low", "high", "peak_memory_mib")
-CROSSING = {"model": "resnet20", "batch_size": 128, "width": 16}  # of the axes of `--scaling`
+CROSSING = {"depth": 20, "batch": 128, "width": 16}  # of the axes of `--scaling`: a network that lies on each
 COMMITTED = Path(__file__).resolve().parent.parent.parent / "results" / "bench"  # of the checkout
 
 
@@ -143,27 +142,10 @@ def scaling(records: list[dict]) -> pd.DataFrame:
     """A row per point of `--scaling`; of points measured again on one device the last that has a speed.
 
     The axes cross in one network; where that was measured along one of them alone, it stands on the others too that
-    have points of their own. Depths that only a comparison measured are points as well.
+    have points of their own. A depth that only comparisons measured is a point as well.
     """
-    rows = _compared_depths(comparisons(records))
-    for record in records:
-        for point in record["scaling"]:
-            memory = (point.get("peak_memory_mib") or {}).values()
-            turns = point.get("images_per_second_turns") or [None]
-            rows.append(
-                {
-                    **origin(record),
-                    **{
-                        k: point.get(k)
-                        for k in ("axis", "value", "model", "batch_size", "width", "precision", "contender")
-                    },
-                    "images_per_second": point.get("images_per_second"),
-                    "low": min(turns),
-                    "high": max(turns),
-                    "peak_memory_mib": max(memory, default=None),
-                    "failed": point.get("failed", ""),
-                }
-            )
+    rows = [_point(record, point) for record in records for point in _compared_depths(record)]
+    rows += [_point(record, point) for record in records for point in record["scaling"]]
     if not rows:
         return pd.DataFrame()
     frame = pd.DataFrame(rows)
@@ -171,31 +153,61 @@ def scaling(records: list[dict]) -> pd.DataFrame:
     return _crossing(_last(measured, "axis", "value").sort_index())
 
 
-def _compared_depths(frame: pd.DataFrame) -> list[dict]:
-    """Points of the axis of depths: residual nets of the paper's batch that a comparison has measured this way."""
-    points = []
-    for row in frame.to_dict("records"):
-        depth = re.fullmatch(r"resnet(\d+)", row["model"])
-        way = "fast" if row["kind"] == "cuda" else "eager"
-        if depth and row["batch_size"] == CROSSING["batch_size"] and row["contender"] == way:
-            named = {"axis": "depth", "value": int(depth[1]), "width": CROSSING["width"], "failed": ""}
-            points.append({k: v for k, v in row.items() if k in POINT} | named)
+def _point(record: dict, point: dict) -> dict:
+    """A row of such a point."""
+    memory = (point.get("peak_memory_mib") or {}).values()
+    turns = point.get("images_per_second_turns") or [None]
+    named = ("axis", "value", "model", "batch_size", "width", "precision", "contender", "images_per_second")
+    return {
+        **origin(record),
+        **{name: point.get(name) for name in named},
+        "low": min(turns),
+        "high": max(turns),
+        "peak_memory_mib": max(memory, default=None),
+        "failed": point.get("failed", ""),
+    }
+
+
+def _compared_depths(record: dict) -> list[dict]:
+    """Points on the axis of depths: CIFAR's residual nets that a comparison has measured as `--scaling` does."""
+    way, points = "fast" if record["environment"]["device"] == "cuda" else "eager", []
+    for part in record["comparisons"]:
+        depth = re.fullmatch(r"resnet(\d+)", part["model"])
+        if not depth or is_imagenet(part["model"]) or part["batch_size"] != CROSSING["batch"]:
+            continue
+        place = {"axis": "depth", "value": int(depth[1]), "model": part["model"], "batch_size": part["batch_size"]}
+        place["width"] = CROSSING["width"]
+        points += [row | place for row in part["contenders"] if row["contender"] == way]
     return points
 
 
 def _crossing(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame, with a copy of the point in which the axes cross on each axis of its device that lacks it."""
-    known, copies = frame[frame["failed"] == ""], []
-    for _, points in known.groupby(["device", _threads(known)], sort=False, dropna=False):
-        base = points[(points[["model", "batch_size", "width"]] == [*CROSSING.values()]).all(axis=1)]
-        for axis, value in {"depth": 20, "batch": CROSSING["batch_size"], "width": CROSSING["width"]}.items():
-            if len(base) and (points["axis"] == axis).any() and not (base["axis"] == axis).any():
+    """The frame, with the point in which the axes cross on each axis of its device that lacks it.
+
+    What failed there is left out then, and an axis that has no other point gets no copy.
+    """
+    here = frame["value"] == frame["axis"].map(CROSSING)
+    here &= frame["model"].eq(f"resnet{CROSSING['depth']}") & frame["batch_size"].eq(CROSSING["batch"])
+    kept, copies = frame["failed"] == "", []
+    for _, points in frame.groupby(["device", _threads(frame)], sort=False, dropna=False):
+        known = points[kept[points.index]]
+        base = known[here[known.index]]
+        if base.empty:
+            kept[points.index] = True
+            continue
+        kept[points.index] |= ~here[points.index]
+        for axis, value in CROSSING.items():
+            if (known["axis"] == axis).any() and not (base["axis"] == axis).any():
                 copies.append(base.iloc[-1:].assign(axis=axis, value=value))
-    return _last(pd.concat([frame, *copies], ignore_index=True), "axis", "value")
+    return pd.concat([frame[kept], *copies], ignore_index=True)
 
 
 def seeds(records: list[dict]) -> pd.DataFrame:
-    """A row per device, network and way of training several seeds at once, as measured last; low, high: of the cost."""
+    """A row per device, network and way of training several seeds at once; low, high: of the cost.
+
+    Of several measurements on one device the last: a way that it lacks is not taken from one before, whose single run
+    was another.
+    """
     rows = [
         {
             **origin(record),
@@ -210,7 +222,11 @@ def seeds(records: list[dict]) -> pd.DataFrame:
         for part in record.get("seeds", [])
         for way, rate in part["images_per_second"].items()
     ]
-    return _last(pd.DataFrame(rows), "model", "batch_size", "seeds", "way") if rows else pd.DataFrame()
+    if not rows:
+        return pd.DataFrame()
+    frame = pd.DataFrame(rows)
+    groups = frame.groupby(["device", _threads(frame), "model", "batch_size", "seeds"], sort=False, dropna=False)
+    return frame[frame["file"] == groups["file"].transform("last")]
 
 
 def _turns(part: dict, way: str) -> list[float]:
@@ -307,7 +323,7 @@ TRIED = {  # kind of device: {contender: (what, what was expected before it was 
         "thin": (
             "convolution, batch norm, addition and ReLU of up to 64 filters by six Triton kernels, captured",
             "half the time of the captured step: a third of its kernels, and convolutions in a fraction of theirs",
-            "kept where a trial on the captured step finds it faster, and then torch.compile is not tried",
+            "kept where a trial on the captured step finds it faster; from 1.4 times on torch.compile is not tried",
         ),
         "contiguous": (
             "NCHW instead of channels-last, captured",

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..machine import available_memory
 from .contenders import Reslib, recipe_for
 from .memory import MIB, peak_memory
+from .records import CROSSING
 
 DEPTHS = (20, 32, 44, 56, 110, 218, 542, 1202)
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -34,9 +35,10 @@ def scaling(
     end: points that would begin after it (time.monotonic) are left out, and said to be. keep(records) is called after
     each point.
     """
-    grid = [("depth", d, f"resnet{d}", 128, 16) for d in depths or DEPTHS]
-    grid += [("batch", b, "resnet20", b, 16) for b in batches or BATCHES]
-    grid += [("width", w, "resnet20", 128, w) for w in widths or WIDTHS]
+    depth, size, filters = CROSSING["depth"], CROSSING["batch"], CROSSING["width"]
+    grid = [("depth", d, f"resnet{d}", size, filters) for d in depths or DEPTHS]
+    grid += [("batch", b, f"resnet{depth}", b, filters) for b in batches or BATCHES]
+    grid += [("width", w, f"resnet{depth}", size, w) for w in widths or WIDTHS]
     records = []
     for axis, value, model, batch, width in grid:
         record = {"axis": axis, "value": value, "model": model, "batch_size": batch, "width": width}
@@ -74,7 +76,7 @@ def _too_large(record: dict, before: list[dict]) -> str:
 
 
 def _one(model, batch, width, source, device, rounds, seconds, root, memory, end) -> dict:
-    recipe = recipe_for(model, batch, source, "" if width == 16 else f"width={width}")
+    recipe = recipe_for(model, batch, source, "" if width == CROSSING["width"] else f"width={width}")
     way = "fast" if device.type == "cuda" else "eager"  # a compilation per point would take longer than the points
     # first, as this process keeps what it takes
     peak = peak_memory(way, recipe, root, device, steps=2) if memory else None
@@ -88,6 +90,7 @@ def _one(model, batch, width, source, device, rounds, seconds, root, memory, end
         rates.append(steps * batch / made.run(steps))
     result = {
         "contender": way,
+        "what": made.what,
         "precision": made.precision,
         "images_per_second": statistics.median(rates),
         "images_per_second_turns": rates,

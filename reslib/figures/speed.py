@@ -61,7 +61,7 @@ def evidence(frame: pd.DataFrame) -> str:
     names = {"torch": "torch ", "commit": "commit ", "dataset": "data ", "load": "load at the start "}
     texts = []
     for column in columns:
-        values = [v for v in frame[column].unique() if v is not None] if column in frame else []
+        values = [v for v in frame[column].unique() if pd.notna(v)] if column in frame else []
         if len(values):
             shown = sorted({str(v)[:10] if column == "date" else str(v) for v in values})
             texts.append(names.get(column, "") + ", ".join(shown) + " threads" * (column == "threads"))
@@ -102,7 +102,8 @@ def _parts(ax, group: pd.DataFrame) -> None:
     ax.grid(axis="y", visible=False)
 
 
-TICKS = ((50, (1, 2, 3, 5, 7)), (300, (1, 2, 5)), (10**5, (1, 3)), (float("inf"), (1,)))  # range at most, per decade
+# Labels in each decade of an axis whose highest value is at most so many times its lowest: more would overlap.
+TICKS = ((50, (1, 2, 3, 5, 7)), (300, (1, 2, 5)), (10**5, (1, 3)), (float("inf"), (1,)))
 AXES = (  # axis of the measurement, column, title, x label, y label
     ("depth", "images_per_second", "speed against depth", "layers", "images/s"),
     ("depth", "peak_memory_mib", "memory against depth", "layers", "GiB at most (GPU, or process)"),

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .initial import initialise, signal
+from .initial import initialise, variance_after
 from .losses import cross_entropy
 from .maxout import MaxoutConv, MaxoutLinear
 
@@ -58,10 +58,10 @@ class FitNet19(nn.Module):
             raise UserError(f"hint_fraction {hint_fraction} is out of range: allowed is 0 up to, not including, 1")
         self.hint_fraction, self.temperature = hint_fraction, temperature
         self.convs = nn.ModuleList(
-            MaxoutConv(a, b, 3, padding=1, variance=signal(2)[1] if a > 3 else 0.0, batch_norm=batch_norm)
+            MaxoutConv(a, b, 3, padding=1, variance=variance_after(2) if a > 3 else 0.0, batch_norm=batch_norm)
             for a, b in zip((3, *self.widths), self.widths, strict=False)
         )
-        self.dense = MaxoutLinear(128, 500, dense_pieces, variance=signal(2)[1])
+        self.dense = MaxoutLinear(128, 500, dense_pieces, variance=variance_after(2))
         self.classifier = initialise(nn.Linear(500, num_classes), std=0.01)
         self._teacher = []  # a list hides the teacher from parameters(), state_dict() and train()
         if teacher is not None:
@@ -71,7 +71,7 @@ class FitNet19(nn.Module):
                 hint = teacher.guide(example)[0]
             kernel = image_size // 4 - hint.shape[2] + 1  # 2: it takes the 8x8 map to the teacher's 7x7
             self.regressor = MaxoutConv(
-                self.widths[self.pooled[1]], hint.shape[1], kernel, padding=0, variance=signal(2)[1]
+                self.widths[self.pooled[1]], hint.shape[1], kernel, padding=0, variance=variance_after(2)
             )
 
     def _apply(self, fn, recurse=True):  # to(device) and the like take the teacher along

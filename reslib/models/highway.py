@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .initial import initialise, signal
+from .initial import initialise, variance_after
 
 HIGHWAY32 = {"widths": (32, 48, 64), "depths": (10, 10, 10), "head": 64}  # see HighwayNet
 
@@ -21,7 +21,7 @@ class HighwayConv(nn.Module):
 
     def __init__(self, channels: int, gate_bias: float):
         super().__init__()
-        self.conv = initialise(nn.Conv2d(channels, 2 * channels, 3, padding=1), signal()[1])
+        self.conv = initialise(nn.Conv2d(channels, 2 * channels, 3, padding=1), variance_after())
         nn.init.normal_(self.conv.weight[channels:], std=(9 * channels) ** -0.5)  # the sigmoid gate: Xavier
         nn.init.constant_(self.conv.bias[channels:], gate_bias)
 
@@ -54,11 +54,11 @@ class HighwayNet(nn.Module):
         super().__init__()
         stages = []
         for inputs, width, depth in zip((3, *widths), widths, depths, strict=False):
-            first = initialise(nn.Conv2d(inputs, width, 3, padding=1), signal()[1] if inputs > 3 else 0.0)
+            first = initialise(nn.Conv2d(inputs, width, 3, padding=1), variance_after() if inputs > 3 else 0.0)
             stages.append(nn.Sequential(first, nn.ReLU(), *(HighwayConv(width, gate_bias) for _ in range(depth - 1))))
         self.stages = nn.ModuleList(stages)
-        self.head = initialise(nn.Conv2d(widths[-1], head, 1), signal()[1])
-        self.classifier = initialise(nn.Linear(head, num_classes), signal()[1])
+        self.head = initialise(nn.Conv2d(widths[-1], head, 1), variance_after())
+        self.classifier = initialise(nn.Linear(head, num_classes), variance_after())
         self.drop = nn.Dropout(dropout)
         self.stochastic = dropout > 0
 

@@ -14,8 +14,7 @@ def signal(pieces: int = 0, area: int = 1, drop: float = 0.0) -> tuple[float, fl
     """Mean square and variance over images of what a unit passes on, if it sees standard normal numbers: maxout of
     `pieces` or, with 0, ReLU; then the largest over `area` positions; then dropout with probability `drop`.
 
-    For ReLU alone, (0.5, 0.34); for a maxout of two, (1, 0.68). Not computed at import: the threads that PyTorch would
-    start for it hang in a process forked later.
+    Not computed at import: a process that is forked after PyTorch has started threads waits for threads it lacks.
     """
     x = torch.linspace(-9, 9, 20_001, dtype=torch.float64, device="cpu")  # also under torch.device("meta")
     count = area * max(pieces, 1)
@@ -23,6 +22,11 @@ def signal(pieces: int = 0, area: int = 1, drop: float = 0.0) -> tuple[float, fl
     y = x if pieces else x.relu()
     mean, square = (torch.trapezoid(value * density, x).item() for value in (y, y * y))
     return square / (1 - drop), square / (1 - drop) - mean * mean
+
+
+def variance_after(pieces: int = 0) -> float:
+    """The variance that ReLU (0.34) or a maxout of `pieces` (0.68 of two) passes on."""
+    return signal(pieces)[1]
 
 
 def initialise(layer: nn.Module, variance: float = 0.0, std: float = 0.0) -> nn.Module:

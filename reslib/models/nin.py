@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .initial import initialise, signal
+from .initial import initialise, signal, variance_after
 
 
 class MLPConv(nn.Module):
@@ -21,7 +21,7 @@ class MLPConv(nn.Module):
         self.conv = initialise(nn.Conv2d(inputs, widths[0], kernel, padding=kernel // 2), variance)
         last = len(widths) - 2
         self.mlp = nn.ModuleList(
-            initialise(nn.Conv2d(a, b, 1), signal()[1], std=0.0 if final_relu or i < last else 0.01)
+            initialise(nn.Conv2d(a, b, 1), variance_after(), std=0.0 if final_relu or i < last else 0.01)
             for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
         )
         self.final_relu = final_relu
