@@ -4,6 +4,7 @@ import re
 
 import pandas as pd
 import pytest
+from fake_frames import texts
 from fake_records import write_run
 
 from reslib import artefacts, figures, results_index, studies, tables, verify
@@ -142,6 +143,26 @@ def test_probes_are_drawn_from_their_measurements(tmp_path):
     save_measurement(pd.concat(kinds).drop(columns="evidence"), folder, "gradients")
     with pytest.raises(UserError, match="gradients lacks evidence"):
         artefacts.write("gradients", folder)
+
+
+def test_figure7_says_which_runs_were_measured(tmp_path):
+    folder = tmp_path / "medium"
+    recipes = studies.figure7(PRESETS["medium"], "cifar10", 3)
+    plain, first, second = (
+        next(r for r in recipes if (r.model, r.seed) == net)
+        for net in (("plain20", 0), ("resnet20", 0), ("resnet20", 1))
+    )
+    for recipe in (plain, first, second):
+        write_run(folder / "runs", recipe, error=0.2)
+    one = pd.DataFrame({"run": second.run_name, "model": "resnet20", "seed": 1, "layer": [1, 2], "std": [1.0, 0.5]})
+    save_measurement(one, folder, "figure7")
+    runs = artefacts.study_frames("figure7", folder)[0]
+    words = " ".join(texts(figures.figure7(one, runs)).split())
+    assert "not here to be measured: plain-20, 1 of 2 seeds of ResNet-20" in words
+    assert "1 seed" in words and "2 seeds of ResNet-20," not in words and "means of the seeds" not in words
+    both = pd.concat([one, one.assign(run=first.run_name, seed=0)])
+    words = " ".join(texts(figures.figure7(both, runs)).split())
+    assert "not here to be measured: plain-20" in words and "means of the seeds" in words and "of 2 seeds" not in words
 
 
 def test_the_papers_errors_stand_beside_ours_at_its_scale_alone(tmp_path):

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from .. import paper
+from .. import evidence, paper
 from .style import FAMILY_NAME, colour, legend_above, marker, new_figure, say, sign, warn_synthetic
 
 LOOK = {"plain": (0, (3, 1.5)), "resnet": "-"}  # plain nets dashed, as in Figure 7
@@ -22,8 +22,8 @@ KIND_NAME = {"activation": "activation (root mean square)", "gradient": "gradien
 def figure7(responses: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure:
     """Figure 7: standard deviation of each 3x3 layer's response, in layer order (top) and sorted (bottom).
 
-    responses: columns model, layer (from 1), std and optionally seed, over which the mean is drawn. runs, the runs
-    measured, give the line of evidence.
+    responses: columns model, layer (from 1), std and optionally seed, over which the mean is drawn, and run. Of runs
+    those measured give the line of evidence, and finished ones that were not are named.
     """
     fig, axes = new_figure(8.6, 5.6, 2, 1)
     top, bottom = axes[:, 0]
@@ -46,12 +46,27 @@ def figure7(responses: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure
             say(ax, "no responses measured at this preset")
     if models:
         legend_above(fig, top.get_legend_handles_labels()[0])
-    seeds = responses["seed"].nunique() if "seed" in responses else 1
+    seeds = responses.groupby("model")["seed"].nunique().max() if "seed" in responses else 1
     extra = "response: after batch norm, before the nonlinearity or the addition"
-    extra += f"; mean of {seeds} seeds" if seeds > 1 else ""
-    sign(fig, runs, f"{extra} · the paper prints no numbers of its Figure 7 to draw beside these")
+    extra += "; means of the seeds" if seeds > 1 else ""
+    notes = [extra, "the paper prints no numbers of its Figure 7 to draw beside these"]
+    measured = runs
+    if runs is not None and "run" in responses:
+        measured = runs[runs["run"].isin(set(responses["run"]))]
+        notes += _unmeasured(evidence.finished(runs), measured)
+    sign(fig, measured, " · ".join(notes))
     _warn(fig, responses, runs)
     return fig
+
+
+def _unmeasured(finished: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
+    """The finished runs that were not measured, in words."""
+    missing, names = finished[~finished["run"].isin(measured["run"])], []
+    for model, part in missing.groupby("model", sort=False):
+        seeds = (finished["model"] == model).sum()
+        some = f"{len(part)} of {seeds} seeds of " if len(part) < seeds else ""
+        names.append(some + paper.label(model))
+    return [f"trained, but its weights are not here to be measured: {', '.join(names)}"] if names else []
 
 
 def gradients_figure(df: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure:
