@@ -113,7 +113,7 @@ def test_maxout_against_loop():
                 for j in range(2):
                     expected[n, c, i, j] = max(x[n, p * 2 + c, i, j].item() for p in range(3))
     assert torch.equal(maxout.maxout(x, 3), expected)
-    layer = maxout.MaxoutLinear(4, 3, pieces=5)
+    layer = maxout.MaxoutLinear(4, 3, pieces=5, variance=1.0)
     row = torch.randn(1, 4)
     responses = row @ layer.linear.weight.T + layer.linear.bias
     torch.testing.assert_close(layer(row)[0], responses.view(5, 3).max(0).values)
