@@ -112,7 +112,7 @@ def _computed(group: pd.DataFrame, reference: pd.DataFrame) -> str:
             f"{p} on {d}" for p, d in sorted(set(zip(rows["precision"], rows["device_name"], strict=True)))
         )
 
-    own, other = (of(evidence.one_name(rows).astype(str)) for rows in (group, reference))
+    own, other = (of(evidence.with_hardware(rows).astype(str)) for rows in (group, reference))
     return own if own == other else f"{own}; reference {other}"
 
 

@@ -15,13 +15,10 @@ import pandas as pd
 
 from . import criteria, evidence, paper, stats
 from .baseline_recipes import ARCHITECTURES
-from .criteria import FAILS, FROZEN, HOLDS, UNDECIDED, Frames
+from .criteria import FAILS, FROZEN, HOLDS, ONE_SEED, UNDECIDED, Frames
 from .errors import choose
 
 __all__ = ["CIFAR_CLAIMS", "CLAIMS", "FAILS", "HOLDS", "IMAGENET_CLAIMS", "UNDECIDED", "judge", "rows_of", "scoreboard"]
-
-
-ONE_SEED = "single seeds"  # in the evidence of verdicts that rest on such
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,8 @@ def judge(claim: Claim, frames: Frames) -> tuple[str, str]:
         return UNDECIDED, f"{claim.needs} not measured"
     models = claim.models or (set(measured["model"]) if claim.needs else ())
     used = frames.runs[frames.runs["model"].isin(models)]
+    if measured is not None and "run" in measured:  # of some runs the weights may be gone
+        used = used[used["run"].isin(measured["run"])]
     if claim.models and (columns := criteria.differing(used)):
         values = (", ".join(map(str, sorted(used[column].dropna().unique()))) for column in columns)
         found = "; ".join(f"{column}: {text}" for column, text in zip(columns, values, strict=True))

@@ -15,6 +15,7 @@ from . import evidence, paper, stats
 from .tables import paper_z
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "not enough evidence"
+ONE_SEED = "single seeds"  # in the evidence of verdicts that rest on such
 COMPARABLE_POINTS = 1.0  # errors that differ by no more are called comparable
 WIDEST_INTERVAL = 0.5  # half width in points above which agreement of ResNet-110 with the paper says nothing
 TABLE6_DEPTHS = (20, 32, 44, 56)
@@ -265,7 +266,8 @@ def gradients(frames: Frames) -> tuple[str, str]:
     steps = f"iterations 0 to {df['iteration'].max():g}"
     seeds = df["seed"].nunique() if "seed" in df else 1
     loud = ["SYNTHETIC DATA"] if "synthetic" in df and df["synthetic"].fillna(False).astype(bool).any() else []
-    return (HOLDS if alive else FAILS), "; ".join([*texts, f"{steps}, n = {seeds}", *loud])
+    alone = f", {ONE_SEED}" * (seeds == 1)
+    return (HOLDS if alive else FAILS), "; ".join([*texts, f"{steps}, n = {seeds}{alone}", *loud])
 
 
 def _first_to_last(net: pd.DataFrame) -> float:

@@ -58,11 +58,30 @@ def is_imagenet(runs: pd.DataFrame) -> pd.Series:
     return runs["dataset"].isin(["imagenet", "imagenette", "synthetic-imagenet"])
 
 
-def one_name(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with one name per kind of hardware: the first records have the number of threads in the plural."""
+def with_hardware(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with all hardware that took their steps as `device_name`, joined by commas, in order.
+
+    A record's own is that of its last session. One name per kind: the first records have "(1 threads)".
+    """
     if "device_name" not in runs:
         return runs
-    return runs.assign(device_name=runs["device_name"].str.replace("(1 threads)", "(1 thread)", regex=False))
+    sessions = runs["sessions"] if "sessions" in runs else [None] * len(runs)
+    names = [_devices(s, last) for s, last in zip(sessions, runs["device_name"], strict=True)]
+    return runs.assign(device_name=[", ".join(n).replace("(1 threads)", "(1 thread)") if n else None for n in names])
+
+
+def _devices(sessions, last) -> list[str]:
+    """The names of the devices on which a run's sessions took steps, in order; of a record without, `last`."""
+    known = sessions if isinstance(sessions, list) else []
+    trained = [s for s in known if s.get("to_iteration", 0) > s.get("from_iteration", 0)]
+    names = list(dict.fromkeys(s["device_name"] for s in trained if s.get("device_name")))
+    return names or ([last] if isinstance(last, str) else [])
+
+
+def devices(runs: pd.DataFrame) -> list[str]:
+    """All hardware that took steps of these runs, sorted."""
+    named = with_hardware(runs)["device_name"].dropna() if "device_name" in runs else ()
+    return sorted({name for names in named for name in names.split(", ")})
 
 
 def at_paper_scale(runs: pd.DataFrame) -> bool:
@@ -203,8 +222,7 @@ def evidence_line(runs: pd.DataFrame) -> str:
     labels = settings(runs)
     parts.append(_settings_in_words(labels))
     parts.append(_seeds_in_words(runs.groupby(["model", labels])["seed"].nunique()))
-    runs = one_name(runs)
-    parts += [_values(runs, "iterations", "{} iterations"), _values(runs, "device_name"), _values(runs, "precision")]
+    parts += [_values(runs, "iterations", "{} iterations"), ", ".join(devices(runs)), _values(runs, "precision")]
     if "status" in runs:
         for status, count in runs["status"].value_counts().sort_index().items():
             if status != "finished":

@@ -143,7 +143,8 @@ def run_rows(runs: pd.DataFrame, base: Path) -> list[list]:
     """The cells of the page's list, a row per run in the order of report_page.COLUMNS."""
     rows = []
     folders = relative(runs["path"], base) if len(runs) else []
-    for run, folder in zip(runs.reindex(columns=CELLS).to_dict("records"), folders, strict=True):
+    cells = evidence.with_hardware(runs).reindex(columns=CELLS)
+    for run, folder in zip(cells.to_dict("records"), folders, strict=True):
         files = set(os.listdir(run["path"]))
         commit = str(run["commit"])[:12] if _known(run["commit"]) else ""
         rows.append(

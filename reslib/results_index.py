@@ -241,8 +241,8 @@ def _facts(runs: pd.DataFrame) -> list[str]:
         loud = "SYNTHETIC DATA " if str(dataset).startswith("synthetic") else ""
         prints = ", ".join(sorted(group["data_fingerprint"].dropna().astype(str).unique())) or "not read yet"
         facts.append(f"data: {loud}{dataset}, fingerprint {prints}")
-    runs = evidence.one_name(runs)
-    for title, column in (("hardware", "device_name"), ("precision", "precision"), ("torch", "torch")):
+    facts.append(f"hardware: {', '.join(evidence.devices(runs)) or 'unknown'}")
+    for title, column in (("precision", "precision"), ("torch", "torch")):
         facts.append(f"{title}: {', '.join(sorted(map(str, runs[column].dropna().unique()))) or 'unknown'}")
     named = [[s.get("commit") for s in run] for run in runs.get("sessions", ()) if isinstance(run, list)]
     commits = sorted({str(c)[:12] for c in [*runs["commit"].dropna(), *sum(named, [])] if c})
@@ -259,7 +259,7 @@ def _runs(runs: pd.DataFrame, folder: str) -> list[str]:
         "| --- | ---: | --- | --- | --- | --- | --- |",
     ]
     unlike = evidence.settings(runs)  # runs of one network and seed differ in these alone
-    for run in evidence.one_name(runs).assign(unlike=unlike).sort_values("run").to_dict("records"):
+    for run in evidence.with_hardware(runs).assign(unlike=unlike).sort_values("run").to_dict("records"):
         run = {key: value for key, value in run.items() if value == value}  # an unfinished one has little of it
         error = f"{100 * run['test_error']:.2f}" if run["status"] == "finished" else run["status"]
         sessions = run.get("sessions", [])

@@ -44,7 +44,7 @@ def notes(runs: pd.DataFrame) -> list[str]:
         for status in ("diverged", "running", "interrupted"):
             for model, count in runs.loc[runs["status"] == status, "model"].value_counts().sort_index().items():
                 lines.append(f"{paper.label(model)}: {count} run{'s' * (count > 1)} {status}, not in the table.")
-    for (model, label), group in done.groupby(["model", evidence.settings(done)]):
+    for (model, label), group in evidence.with_hardware(done).groupby(["model", evidence.settings(done)]):
         name = paper.label(model) + (f" [{label}]" if label else "")
         summary = stats.summarize(group["test_error"])
         if summary.zero_variance:

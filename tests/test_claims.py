@@ -195,6 +195,12 @@ def test_responses():
     assert judge("responses", runs, responses=responses(plain20=0.5, resnet20=1.0))[0] == FAILS
     assert judge("responses", runs, responses=responses(plain20=1.0, resnet20=0.98))[0] == UNDECIDED
     assert judge("responses", runs) == (UNDECIDED, "responses not measured")
+    several = fake_runs({"plain20": (1, 9), "resnet20": [9, 9.1, 9.2]})
+    measured = several[several.seed < 2]
+    of_some = pd.concat(
+        [responses(**{m: 0.5 + (m == "plain20")}).assign(run=r) for m, r in measured[["model", "run"]].values]
+    )
+    assert "n = 1 to 2, single seeds of plain-20" in judge("responses", several, responses=of_some)[1]
     assert judge("deeper-responses", runs, responses=responses(resnet20=1.0, resnet56=0.7, resnet110=0.5))[0] == HOLDS
     assert judge("deeper-responses", runs, responses=responses(resnet20=1.0, resnet56=1.2))[0] == FAILS
     assert judge("deeper-responses", runs, responses=responses(resnet20=1.0))[0] == UNDECIDED

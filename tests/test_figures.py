@@ -56,6 +56,15 @@ def test_what_is_to_be_trained_and_what_the_preset_does_not_have(preset, missing
     assert said["not part of this preset"].endswith("ResNet-1202") and "ResNet-110" in said["not part of this preset"]
 
 
+def test_figure6_names_all_that_the_study_has_yet_to_train():
+    """Plain-110 too, which the paper does not draw."""
+    runs = fake_runs({"plain20": (3, 9), "resnet20": (3, 9)})
+    said = " ".join(texts(figures.figure6(runs, fake_curves(runs))).split())
+    assert "plain-56, plain-110, ResNet-32" in said
+    both = pd.concat([runs, fake_runs({"plain110": (60, 62)})], ignore_index=True)
+    assert "plain-110, ResNet" not in " ".join(texts(figures.figure6(both, fake_curves(both))).split())
+
+
 def test_vertical_lines_where_the_learning_rate_falls():
     runs = fake_runs(PLAIN, schedule="steps").assign(lr_drops=[(0.5, 0.75)] * len(PLAIN))
     figure = figures.figure1(runs, fake_curves(runs))
@@ -94,6 +103,21 @@ def test_footer_names_what_stands_behind_the_figure():
     assert "SYNTHETIC" not in footer
 
 
+def test_all_hardware_that_took_steps_is_named():
+    """A record's own device is that of its last session."""
+    session = {"from_iteration": 0, "to_iteration": 600, "device_name": "Some GPU"}
+    moved = [session, session | {"from_iteration": 600, "to_iteration": 640, "device_name": "A CPU (1 threads)"}]
+    idle = [session, session | {"from_iteration": 600, "to_iteration": 600, "device_name": "Another"}]
+    runs = fake_runs({"plain20": (3, 9), "plain32": (3, 9), "plain44": (3, 9), "plain56": (9, 13)})
+    runs["sessions"] = pd.Series([moved, idle, [{"device_name": "Old"}], np.nan], index=runs.index)
+    runs["device_name"] = ["A CPU (1 threads)", "Another", "Old", None]
+    names = evidence.with_hardware(runs)["device_name"].tolist()
+    assert names[:3] == ["Some GPU, A CPU (1 thread)", "Some GPU", "Old"] and pd.isna(names[3])
+    assert evidence.devices(runs) == ["A CPU (1 thread)", "Old", "Some GPU"]
+    assert "64,000 iterations · A CPU (1 thread), Old, Some GPU · bf16" in evidence.evidence_line(runs)
+    assert evidence.devices(runs.drop(columns="device_name")) == []
+
+
 def test_the_footer_says_which_networks_have_more_seeds():
     runs = pd.concat([fake_runs({"plain20": [9, 9.1, 9.2]}), fake_runs({"plain32": (3, 9), "plain56": (9, 13)})])
     assert "3 seeds of plain-20, 1 of every other network" in evidence.evidence_line(runs)
@@ -121,7 +145,7 @@ def test_figure6_says_what_was_not_trained_and_draws_the_papers_numbers():
     runs = fake_runs(PLAIN | {"resnet20": (3.0, 8.7), "resnet110": (0.1, 6.6)})
     fig = figures.figure6(runs, fake_curves(runs))
     plain, residual = fig.axes
-    assert "not yet trained: plain-32, plain-44, ResNet-32, ResNet-44, ResNet-56 and ResNet-1202" in texts(fig)
+    assert "not yet trained: plain-32, plain-44, plain-110, ResNet-32, ResNet-44, ResNet-56 and" in texts(fig)
     assert [line.get_ydata()[0] for line in lines(residual, "_paper")] == [8.75, 6.61]  # 6.61: the mean, not 6.43
     assert not lines(plain, "_paper")
     train, test = lines(residual, "resnet20 train")[0], lines(residual, "resnet20 test")[0]
@@ -268,9 +292,12 @@ def test_depth_view_draws_and_explains_dots_where_there_are_several_seeds():
     fig = figures.depth_view(runs)
     (dots,) = lines(fig.axes[1], "_seeds")
     assert list(dots.get_xdata()) == [20, 20] and list(dots.get_ydata()) == pytest.approx([9.0, 9.4])
-    assert "one seed, where there are several" in texts(fig)
+    (mean,) = lines(fig.axes[1], "_means")  # an open mark on the line, whose own are filled
+    assert list(mean.get_xdata()) == [20] and list(mean.get_ydata()) == pytest.approx([9.2])
+    assert mean.get_markerfacecolor() == "white" != lines(fig.axes[1], "plain")[0].get_markerfacecolor()
+    assert "one seed of several (open mark: their mean)" in texts(fig)
     single = figures.depth_view(runs.drop_duplicates("model"))
-    assert not lines(single.axes[1], "_seeds") and "one seed, where" not in texts(single)
+    assert not lines(single.axes[1], "_seeds") + lines(single.axes[1], "_means") and "several" not in texts(single)
 
 
 def test_depth_view_names_what_the_preset_has_yet_to_train():

@@ -140,6 +140,8 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     absent = []
     if len(shown) and "resnet1202" not in set(shown["model"]):  # the panel beside has ResNet-110 already
         absent = [m for m in panels.pop()[1] if m not in panels[-1][1]]
+    named = {model for _, models in panels for model in models}
+    absent += sorted(planned_models(runs, ("figure6",)) - named - set(absent), key=family_and_depth)
     fig, axes = new_figure(11.5 * len(panels) / 3, 4.1, 1, len(panels))
     fig.get_layout_engine().set(wspace=0.06)  # between the labels of line ends and of the next axis
     ends, columns = [], [("train_error", TRAIN), ("test_error", TEST)]

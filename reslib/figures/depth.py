@@ -19,8 +19,8 @@ APART = {"plain": -4, "resnet": 4}  # points
 def depth_view(runs: pd.DataFrame) -> Figure:
     """Final training (left) and test (right) error against the number of layers, plain and residual.
 
-    Open marks are means over seeds. Where a network has several, each is a dot. The two families stand a little apart,
-    so that marks of one error do not cover each other. Networks of the preset without a mark are named below.
+    Filled marks are single seeds, open ones means over several, each of which is a dot. The two families stand a little
+    apart, so that marks of one error do not cover each other. Networks of the preset without a mark are named below.
     """
     chosen = evidence.finished(evidence.main_runs(runs[runs["family"].isin(list(FAMILY))]))
     chosen = chosen[chosen["depth"] > 0]
@@ -39,10 +39,16 @@ def depth_view(runs: pd.DataFrame) -> Figure:
             means = group.groupby("depth")[column].mean() * 100
             place = offset_copy(ax.transData, fig, x=APART[family], units="points")
             ax.update_datalim(list(zip(group["depth"], group[column] * 100, strict=True)))  # no limits from such marks
+            seeds = group.groupby("depth")["seed"].nunique()
             ax.plot(
-                means.index, means.values, linewidth=1.6, markersize=8, markerfacecolor="white", clip_on=False,
-                label=FAMILY_NAME[family], zorder=3, transform=place, **look,
+                means.index, means.values, linewidth=1.6, markersize=8, clip_on=False, label=FAMILY_NAME[family],
+                zorder=3, transform=place, **look,
             )  # fmt: skip
+            if (many := means[seeds > 1]).size:  # a line of no point would upset the layout
+                ax.plot(
+                    many.index, many.values, linestyle="", marker=look["marker"], markersize=8, color=look["color"],
+                    markerfacecolor="white", clip_on=False, label="_means", zorder=3, transform=place,
+                )  # fmt: skip
             if len(dots := group[group.index.isin(several.index)]):
                 ax.plot(
                     dots["depth"], dots[column] * 100, linestyle="", marker=".", color=look["color"], markersize=5,
@@ -65,7 +71,7 @@ def depth_view(runs: pd.DataFrame) -> Figure:
         ax.set_ylim(0, top)
     if handles := axes[0][0].get_legend_handles_labels()[0]:
         if len(several):
-            label = "one seed, where there are several (open mark: their mean)"
+            label = "one seed of several (open mark: their mean)"
             handles.append(Line2D([], [], color=GREY, linestyle="", marker=".", markersize=5, label=label))
         legend_above(fig, handles)
     words = ["training error: running, on augmented images", "the two marks of a depth stand a little apart"]

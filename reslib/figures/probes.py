@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from .. import evidence, paper
-from .style import FAMILY_NAME, colour, legend_above, marker, new_figure, say, sign, warn_synthetic
+from .style import FAMILY_NAME, GREY, colour, legend_above, marker, new_figure, say, sign, warn_synthetic
 
 LOOK = {"plain": (0, (3, 1.5)), "resnet": "-"}  # plain nets dashed, as in Figure 7
 INIT_NAME = {"he": "He", "xavier": "Xavier", "gaussian": "Gaussian"}
@@ -34,6 +34,7 @@ def figure7(responses: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure
             "color": colour(_depth(model)), "linestyle": LOOK.get(_family(model), ":"), "linewidth": 1.3,
             "label": paper.label(model), "marker": marker(_depth(model)), "markersize": 3,
             "markevery": max(1, len(std) // 12),
+            "markerfacecolor": "white" if _family(model) == "plain" else colour(_depth(model)),
         }  # fmt: skip
         top.plot(std.index, std.values, **look)
         bottom.plot(np.arange(1, len(std) + 1), np.sort(std.values)[::-1], **look)
@@ -113,14 +114,20 @@ def gradients_figure(df: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figu
     handles = [
         Line2D(
             [], [], color=colour(d), linestyle=LOOK.get(f, ":"), marker=marker(d), markersize=3.5, linewidth=1.6,
+            markerfacecolor="white" if f == "plain" else colour(d),
             label=f"{FAMILY_NAME.get(f, f)}-{d}" if f in FAMILY_NAME else m,
         )
         for m, f, d in zip(models["model"], models["family"], models["depth"], strict=True)
     ]  # fmt: skip
+    first, last = df["iteration"].min(), df["iteration"].max()
+    if first != last:
+        handles += [
+            Line2D([], [], color=GREY, linewidth=thick, label=f"iteration {iteration}")
+            for iteration, thick in ((first, 0.7), (last, 1.6))
+        ]
     if together and apart:
         handles.append(Patch(color=BAND, label="range with batch norm"))
     legend_above(fig, handles, columns=max(2, int(width / 1.5)))
-    first, last = df["iteration"].min(), df["iteration"].max()
     seeds = df["seed"].nunique() if "seed" in df else 1
     shown = f"at iteration {last}" if first == last else f"thin: iteration {first}; bold: iteration {last}"
     origin = [str(text) for text in df["evidence"].unique()] if "evidence" in df else []
@@ -180,13 +187,14 @@ def _draw_norms(ax, part: pd.DataFrame) -> str:
         for iteration in sorted({lines["iteration"].min(), lines["iteration"].max()}):
             bold = iteration == lines["iteration"].max()
             norm = lines[lines["iteration"] == iteration].groupby("layer")["norm"].mean()
+            face = "white" if family == "plain" else colour(depth)
             good = np.isfinite(norm) & (norm > 0)
             if bold and not good.all():
                 dead.append(f"{paper.label(model)}: zero or not finite in {int((~good).sum())} of {len(norm)} layers")
             ax.plot(
                 norm.index, norm.where(good), color=colour(depth), linestyle=LOOK.get(family, ":"),
                 linewidth=1.6 if bold else 0.7, alpha=1 if bold else 0.75, marker=marker(depth) if bold else None,
-                markersize=3.5, markevery=max(1, len(norm) // 6), label=f"{model} {iteration}",
+                markerfacecolor=face, markersize=3.5, markevery=max(1, len(norm) // 6), label=f"{model} {iteration}",
             )  # fmt: skip
     return "\n".join(dead)
 
