@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from . import ablation, claims, equivalence_records, exact_rows, figures, gradient_summary, studies, tables
+from .bench import growth
 from .bench import records as bench
 from .errors import choose
 from .frames import find_measurement, frames
@@ -180,7 +181,7 @@ def speed_figures(results: Path, damaged=lambda text: None) -> dict:
     devices = [rows for _, rows in compared.groupby("device")] if len(compared) else []
     drawn = {figures.numbered("speed", n): figures.contenders_figure(rows) for n, rows in enumerate(devices)}
     for stem, draw, rows in (
-        ("speed_scaling", figures.scaling_figure, bench.scaling(found)),
+        ("speed_scaling", figures.scaling_figure, growth.scaling(found)),
         ("speed_seeds", figures.seeds_figure, bench.seeds(found)),
         ("speed_loading", figures.loading_figure, bench.loading(found)),
         ("speed_equivalence", figures.equivalence_figure, equivalence_records.frame(results, damaged)),

@@ -7,7 +7,7 @@ import torch
 from bench_source import CPU, make_source, record_of, set_up
 
 from reslib import compilation, data, figures, tune
-from reslib.bench import compare, contenders, loading, peer, records, report, roofline, scaling
+from reslib.bench import compare, contenders, growth, loading, peer, records, report, roofline, scaling
 from reslib.cli import main
 from reslib.models import build_model
 
@@ -228,7 +228,7 @@ def test_records_become_frames_and_figures(tmp_path, monkeypatch, source):
     assert (parts.sum(axis=1) > 0).all()
     table = records.tried(loaded)
     assert table["measured, of eager"].tolist() == frame.ratio[1:].tolist() and frame.ratio[0] == 1
-    points = records.scaling(loaded)
+    points = growth.scaling(loaded)
     assert points.axis.tolist() == ["depth", "depth", "batch", "width"] and points.failed.iloc[-1]
     for figure in (figures.contenders_figure(frame), figures.scaling_figure(points)):
         assert figure._repr_png_()[:4] == b"\x89PNG"

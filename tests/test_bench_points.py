@@ -4,7 +4,7 @@ import pandas as pd
 from bench_source import record_of
 
 from reslib import figures
-from reslib.bench import records
+from reslib.bench import growth, records
 
 
 def on_gpu(file: str, threads: int, **parts) -> dict:
@@ -34,20 +34,20 @@ def rates_of(frame: pd.DataFrame) -> dict:
 
 def test_the_point_in_which_axes_cross_stands_on_each():
     measured = [point("depth", 20, 1000.0), point("batch", 256, 1500.0, batch=256), point("width", 8, None, width=8)]
-    frame = records.scaling([on_gpu("a.json", 16, scaling=measured)])
+    frame = growth.scaling([on_gpu("a.json", 16, scaling=measured)])
     assert rates_of(frame) == {("depth", 20): 1000.0, ("batch", 256): 1500.0, ("batch", 128): 1000.0}
     assert frame[frame.failed != ""].value.tolist() == [8]
     own = [*measured, point("batch", 128, 1100.0)]
-    assert rates_of(records.scaling([on_gpu("a.json", 16, scaling=own)]))["batch", 128] == 1100.0
+    assert rates_of(growth.scaling([on_gpu("a.json", 16, scaling=own)]))["batch", 128] == 1100.0
 
 
 def test_what_failed_where_axes_cross_is_left_out_where_it_is_known():
     failed = [point("batch", 128, None), point("width", 16, None)]
-    frame = records.scaling([on_gpu("a.json", 16, scaling=[point("depth", 20, 1000.0), *failed])])
+    frame = growth.scaling([on_gpu("a.json", 16, scaling=[point("depth", 20, 1000.0), *failed])])
     assert rates_of(frame) == {("depth", 20): 1000.0} and len(frame) == 1
-    assert len(records.scaling([on_gpu("a.json", 16, scaling=failed)])) == 2
+    assert len(growth.scaling([on_gpu("a.json", 16, scaling=failed)])) == 2
     more = [*failed, point("width", 32, 400.0, width=32)]
-    frame = records.scaling([on_gpu("a.json", 16, scaling=[point("depth", 20, 1000.0), *more])])
+    frame = growth.scaling([on_gpu("a.json", 16, scaling=[point("depth", 20, 1000.0), *more])])
     assert rates_of(frame)["width", 16] == 1000.0 and len(frame) == 3
 
 
@@ -56,14 +56,14 @@ def test_depths_of_comparisons_fill_the_axis():
     compared = [comparison("resnet20", 900.0), comparison("resnet110", 200.0), comparison("resnet56", 1.0, "usual")]
     compared += [comparison("plain32", 1.0), comparison("resnet44", 1.0, batch=64), comparison("resnet50", 1.0)]
     made = [on_gpu("a.json", 16, scaling=[point("depth", 20, 1000.0)]), on_gpu("b.json", 2, comparisons=compared)]
-    frame = records.scaling(made)
+    frame = growth.scaling(made)
     assert rates_of(frame) == {("depth", 20): 1000.0, ("depth", 110): 200.0}
     assert set(frame.file) == {"a.json", "b.json"} and frame.peak_memory_mib.isna().all()
 
 
 def test_a_gpu_is_the_same_beside_another_processor():
     older, newer = (on_gpu(f"{n}.json", t, scaling=[point("depth", 20, r)]) for n, t, r in ((1, 2, 5.0), (2, 16, 7.0)))
-    assert rates_of(records.scaling([older, newer])) == {("depth", 20): 7.0}
+    assert rates_of(growth.scaling([older, newer])) == {("depth", 20): 7.0}
     part = {"model": "resnet20", "batch_size": 128, "seeds": 5, "precision": "bf16", "processes_at_once": 5}
     ways = [part | {"images_per_second": {"together": r}, "cost_in_runs": {"together": c}} for r, c in ((9, 3), (8, 4))]
     ways[0]["images_per_second"]["stacked"] = ways[0]["cost_in_runs"]["stacked"] = 1
@@ -79,7 +79,7 @@ def test_a_gpu_is_the_same_beside_another_processor():
 def test_a_wide_axis_has_few_ticks():
     """Labels of five values in each of five decades would lie on each other."""
     wide = [point("depth", 20, 100_000.0), point("depth", 56, 30_000.0), point("depth", 1202, 3.0)]
-    figure = figures.scaling_figure(records.scaling([on_gpu("a.json", 16, scaling=wide)]))
+    figure = figures.scaling_figure(growth.scaling([on_gpu("a.json", 16, scaling=wide)]))
     figure.canvas.draw()
     axes = figure.axes[0]
     low, high = axes.get_ylim()
@@ -94,6 +94,6 @@ def test_a_wide_axis_has_few_ticks():
 
 def test_what_failed_is_said_with_the_device_where_there_are_several():
     failed = record_of(scaling=[point("width", 8, None, width=8)], comparisons=[])
-    frame = records.scaling([on_gpu("a.json", 16, scaling=[point("depth", 20, 5.0)]), failed])
+    frame = growth.scaling([on_gpu("a.json", 16, scaling=[point("depth", 20, 5.0)]), failed])
     words = " ".join(text.get_text() for text in figures.scaling_figure(frame).texts)
     assert "width 8 (here): no memory" in " ".join(words.split())

@@ -9,13 +9,11 @@ import pandas as pd
 
 from .. import sources
 from ..errors import UserError
-from ..names import is_imagenet
 from ..runs import read_json
 from .report import PARTS
 
 BF16_FULL_RATE = 1.5  # of the fp32 rate of matrix products: from there on bf16 counts as running at full rate
 THREADS = re.compile(r" \(\d+ threads?\)$")  # at the end of a processor's name
-CROSSING = {"depth": 20, "batch": 128, "width": 16}  # of the axes of `--scaling`: a network that lies on each
 COMMITTED = Path(__file__).resolve().parent.parent.parent / "results" / "bench"  # of the checkout
 
 
@@ -119,7 +117,7 @@ def latest(frame: pd.DataFrame, *contenders: str) -> pd.DataFrame:
     if not len(frame):
         return frame
     kept = []
-    for _, group in frame.groupby(["device", _threads(frame), "model", "batch_size"], sort=False, dropna=False):
+    for _, group in frame.groupby(["device", threads_of(frame), "model", "batch_size"], sort=False, dropna=False):
         having = [
             rows for _, rows in group.groupby("comparison", sort=False) if set(contenders) <= set(rows["contender"])
         ]
@@ -127,79 +125,9 @@ def latest(frame: pd.DataFrame, *contenders: str) -> pd.DataFrame:
     return pd.concat(kept, ignore_index=True) if kept else frame.iloc[:0]
 
 
-def _threads(frame: pd.DataFrame) -> pd.Series:
+def threads_of(frame: pd.DataFrame) -> pd.Series:
     """What tells devices of one name apart: of a processor its threads, of a GPU nothing."""
     return frame["threads"].where(frame["kind"] == "cpu", 0)
-
-
-def _last(frame: pd.DataFrame, *same: str) -> pd.DataFrame:
-    """Of the rows that agree in `same` on one device the last."""
-    seen = frame.assign(threads=_threads(frame)).duplicated(["device", "threads", *same], keep="last")
-    return frame[~seen]
-
-
-def scaling(records: list[dict]) -> pd.DataFrame:
-    """A row per point of `--scaling`; of points measured again on one device the last that has a speed.
-
-    The axes cross in one network; where that was measured along one of them alone, it stands on the others too that
-    have points of their own. A depth that only comparisons measured is a point as well.
-    """
-    rows = [_point(record, point) for record in records for point in _compared_depths(record)]
-    rows += [_point(record, point) for record in records for point in record["scaling"]]
-    if not rows:
-        return pd.DataFrame()
-    frame = pd.DataFrame(rows)
-    measured = frame.iloc[(frame["failed"] == "").argsort(kind="stable")]
-    return _crossing(_last(measured, "axis", "value").sort_index())
-
-
-def _point(record: dict, point: dict) -> dict:
-    """A row of such a point."""
-    memory = (point.get("peak_memory_mib") or {}).values()
-    turns = point.get("images_per_second_turns") or [None]
-    named = ("axis", "value", "model", "batch_size", "width", "precision", "contender", "images_per_second")
-    return {
-        **origin(record),
-        **{name: point.get(name) for name in named},
-        "low": min(turns),
-        "high": max(turns),
-        "peak_memory_mib": max(memory, default=None),
-        "failed": point.get("failed", ""),
-    }
-
-
-def _compared_depths(record: dict) -> list[dict]:
-    """Points on the axis of depths: CIFAR's residual nets that a comparison has measured as `--scaling` does."""
-    way, points = "fast" if record["environment"]["device"] == "cuda" else "eager", []
-    for part in record["comparisons"]:
-        depth = re.fullmatch(r"resnet(\d+)", part["model"])
-        if not depth or is_imagenet(part["model"]) or part["batch_size"] != CROSSING["batch"]:
-            continue
-        place = {"axis": "depth", "value": int(depth[1]), "model": part["model"], "batch_size": part["batch_size"]}
-        place["width"] = CROSSING["width"]
-        points += [row | place for row in part["contenders"] if row["contender"] == way]
-    return points
-
-
-def _crossing(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame, with the point in which the axes cross on each axis of its device that lacks it.
-
-    What failed there is left out then, and an axis that has no other point gets no copy.
-    """
-    here = frame["value"] == frame["axis"].map(CROSSING)
-    here &= frame["model"].eq(f"resnet{CROSSING['depth']}") & frame["batch_size"].eq(CROSSING["batch"])
-    kept, copies = frame["failed"] == "", []
-    for _, points in frame.groupby(["device", _threads(frame)], sort=False, dropna=False):
-        known = points[kept[points.index]]
-        base = known[here[known.index]]
-        if base.empty:
-            kept[points.index] = True
-            continue
-        kept[points.index] |= ~here[points.index]
-        for axis, value in CROSSING.items():
-            if (known["axis"] == axis).any() and not (base["axis"] == axis).any():
-                copies.append(base.iloc[-1:].assign(axis=axis, value=value))
-    return pd.concat([frame[kept], *copies], ignore_index=True)
 
 
 def seeds(records: list[dict]) -> pd.DataFrame:
@@ -225,7 +153,7 @@ def seeds(records: list[dict]) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame()
     frame = pd.DataFrame(rows)
-    groups = frame.groupby(["device", _threads(frame), "model", "batch_size", "seeds"], sort=False, dropna=False)
+    groups = frame.groupby(["device", threads_of(frame), "model", "batch_size", "seeds"], sort=False, dropna=False)
     return frame[frame["file"] == groups["file"].transform("last")]
 
 

@@ -15,8 +15,8 @@ from .. import tune
 from ..errors import UserError
 from ..machine import available_memory
 from .contenders import Reslib, recipe_for
+from .growth import CROSSING
 from .memory import MIB, peak_memory
-from .records import CROSSING
 
 DEPTHS = (20, 32, 44, 56, 110, 218, 542, 1202)
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096)

@@ -115,7 +115,7 @@ AXES = (  # axis of the measurement, column, title, x label, y label
 def scaling_figure(frame: pd.DataFrame) -> Figure:
     """Images/s against depth, batch size and width, and peak memory against depth, on logarithmic axes.
 
-    frame: rows of `bench.records.scaling`, a line per device. A thin line in the panels of depth and width has the
+    frame: rows of `bench.growth.scaling`, a line per device. A thin line in the panels of depth and width has the
     slope of the multiply-adds: a net on it is bound by arithmetic.
     """
     fig, axes = new_figure(8.6, 6.2, 2, 2)
