@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from . import evidence, paper
+from . import comparison, evidence, paper
 from .differences import COLUMNS, NOT_PLANNED, NOT_TRAINED, blank, finding, of_group
 from .exact_rows import TRAINING_IMAGES, exact_rows
 from .recipe import Recipe
@@ -28,8 +28,8 @@ def table(
 
     groups: recipes by name; "paper" holds the reference, "paper (X)" that of a group named "... (X)"; a group without
     recipes is not part of the preset and has a row that says so. runs: records, of every seed that is there. The
-    interval is that of `evidence.difference`. statistics: add rows of exact against moving batch-norm statistics, from
-    what norm_statistics.measure_runs gives of the reference runs; pool: runs of several networks, for further rows.
+    interval is that of `comparison.difference`. statistics: add rows of exact against moving batch-norm statistics,
+    from what norm_statistics.measure_runs gives of the reference runs; pool: runs of several networks, for more rows.
     """
     rows = []
     if statistics is not None:
@@ -99,7 +99,7 @@ def _row(name: str, model: str, group: pd.DataFrame, reference: pd.DataFrame) ->
     if len(group):
         row |= {"error": 100 * group["test_error"].mean(), "finding": "no reference runs"}
     if len(group) and len(reference):
-        d = evidence.difference(reference, group)
+        d = comparison.difference(reference, group)
         row |= finding(d.value, d.low, d.high, d.interval) | {"computed": _computed(group, reference)}
     return row
 

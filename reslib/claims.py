@@ -1,9 +1,9 @@
 """The paper's claims, each with a criterion that can fail, judged on the runs at hand.
 
 Verdicts: "holds", "does not hold", "not enough evidence". A difference counts only when it is larger than its
-uncertainty (`evidence.difference`): the 95% interval over seeds or, with one seed on each side, four binomial standard
-errors of one test, twice the usual number because how far seeds differ is not known; the evidence says so. Claims about
-absolute numbers are judged only on runs of the paper's scale.
+uncertainty (`comparison.difference`): the 95% interval over seeds or, with one seed on each side, four binomial
+standard errors of one test, twice the usual number because how far seeds differ is not known; the evidence says so.
+Claims about absolute numbers are judged only on runs of the paper's scale.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from . import criteria, evidence, paper, stats
+from . import comparison, criteria, evidence, paper, stats
 from .baseline_recipes import ARCHITECTURES
 from .criteria import FAILS, FROZEN, HOLDS, ONE_SEED, UNDECIDED, Frames
 from .errors import choose
@@ -117,7 +117,7 @@ def _named(models) -> str:
 
 _UNCERTAIN = (
     "beyond the 95% interval over seeds (Welch's; a single seed is given the other side's spread; with one on each "
-    f"side {evidence.SINGLE} binomial standard errors)"
+    f"side {comparison.SINGLE} binomial standard errors)"
 )
 CIFAR_CLAIMS = (
     Claim("degradation", "Plain nets get worse with depth, in training too", "Figure 1; section 4.2",
@@ -177,7 +177,7 @@ IMAGENET_CLAIMS = (
           criteria.pair("plain34", "resnet34", -1)),
     Claim("imagenet-shallow", "plain-18 and ResNet-18 are comparably accurate", "Section 4.1; Table 2",
           "the interval of the difference of validation errors (95% over seeds, with one seed on each side "
-          f"{evidence.SINGLE} binomial standard errors) within ±{criteria.COMPARABLE_POINTS:g} point; fails where it "
+          f"{comparison.SINGLE} binomial standard errors) within ±{criteria.COMPARABLE_POINTS:g} point; fails where it "
           "lies outside", "any", ("plain18", "resnet18"), criteria.comparable("plain18", "resnet18")),
     Claim("imagenet-speed", "ResNet-18 converges faster than plain-18", "Section 4.1; Figure 4",
           "mean validation error over the first half of training below plain-18's, beyond the 95% interval over seeds; "

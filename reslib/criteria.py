@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from . import evidence, paper, stats
+from . import comparison, paper, stats
 from .tables import paper_z
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "not enough evidence"
@@ -49,7 +49,7 @@ def differing(rows: pd.DataFrame) -> list[str]:
 
 def compare(frames: Frames, first: str, second: str, column: str = "test_error") -> tuple[int, str]:
     """Sign of second - first, 0 if within its uncertainty, and the comparison in words."""
-    return evidence.compare(frames.of(first), frames.of(second), column)
+    return comparison.compare(frames.of(first), frames.of(second), column)
 
 
 def _all(comparisons: list[tuple[int, str]], wanted: int) -> tuple[str, str]:
@@ -70,7 +70,7 @@ def comparable(first: str, second: str):
 
     def judged(frames: Frames) -> tuple[str, str]:
         pair = frames.of(first), frames.of(second)
-        d, text = evidence.difference(*pair), evidence.in_words(*pair)
+        d, text = comparison.difference(*pair), comparison.in_words(*pair)
         if d.low > COMPARABLE_POINTS or d.high < -COMPARABLE_POINTS:
             return FAILS, text
         within = -COMPARABLE_POINTS <= d.low and d.high <= COMPARABLE_POINTS
@@ -287,8 +287,8 @@ def converges_faster(frames: Frames) -> tuple[str, str]:
     pair = [runs[runs["model"] == model] for model in ("plain18", "resnet18")]
     if any(rows.empty for rows in pair):
         return UNDECIDED, "no points in the first half of training"
-    if evidence.difference(*pair).interval != evidence.BINOMIAL:
-        verdict, text = _all([evidence.compare(*pair)], -1)
+    if comparison.difference(*pair).interval != comparison.BINOMIAL:
+        verdict, text = _all([comparison.compare(*pair)], -1)
         return verdict, f"mean over the first half: {text}"
     plain, residual = (half[half["run"].isin(rows["run"])].groupby("iteration")["test_error"].mean() for rows in pair)
     gap = (residual - plain).dropna()  # at the iterations at which both were tested

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from .evidence import ALIKE, BINOMIAL
+from .comparison import ALIKE, BINOMIAL
 from .recipe import Recipe
 
 COLUMNS = [

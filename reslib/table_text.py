@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from . import evidence, imagenet_scale, paper, stats
+from . import comparison, evidence, imagenet_scale, paper, stats
 from .baseline_recipes import ARCHITECTURES
 
 NOT_AT_PAPER_SCALE = (
@@ -114,7 +114,7 @@ def depth_caption(runs: pd.DataFrame) -> str:
 def _window(runs: pd.DataFrame) -> str:
     """How many images, and iterations, the last training errors are of."""
     done = evidence.finished(runs)
-    counts = {evidence.images_behind(group, "train_error") for _, group in done.groupby("run")} if len(done) else ()
+    counts = {comparison.images_behind(group, "train_error") for _, group in done.groupby("run")} if len(done) else ()
     if len(counts) != 1 or not {"iterations", "eval_every", "batch_size"} <= set(done):
         return ""
     images, batches = next(iter(counts)), done["batch_size"].unique()

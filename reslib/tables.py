@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from . import evidence, paper, stats
+from . import comparison, evidence, paper, stats
 from .table_files import IN_LATEX
 from .table_files import save_table as save_table
 from .table_text import caption as caption
@@ -231,7 +231,7 @@ def _minus_last(rows: pd.DataFrame, column: str) -> str:
 def _last(own: stats.Summary, rows: pd.DataFrame) -> str:
     text = _mean_and_spread(own)
     chance = 1 - 1 / (rows["classes"].max() if "classes" in rows and rows["classes"].notna().any() else 10)
-    luck = 2 * stats.binomial_error(chance, evidence.images_behind(rows, "test_error"))
+    luck = 2 * stats.binomial_error(chance, comparison.images_behind(rows, "test_error"))
     return f"{text} ({GUESSING})" if own.mean / 100 > chance - luck else text
 
 
@@ -242,7 +242,7 @@ def _mean_and_spread(own: stats.Summary) -> str:
 def _interval(own: stats.Summary, rows: pd.DataFrame) -> str:
     if own.n > 1:
         return f"{own.low:.2f} to {own.high:.2f}"
-    half = 1.96 * 100 * stats.binomial_error(own.mean / 100, evidence.images_behind(rows, "test_error"))
+    half = 1.96 * 100 * stats.binomial_error(own.mean / 100, comparison.images_behind(rows, "test_error"))
     return f"{max(0, own.mean - half):.2f} to {min(100, own.mean + half):.2f} (binomial)"
 
 

@@ -8,7 +8,7 @@ import pytest
 from fake_frames import fake_curves
 from scipy.stats import t, ttest_1samp, ttest_ind
 
-from reslib import ablation, differences, evidence, exact_rows, figures, presets, studies
+from reslib import ablation, comparison, differences, evidence, exact_rows, figures, presets, studies
 from reslib.recipe import Recipe
 
 
@@ -54,7 +54,7 @@ def test_welch_interval_is_scipys():
     expected = ttest_ind(second, first, equal_var=False).confidence_interval()
     assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
     assert row["difference"] == pytest.approx(second.mean() - first.mean())
-    assert row["n"] == row["n reference"] == 3 and row["interval"] == evidence.WELCH
+    assert row["n"] == row["n reference"] == 3 and row["interval"] == comparison.WELCH
     assert row["finding"] == ("costs" if expected.low > 0 else "within the uncertainty") == "costs"
 
 
@@ -151,7 +151,7 @@ def test_single_seeds_need_twice_the_usual_distance():
     row = ablation.table(groups, runs).set_index("deviation").loc["Nesterov momentum"]
     half = 400 * math.sqrt(0.25 / 1000 + 0.24 / 1000)
     assert (row["low"], row["high"]) == pytest.approx((10 - half, 10 + half))
-    assert row["interval"] == evidence.BINOMIAL and row["finding"] == "costs, single seeds"
+    assert row["interval"] == comparison.BINOMIAL and row["finding"] == "costs, single seeds"
     close = ablation.table(groups, frame(groups, {"paper": [0.5], "Nesterov momentum": [0.55]}, images=1000)).iloc[0]
     assert close["finding"] == "within the uncertainty"
 
@@ -164,7 +164,7 @@ def test_one_seed_beside_several_is_taken_to_spread_as_they_do(single, finding):
     row = ablation.table(groups, pd.concat([runs[~runs["nesterov"]], alone])).iloc[0]
     several = 100 * np.array(ERRORS["paper"])
     half = t.ppf(0.975, 2) * several.std(ddof=1) * math.sqrt(1 + 1 / 3)  # the interval of a new value
-    assert row["n"] == 1 and row["interval"] == evidence.ALIKE and row["finding"] == finding
+    assert row["n"] == 1 and row["interval"] == comparison.ALIKE and row["finding"] == finding
     assert (row["low"], row["high"]) == pytest.approx((100 * single - several.mean() - half, row["difference"] + half))
 
 

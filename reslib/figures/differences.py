@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .. import evidence
+from ..comparison import ALIKE, BINOMIAL
 from ..differences import MCNEMAR, NOT_TRAINED, UNDECIDED, of_group
-from ..evidence import ALIKE, BINOMIAL
 from ..recipe import Recipe
 from .curves import seed_band
 from .style import end_labels, iteration_axis, legend_above, new_figure, say, say_in_corner, sign

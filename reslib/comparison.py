@@ -1,0 +1,76 @@
+"""The difference of two networks' errors and its interval: over seeds where there are several, else over images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from . import paper, stats
+from .evidence import is_imagenet
+
+WELCH = "Welch, over seeds"  # what an interval of a difference is of
+ALIKE = "t; one seed is given the other side's spread"
+BINOMIAL = "one seed on each side: four binomial errors"
+SINGLE = 4  # of these standard errors: twice the usual number, since the seeds' own spread is not known
+
+
+def compare(first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error") -> tuple[int, str]:
+    """Sign of second - first in a column of errors, 0 if within its uncertainty, and the comparison in words (in %)."""
+    d = difference(first, second, column)
+    return int(np.sign(d.value)) if d.low > 0 or d.high < 0 else 0, in_words(first, second, column)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two errors in points, and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+    interval: str  # WELCH, ALIKE or BINOMIAL
+
+
+def difference(first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error") -> Difference:
+    """second - first in a column of errors.
+
+    Interval: Welch's over seeds; with a single seed on one side Student's, which gives it the other side's spread;
+    with one on each, or seeds that are all equal, `SINGLE` binomial standard errors of a test on these images.
+    """
+    one, two = (stats.summarize(rows[column] * 100) for rows in (first, second))
+    found, interval = None, ""
+    if not (one.zero_variance or two.zero_variance):
+        if min(one.n, two.n) > 1:
+            found, interval = stats.welch(first[column] * 100, second[column] * 100), WELCH
+        elif max(one.n, two.n) > 1:
+            found, interval = stats.pooled(first[column] * 100, second[column] * 100), ALIKE
+    if found is not None:
+        return Difference(found.difference, found.low, found.high, interval)
+    errors = ((s.mean / 100, images_behind(rows, column)) for s, rows in ((one, first), (two, second)))
+    half = 100 * SINGLE * math.hypot(*(stats.binomial_error(error, images) for error, images in errors))
+    value = two.mean - one.mean
+    return Difference(value, value - half, value + half, BINOMIAL)
+
+
+def in_words(first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error") -> str:
+    """Two networks' errors in a column and their difference: "test plain-20 9.00, plain-56 13.00 (+4.00, 95% ...)"."""
+    d = difference(first, second, column)
+    interval = f", 95% {d.low:+.2f} to {d.high:+.2f}" + ", if seeds spread alike" * (d.interval == ALIKE)
+    if d.interval == BINOMIAL:
+        interval = f" ± {d.high - d.value:.2f}, {SINGLE} binomial errors"
+    kind = column.removesuffix("_error").replace("train", "training")
+    if is_imagenet(first).all():
+        kind = kind.replace("test", "validation")
+    errors = (f"{paper.label(rows['model'].iloc[0])} {100 * rows[column].mean():.2f}" for rows in (first, second))
+    return f"{kind} {', '.join(errors)} ({d.value:+.2f}{interval})"
+
+
+def images_behind(rows: pd.DataFrame, column: str) -> int:
+    """Images an error was measured on: the test images or, for the running training error, those of the last window."""
+    if column == "train_error" and {"iterations", "eval_every", "batch_size"} <= set(rows):
+        rest = rows["iterations"] % rows["eval_every"]
+        return int((rest.where(rest > 0, rows["eval_every"]) * rows["batch_size"]).min())
+    known = rows["test_images"].dropna() if "test_images" in rows else []
+    return int(min(known)) if len(known) else paper.TEST_IMAGES
