@@ -76,7 +76,7 @@ def judge(claim: Claim, frames: Frames) -> tuple[str, str]:
     used = frames.runs[frames.runs["model"].isin(models)]
     if measured is not None and "run" in measured:  # of some runs the weights may be gone
         used = used[used["run"].isin(measured["run"])]
-    if claim.models and (columns := criteria.differing(used)):
+    if claim.models and (columns := comparison.differing(used)):
         values = (", ".join(map(str, sorted(used[column].dropna().unique()))) for column in columns)
         found = "; ".join(f"{column}: {text}" for column, text in zip(columns, values, strict=True))
         return UNDECIDED, f"the runs differ in {found}"
@@ -116,8 +116,8 @@ def _named(models) -> str:
 
 
 _UNCERTAIN = (
-    "beyond the 95% interval over seeds (Welch's; a single seed is given the other side's spread; with one on each "
-    f"side {comparison.SINGLE} binomial standard errors)"
+    "beyond the 95% interval over seeds (Welch's; a single seed is given the spread of the other side and of the "
+    f"plain and residual nets with several seeds; with one on each side {comparison.SINGLE} binomial standard errors)"
 )
 CIFAR_CLAIMS = (
     Claim("degradation", "Plain nets get worse with depth, in training too", "Figure 1; section 4.2",
@@ -148,7 +148,7 @@ CIFAR_CLAIMS = (
     Claim("resnet1202", "ResNet-1202 fits the training data (<0.1%) yet tests worse than ResNet-110",
           "Table 6; section 4.2", f"final training error below 0.1% and test error above ResNet-110's {_UNCERTAIN}",
           "paper", ("resnet110", "resnet1202"), criteria.resnet1202),
-    Claim("table6", "ResNet-20, 32, 44, 56 have the test errors of Table 6", "Table 6",
+    Claim("table6", "ResNet-20, 32, 44, 56 test as in Table 6", "Table 6",
           f"each mean within {criteria.TABLE6_Z:g} combined standard errors (the paper's: binomial)", "paper",
           tuple(f"resnet{d}" for d in criteria.TABLE6_DEPTHS), criteria.table6, so_far=criteria.table6_so_far),
     Claim("parameters", "With option A plain and residual nets have the same parameters", "Section 4.2",

@@ -14,13 +14,16 @@ from .evidence import is_imagenet
 WELCH = "Welch, over seeds"  # what an interval of a difference is of
 ALIKE = "t; one seed is given the other side's spread"
 BINOMIAL = "one seed on each side: four binomial errors"
+SAME_DATA = ("dataset", "data_fingerprint", "iterations", "batch_size", "train_size", "val_size", "test_size")
 SINGLE = 4  # of these standard errors: twice the usual number, since the seeds' own spread is not known
 
 
-def compare(first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error") -> tuple[int, str]:
+def compare(
+    first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error", others: pd.DataFrame | None = None
+) -> tuple[int, str]:
     """Sign of second - first in a column of errors, 0 if within its uncertainty, and the comparison in words (in %)."""
-    d = difference(first, second, column)
-    return int(np.sign(d.value)) if d.low > 0 or d.high < 0 else 0, in_words(first, second, column)
+    d = difference(first, second, column, others)
+    return int(np.sign(d.value)) if d.low > 0 or d.high < 0 else 0, in_words(first, second, column, others)
 
 
 @dataclass(frozen=True)
@@ -33,19 +36,23 @@ class Difference:
     interval: str  # WELCH, ALIKE or BINOMIAL
 
 
-def difference(first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error") -> Difference:
+def difference(
+    first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error", others: pd.DataFrame | None = None
+) -> Difference:
     """second - first in a column of errors.
 
-    Interval: Welch's over seeds; with a single seed on one side Student's, which gives it the other side's spread;
-    with one on each, or seeds that are all equal, `SINGLE` binomial standard errors of a test on these images.
+    Interval: Welch's over seeds; with a single seed on one side Student's, which gives it the other side's spread, or
+    that pooled over the plain and residual nets among `others` too (two seeds alone would say little about it); with
+    one on each, or seeds that are all equal, `SINGLE` binomial standard errors of a test on these images.
     """
     one, two = (stats.summarize(rows[column] * 100) for rows in (first, second))
     found, interval = None, ""
     if not (one.zero_variance or two.zero_variance):
+        pair = first[column] * 100, second[column] * 100
         if min(one.n, two.n) > 1:
-            found, interval = stats.welch(first[column] * 100, second[column] * 100), WELCH
+            found, interval = stats.welch(*pair), WELCH
         elif max(one.n, two.n) > 1:
-            found, interval = stats.pooled(first[column] * 100, second[column] * 100), ALIKE
+            found, interval = stats.pooled(*pair, _alike(first, second, column, others)), ALIKE
     if found is not None:
         return Difference(found.difference, found.low, found.high, interval)
     errors = ((s.mean / 100, images_behind(rows, column)) for s, rows in ((one, first), (two, second)))
@@ -54,9 +61,27 @@ def difference(first: pd.DataFrame, second: pd.DataFrame, column: str = "test_er
     return Difference(value, value - half, value + half, BINOMIAL)
 
 
-def in_words(first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error") -> str:
+def _alike(first: pd.DataFrame, second: pd.DataFrame, column: str, others: pd.DataFrame | None) -> list[pd.Series]:
+    """The errors in % of each plain and residual net among `others` on the pair's data and budget, but for the pair."""
+    if others is None:
+        return []
+    both = pd.concat([first, second])
+    rows = others[others["family"].isin(("plain", "resnet")) & ~others["model"].isin(both["model"])]
+    groups = (group for _, group in rows.groupby("model"))
+    usable = (g for g in groups if g[column].nunique() > 1 and not differing(pd.concat([both, g])))
+    return [100 * group[column] for group in usable]
+
+
+def differing(rows: pd.DataFrame) -> list[str]:
+    """The columns of data and budget in which runs to be compared differ."""
+    return [column for column in SAME_DATA if column in rows and rows[column].nunique() > 1]
+
+
+def in_words(
+    first: pd.DataFrame, second: pd.DataFrame, column: str = "test_error", others: pd.DataFrame | None = None
+) -> str:
     """Two networks' errors in a column and their difference: "test plain-20 9.00, plain-56 13.00 (+4.00, 95% ...)"."""
-    d = difference(first, second, column)
+    d = difference(first, second, column, others)
     interval = f", 95% {d.low:+.2f} to {d.high:+.2f}" + ", if seeds spread alike" * (d.interval == ALIKE)
     if d.interval == BINOMIAL:
         interval = f" ± {d.high - d.value:.2f}, {SINGLE} binomial errors"

@@ -25,7 +25,6 @@ WARMUP_FACTOR = 2.0  # "about 400 iterations" is read as 200 to 800
 # rates, divided by 1 - 0.9 for the momentum. Its weights begin with a norm of 2 to 11 (He's initialisation). Above WILD
 # a single step at 0.1 moves it by more than its own length.
 FROZEN, WILD = 1e-5, 100.0
-SAME_DATA = ("dataset", "data_fingerprint", "iterations", "batch_size", "train_size", "val_size", "test_size")
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,9 @@ class Frames:
         return self.runs[self.runs["model"] == model]
 
 
-def differing(rows: pd.DataFrame) -> list[str]:
-    """The columns of data and budget in which runs to be compared differ."""
-    return [column for column in SAME_DATA if column in rows and rows[column].nunique() > 1]
-
-
 def compare(frames: Frames, first: str, second: str, column: str = "test_error") -> tuple[int, str]:
     """Sign of second - first, 0 if within its uncertainty, and the comparison in words."""
-    return comparison.compare(frames.of(first), frames.of(second), column)
+    return comparison.compare(frames.of(first), frames.of(second), column, frames.runs)
 
 
 def _all(comparisons: list[tuple[int, str]], wanted: int) -> tuple[str, str]:
@@ -70,7 +64,7 @@ def comparable(first: str, second: str):
 
     def judged(frames: Frames) -> tuple[str, str]:
         pair = frames.of(first), frames.of(second)
-        d, text = comparison.difference(*pair), comparison.in_words(*pair)
+        d, text = (f(*pair, others=frames.runs) for f in (comparison.difference, comparison.in_words))
         if d.low > COMPARABLE_POINTS or d.high < -COMPARABLE_POINTS:
             return FAILS, text
         within = -COMPARABLE_POINTS <= d.low and d.high <= COMPARABLE_POINTS
@@ -83,7 +77,7 @@ def degradation(frames: Frames) -> tuple[str, str]:
     """The ends of the range decide; a depth between them that is trained must not be better than a shallower one."""
     columns = ("train_error", "test_error")
     names = [m for m in (f"plain{d}" for d in paper.FIGURE6_PLAIN) if len(frames.of(m))]
-    names = [m for m in names if not differing(pd.concat([frames.of("plain20"), frames.of(m)]))]
+    names = [m for m in names if not comparison.differing(pd.concat([frames.of("plain20"), frames.of(m)]))]
     verdict, text = _all([compare(frames, "plain20", "plain56", c) for c in columns], 1)
     if len(names) == 2:
         return verdict, text
@@ -139,7 +133,8 @@ def residual_beats_plain(frames: Frames) -> tuple[str, str]:
     shallow, shallow_text = compare(frames, "plain20", "resnet20")
     pairs = [(f"plain{d}", f"resnet{d}") for d in (32, 44, 56)]
     pairs = [(a, b) for a, b in pairs if len(frames.of(a)) and len(frames.of(b))]
-    deep = [compare(frames, a, b) for a, b in pairs if not differing(pd.concat([frames.of(a), frames.of(b)]))]
+    alike = [pair for pair in pairs if not comparison.differing(pd.concat([frames.of(m) for m in pair]))]
+    deep = [compare(frames, a, b) for a, b in alike]
     gap = 100 * (frames.of("resnet20")["test_error"].mean() - frames.of("plain20")["test_error"].mean())
     verdict, text = _all(deep, -1)
     text = f"{shallow_text}; {text}"

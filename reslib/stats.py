@@ -76,14 +76,17 @@ def welch(first: Iterable[float], second: Iterable[float]) -> Difference:
     return welch_from_moments(a.mean, a.std, a.n, b.mean, b.std, b.n)
 
 
-def pooled(first: Iterable[float], second: Iterable[float]) -> Difference:
-    """second - first of the means, both samples taken to have the same variance; one of them may be a single value.
+def pooled(first: Iterable[float], second: Iterable[float], others: Iterable[Iterable[float]] = ()) -> Difference:
+    """second - first of the means, all samples taken to have the same variance; single values are allowed.
 
-    Student's interval. NaN where there are less than three values, or no variance.
+    others: further samples, which tell more about that variance. Student's interval. NaN where no sample has two values
+    or there is no variance.
     """
     a, b = summarize(first), summarize(second)
-    difference, degrees = b.mean - a.mean, a.n + b.n - 2
-    squares = sum((s.n - 1) * s.std**2 for s in (a, b) if s.n > 1)
+    several = [s for s in (a, b, *map(summarize, others)) if s.n > 1]
+    degrees = sum(s.n - 1 for s in several)
+    squares = sum((s.n - 1) * s.std**2 for s in several)
+    difference = b.mean - a.mean
     if not squares:
         return Difference(difference, math.nan, math.nan, math.nan, math.nan)
     error = math.sqrt(squares / degrees * (1 / a.n + 1 / b.n))

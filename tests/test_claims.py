@@ -62,6 +62,24 @@ def test_seeds_decide_where_there_are_seeds():
     assert judge("resnet1202", wide)[0] == UNDECIDED
 
 
+def test_a_second_seed_does_not_take_a_claim_away_where_others_tell_the_spread():
+    runs = fake_runs({"plain20": [9.0, 9.3], "plain56": [12.3]})
+    runs.loc[runs["model"] == "plain56", "train_error"] = 0.09
+    runs["train_error"] += 0.0001 * runs["seed"]
+    verdict, evidence = judge("degradation", runs)
+    assert verdict == UNDECIDED  # two seeds: t(1) = 12.7
+    others = fake_runs({"resnet20": [8.0, 8.2, 8.4, 8.3]})
+    others["train_error"] += 0.0001 * others["seed"]
+    verdict, evidence = judge("degradation", pd.concat([runs, others], ignore_index=True))
+    assert verdict == HOLDS and "if seeds spread alike" in evidence
+    short = pd.concat(
+        [runs, others.assign(iterations=6400)], ignore_index=True
+    )  # of another length: tells nothing of these
+    assert judge("degradation", short)[0] == UNDECIDED
+    constant = fake_runs({"resnet20": [8.0, 8.0, 8.0]})  # seeds that did nothing: no spread to learn from
+    assert judge("degradation", pd.concat([runs, constant], ignore_index=True))[0] == UNDECIDED
+
+
 @pytest.mark.parametrize(
     "train,test,verdict", [(0.05, 8.4, HOLDS), (0.05, 6.6, UNDECIDED), (0.2, 7.9, FAILS), (0.05, 5.0, FAILS)]
 )

@@ -56,6 +56,19 @@ def test_pooled_against_scipy():
         assert none.difference == 1.0 and math.isnan(none.low) and math.isnan(none.standard_error)
 
 
+def test_pooled_with_others_is_the_regression_on_groups():
+    groups = [[8.1, 8.4], [7.6], [9.0, 9.3, 9.5], [6.0]]
+    d = stats.pooled(groups[0], groups[1], groups[2:])
+    y, labels = np.concatenate(groups), np.repeat(range(4), [len(g) for g in groups])
+    design = (labels[:, None] == range(4)).astype(float)
+    _, squares, *_ = np.linalg.lstsq(design, y, rcond=None)
+    contrast = np.array([-1, 1, 0, 0])
+    error = math.sqrt(squares[0] / 3 * contrast @ np.linalg.inv(design.T @ design) @ contrast)
+    assert d.degrees == 3 and d.standard_error == pytest.approx(error)
+    assert d.high - d.difference == pytest.approx(scipy.stats.t.ppf(0.975, 3) * error)
+    assert stats.pooled([8.0], [9.0], [[7.0, 7.2]]).standard_error == pytest.approx(math.sqrt(2 * 0.02))
+
+
 def test_a_single_values_interval_covers_as_often_as_it_says():
     rng = np.random.default_rng(0)
     found = [stats.pooled(rng.normal(size=3), rng.normal(size=1)) for _ in range(4000)]
