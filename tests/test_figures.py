@@ -153,6 +153,25 @@ def test_figure6_says_what_was_not_trained_and_draws_the_papers_numbers():
     assert test.get_linewidth() > train.get_linewidth() and train.get_color() == test.get_color()
 
 
+def test_figure6_enlarges_test_curves_that_end_close_to_each_other():
+    errors = {"resnet20": (0.7, 8.1), "resnet56": (0.1, 6.9), "plain20": (1, 9.7), "plain56": (4, 15.7)}
+    runs = fake_runs(errors)
+    curves = fake_curves(runs, points=30)
+    late = curves["iteration"] > 32_000
+    curves["test_error"] -= 0.5 * (1 - curves["iteration"] / 64_000) * late  # flat from the first drop on
+    plain, residual = figures.figure6(runs, curves).axes[:2]
+    assert not plain.child_axes  # 6 points apart: told apart without
+    (closer,) = residual.child_axes
+    assert [line.get_ydata()[-1] for line in closer.lines] == pytest.approx([8.1, 6.9, 8.75, 6.97])
+    assert closer.get_xlim() == pytest.approx((64 / 15, 6.4)) and closer.get_ylim() == pytest.approx(
+        (6.8, 8.85), abs=0.01
+    )
+    shorter = runs.assign(iterations=6400)  # no lines of the paper's there, and no plateau either
+    assert not figures.figure6(shorter, curves).axes[1].child_axes
+    early = curves.assign(test_error=curves["test_error"] + 0.06 * (curves["iteration"] < 50_000))
+    assert not figures.figure6(runs, early).axes[1].child_axes  # the curves need the room themselves
+
+
 def test_figure6_has_no_paper_lines_on_synthetic_data():
     runs = fake_runs({"resnet20": (50.0, 55.0)}, **SYNTHETIC)
     fig = figures.figure6(runs, fake_curves(runs))

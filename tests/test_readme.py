@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 
 
 def test_the_readmes_own_network_trains_and_enters_the_table(tmp_path):
@@ -31,15 +34,33 @@ def test_the_readmes_own_network_trains_and_enters_the_table(tmp_path):
     assert row["multiply-adds"] == "2,065,024"  # 32 x 32 x 27 x 32 + 8 x 8 x 288 x 64 + 64 x 10
 
 
-def test_files_and_folders_that_the_readme_names_exist():
-    named = set(re.findall(r"\]\((?!http)([^)#]+)\)", README)) | {"notebooks/figure1.ipynb", "environment.yml"}
-    assert not [name for name in named if not (ROOT / name).exists()]
+def headings(text):
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_every_command_that_the_readme_names_exists():
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_files_folders_and_headings_that_a_page_names_exist(page):
+    links = re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", PAGES[page])
+    assert links
+    for name, heading in links:
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), name
+        if heading:
+            assert heading in headings(target.read_text(encoding="utf-8")), f"{name}#{heading}"
+
+
+def test_notebooks_and_environment_of_the_readme_exist():
+    for name in ("notebooks/figure1.ipynb", "environment.yml"):
+        assert name in README and (ROOT / name).exists()
+
+
+def test_every_command_that_a_page_names_exists():
     from reslib.cli import COMMANDS
 
-    assert set(re.findall(r"^reslib (\w+)", README, re.M)) <= set(COMMANDS)
+    for text in PAGES.values():
+        assert set(re.findall(r"(?:^|`|-m )reslib ([a-z]+)", text, re.M)) <= set(COMMANDS)
 
 
 def test_terms_of_the_results_table_are_explained():
@@ -54,8 +75,8 @@ def test_terms_of_the_results_table_are_explained():
 
 
 def test_who_comes_with_a_baseline_that_is_off_is_told_where_to_look():
-    (paragraph,) = [part for part in README.split("\n\n") if "baseline is off" in part]
-    assert "(notebooks/fidelity.ipynb)" in paragraph and "(notebooks/cifar10_table.ipynb)" in paragraph
+    (section,) = [part for part in README.split("\n## ") if part.startswith("My baseline is off")]
+    assert "(notebooks/fidelity.ipynb)" in section and "(notebooks/cifar10_table.ipynb)" in section
 
 
 def test_presets_of_the_readme_are_those_of_the_package():

@@ -129,13 +129,14 @@ def gradients_figure(df: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figu
         handles.append(Patch(color=BAND, label="range with batch norm"))
     legend_above(fig, handles, columns=max(2, int(width / 1.5)))
     seeds = df["seed"].nunique() if "seed" in df else 1
-    shown = f"at iteration {last}" if first == last else f"thin: iteration {first}; bold: iteration {last}"
-    origin = [str(text) for text in df["evidence"].unique()] if "evidence" in df else []
+    shown = [str(text) for text in df["evidence"].unique()] if "evidence" in df else []
+    if first == last:  # otherwise the legend has both
+        shown.append(f"at iteration {last}")
     if apart and len(columns) > 1:
         shared = "panels with batch norm share one per row, each panel without has its own"
-        shown += f" · axes differ: {shared if together else 'each panel has its own'}"
-    shown = " · ".join([*origin, shown])
-    sign(fig, runs, f"{shown} · {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}, one batch each")
+        shown.append(f"axes differ: {shared if together else 'each panel has its own'}")
+    shown.append(f"{f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}, one batch each")
+    sign(fig, runs, " · ".join(shown))
     _warn(fig, df, runs)
     return fig
 
