@@ -1,22 +1,19 @@
 """What a plan costs: multiply-adds per image, images/s from the records, hours left, and the makespan on N devices.
 
-Speeds are compared as multiply-adds per second, the median over a network's runs (of two the faster). A network
-without a measurement gets the median rate of the measured ones nearest in multiply-adds. Other work on the machine can
-make a run slow and nothing can make it fast: a network with less than half the rate of others of its kind and size
-counts as not measured.
+Speeds are compared as multiply-adds per second (speeds.py). A network without a measurement gets the median rate of the
+measured ones nearest in multiply-adds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import heapq
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import median, median_high
+from statistics import median
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -25,12 +22,11 @@ from . import complexity, gradient_plan
 from .errors import UserError
 from .models import build_model, family_and_depth, is_imagenet
 from .networks import shortcut_of
-from .presets import BOTTLENECKS, Preset, cifar_recipe
+from .presets import Preset, cifar_recipe
 from .recipe import Recipe, parse_options
 from .runs import Run, check_summary, is_locked, read_json
+from .speeds import NEAR, Measured, Measurement, kind, times_apart
 
-NEAR = 2.0  # times as many multiply-adds, or half as many: still near in size
-DISTURBED = 0.5  # share of the usual rate below which a network was trained beside other work
 LARGEST_COUNTED = 14  # layers; a deeper CIFAR net has this much and its further equal blocks
 CIFAR_SIZE = 32  # pixels on a side
 SMALL = 32  # pixels at which an ImageNet net is counted whose images are a multiple of it: convolutions grow by area
@@ -43,33 +39,6 @@ class State:
     status: str  # done, diverged, running, interrupted, missing, damaged
     iteration: int = 0
     seconds: float = 0.0  # spent up to that iteration
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The speed of one run, from its record."""
-
-    model: str
-    multiply_adds: int
-    images_per_second: float
-    preset: str
-    device: str  # "" for a run that has not ended: its device is not recorded yet
-    images: float  # trained, the weight of this measurement
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The speed of one network: the median over its runs, of the plan's preset where it has any there."""
-
-    model: str
-    multiply_adds: int
-    images_per_second: float
-    preset: str
-
-    @property
-    def rate(self) -> float:
-        """Multiply-adds per second, of images/s times those of one image."""
-        return self.multiply_adds * self.images_per_second
 
 
 @dataclass(frozen=True)
@@ -155,24 +124,6 @@ def _one_thread():
         torch.set_num_threads(before)
 
 
-def measurements(results: Path, preset: str) -> list[Measurement]:
-    """images/s of every ended run below `results`; those of the smoke preset count for itself alone."""
-    found = []
-    for path in Path(results).glob("*/runs/*/summary.json"):
-        folder = path.parts[-4]
-        if folder == "smoke" != preset:
-            continue
-        try:
-            s = json.loads(path.read_bytes())
-            model, speed = path.parent.name.split("-")[0], float(s["images_per_second"])
-            if speed > 0:
-                adds, images = int(s["multiply_adds"]), speed * float(s["seconds"])
-                found.append(Measurement(model, adds, speed, folder, s["device_name"], images))
-        except (OSError, ValueError, KeyError, TypeError):  # damaged: `reslib verify` says so
-            continue
-    return found
-
-
 def unfinished(run: Run, state: State, preset: str) -> list[Measurement]:
     """The speed of a run that has not ended, if it was evaluated at least once."""
     if not state.seconds or state.status not in ("running", "interrupted"):
@@ -180,52 +131,6 @@ def unfinished(run: Run, state: State, preset: str) -> list[Measurement]:
     images = state.iteration * run.recipe.batch_size
     model = run.recipe.run_name.split("-")[0]
     return [Measurement(model, cost(run.recipe), images / state.seconds, preset, "", images)]
-
-
-def main_device(found: list[Measurement], here: str = "") -> str:
-    """The device that trained most of the images; `here`, whatever its threads, where it trained any."""
-    images: dict[str, float] = {}
-    for m in found:
-        if m.device:
-            images[m.device] = images.get(m.device, 0) + m.images
-    mine = [name for name in images if here and name.partition(" (")[0] == here.partition(" (")[0]]
-    return max(mine or images, key=lambda name: (images[name], name)) if images else ""
-
-
-def measured(found: list[Measurement], preset: str) -> list[Measured]:
-    """One entry per network, that is per name and multiply-adds, in the order of these."""
-    networks: dict[tuple[str, int], list[Measurement]] = {}
-    for m in found:
-        networks.setdefault((m.model, m.multiply_adds), []).append(m)
-    entries = []
-    for (model, adds), runs in sorted(networks.items()):
-        runs = [m for m in runs if m.preset == preset] or runs
-        where = preset if runs[0].preset == preset else ", ".join(sorted({m.preset for m in runs}))
-        entries.append(Measured(model, adds, median_high(m.images_per_second for m in runs), where))
-    return entries
-
-
-def disturbed(networks: list[Measured]) -> list[Measured]:
-    """Those with less than DISTURBED of the median rate of their like: networks of their kind and near in size."""
-
-    kinds: dict[str, list[Measured]] = {}
-    for m in filter(lambda m: m.multiply_adds, networks):
-        kinds.setdefault(kind(m.model), []).append(m)
-
-    def usual(one: Measured) -> float:
-        like = (m for m in kinds[kind(one.model)] if _times(m.multiply_adds, one.multiply_adds) <= NEAR)
-        return median_high(m.rate for m in like)
-
-    return [m for like in kinds.values() for m in like if m.rate < DISTURBED * usual(m)]
-
-
-def kind(model: str) -> str:
-    """Networks of one kind need about the same time per multiply-add, whatever their depth."""
-    if not family_and_depth(model)[1]:
-        return model
-    if not is_imagenet(model):
-        return "plain and residual nets of CIFAR-10"
-    return "bottlenecks" if family_and_depth(model)[1] >= BOTTLENECKS else "basic blocks"
 
 
 def speed_of(recipe: Recipe, preset: str, networks: list[Measured], given: dict[str, float]) -> Speed:
@@ -247,7 +152,7 @@ def speed_of(recipe: Recipe, preset: str, networks: list[Measured], given: dict[
     known = [m for m in known if kind(m.model) == kind(model)] or known
     if not known or not adds:
         return Speed(math.nan, "not measured")
-    known = sorted((_times(m.multiply_adds, adds), m.model, m.rate) for m in known)
+    known = sorted((times_apart(m.multiply_adds, adds), m.model, m.rate) for m in known)
     near = [m for m in known if m[0] <= NEAR * known[0][0]]
     more = f" and {len(near) - 1} more" if len(near) > 1 else ""
     return Speed(median(rate for _, _, rate in near) / adds, f"scaled from {near[0][1]}{more}")
@@ -263,11 +168,6 @@ def gradients(preset: Preset, seeds: int, networks: list[Measured], given: dict[
         images = (budget.steps + len(budget.at)) * budget.batch_size
         seconds += times * count * images / speed.images_per_second
     return times * counts.total(), seconds / 3600
-
-
-def _times(a: int, b: int) -> float:
-    """How many times the larger is the smaller."""
-    return max(a, b) / min(a, b)
 
 
 def adds_of_given(model: str, recipe: Recipe) -> int:

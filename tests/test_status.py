@@ -1,20 +1,22 @@
 """`reslib status` and `reslib list`: states, speeds, hours left, the makespan, the text; the counts of networks."""
 
 import itertools
+import json
 import math
 import re
 
 import pytest
 from fake_records import write_run
 
-from reslib import complexity, gradient_plan, schedule_plan
+from reslib import complexity, gradient_plan, schedule_plan, speeds
 from reslib.cli import main
 from reslib.commands import status
 from reslib.durations import in_words
 from reslib.models import build_model
 from reslib.presets import PRESETS, cifar_recipe, imagenet_recipe
 from reslib.recipe import Recipe
-from reslib.schedule_plan import Measurement, Speed, State, main_device
+from reslib.schedule_plan import Speed, State
+from reslib.speeds import Measurement, main_device
 from reslib.studies import figure1
 
 QUICK = PRESETS["quick"]
@@ -66,7 +68,7 @@ def test_speed_is_given_measured_or_scaled():
     half = Measurement("plain20", adds // 2, 1600.0, "quick", "GPU", 1e6)
 
     def speed(found, given=None):
-        return schedule_plan.speed_of(recipe, "quick", schedule_plan.measured(found, "quick"), given or {})
+        return schedule_plan.speed_of(recipe, "quick", speeds.measured(found, "quick"), given or {})
 
     assert speed([here, there, big]) == Speed(1000.0, "measured")
     assert speed([there, big]) == Speed(500.0, "measured at paper")
@@ -84,7 +86,7 @@ def record(model, rate, preset="quick", **changes):
 
 
 def networks(*records):
-    return schedule_plan.measured(list(records), "quick")
+    return speeds.measured(list(records), "quick")
 
 
 def test_a_network_has_the_median_of_its_runs_and_of_two_the_faster():
@@ -141,7 +143,7 @@ def test_the_gradients_study_is_counted(tmp_path):
 
 def test_what_was_trained_beside_other_work_is_left_aside():
     def slow(*records):
-        return [m.model for m in schedule_plan.disturbed(networks(*records))]
+        return [m.model for m in speeds.disturbed(networks(*records))]
 
     assert slow(record("plain20", 22.7e9), record("resnet20", 8.4e9)) == ["resnet20"]
     assert slow(record("plain20", 22.7e9), record("resnet20", 13e9)) == []
@@ -326,3 +328,28 @@ def test_speeds_are_those_of_this_machine_where_it_has_any():
         ("Big GPU", 9e6), ("A CPU (1 thread)", 1e6), ("A CPU (2 threads)", 2e6))]  # fmt: skip
     assert main_device(found) == main_device(found, "Other CPU (4 threads)") == "Big GPU"
     assert main_device(found, "A CPU (8 threads)") == "A CPU (2 threads)"
+
+
+def test_a_run_of_two_devices_has_a_speed_on_each(tmp_path):
+    """1,000 iterations took a second on a GPU, after 2 s of set-up, and ten on a processor."""
+    run = tmp_path / "paper" / "runs" / "resnet32-cifar10-s0-00000000"
+    run.mkdir(parents=True)
+    rows = [(1000, 3.0), (2000, 4.0), (3000, 5.0), (4000, 17.0), (5000, 27.0), (6000, 37.0)]
+    (run / "metrics.csv").write_text("iteration,seconds\n" + "".join(f"{i},{t}\n" for i, t in rows))
+    sessions = [
+        {"from_iteration": 0, "to_iteration": 3200, "device_name": "GPU"},
+        {"from_iteration": 3200, "to_iteration": 3200, "device_name": "Other"},  # took no step
+        {"from_iteration": 3200, "to_iteration": 6000, "device_name": "CPU (2 threads)"},
+    ]
+    summary = {"images_per_second": 6000 * 128 / 37, "seconds": 37.0, "iterations": 6000, "multiply_adds": 70}
+    summary |= {"device_name": "CPU (2 threads)", "sessions": sessions}
+    (run / "summary.json").write_text(json.dumps(summary))
+    gpu, cpu = speeds.measurements(tmp_path, "paper")
+    assert (gpu.device, cpu.device) == ("GPU", "CPU (2 threads)")
+    assert (gpu.images_per_second, cpu.images_per_second) == pytest.approx((128_000, 12_800))
+    (run / "summary.json").write_text(json.dumps(summary | {"sessions": sessions[2:]}))
+    (alone,) = speeds.measurements(tmp_path, "paper")
+    assert alone.images_per_second == pytest.approx(6000 * 128 / 37) and alone.device == "CPU (2 threads)"
+    (run / "metrics.csv").write_text("iteration,seconds\n1000,3.0\n6000,37.0\n")
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert not speeds.measurements(tmp_path, "paper")  # no two evaluations in either part: nothing is known

@@ -6,7 +6,7 @@ import gc
 import math
 from collections import Counter
 
-from .. import schedule_plan
+from .. import schedule_plan, speeds
 from ..cli import ArgumentError, add_common, add_seeds, checking_arguments, number, results_of
 from ..durations import in_words
 from ..errors import UserError
@@ -73,12 +73,12 @@ def report(
     runs = [Run(runs_dir, recipe) for recipe in recipes]
     missing = schedule_plan.State("missing")
     states = [schedule_plan.state_of(run) if run.path.name in there else missing for run in runs]
-    found = schedule_plan.measurements(results, preset.name)
-    device = schedule_plan.main_device(found, device_name(resolve_device()))
+    found = speeds.measurements(results, preset.name)
+    device = speeds.main_device(found, device_name(resolve_device()))
     for run, state in zip(runs, states, strict=True):
         found += schedule_plan.unfinished(run, state, preset.name)
-    networks = schedule_plan.measured([m for m in found if m.device in ("", device)], preset.name)
-    slow = schedule_plan.disturbed(networks)
+    networks = speeds.measured([m for m in found if m.device in ("", device)], preset.name)
+    slow = speeds.disturbed(networks)
     networks = [m for m in networks if m not in slow]
 
     groups: dict[tuple, list] = {}
@@ -178,23 +178,23 @@ def _time(left, names, gpus, basis) -> list[str]:
 
 def speeds_given(text: str) -> dict[str, float]:
     """ "resnet20=2500,plain56=900" as a dictionary."""
-    speeds = {}
+    given = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         model, _, value = part.partition("=")
         try:
-            speeds[model] = float(value)
+            given[model] = float(value)
         except ValueError:
-            speeds[model] = math.nan
-        if math.isnan(speeds[model]):
+            given[model] = math.nan
+        if math.isnan(given[model]):
             raise ArgumentError(f"speed {part!r} is not of the form model=images/s, such as resnet20=2500")
         slowest, fastest = SPEEDS
-        if not slowest <= speeds[model] <= fastest:
+        if not slowest <= given[model] <= fastest:
             raise ArgumentError(f"speed {part!r} is out of range: allowed is {slowest} to {fastest:,} images/s")
         try:
             build_model(model)
         except UserError as error:
             raise ArgumentError(f"speed {part!r}: {error}") from error
-    return speeds
+    return given
 
 
 def describe(members: list[tuple[int, schedule_plan.State]]) -> str:
