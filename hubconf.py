@@ -16,7 +16,7 @@ def _entry(family: str, depth: int, imagenet: bool):
 
         model = build_model(name, num_classes, **options)
         if weights is not None:
-            load_weights(model, weights)
+            load_weights(model, weights, name)
         return model.eval()
 
     entry.__name__ = f"{'imagenet' if imagenet else 'cifar'}_{name}"

@@ -1,6 +1,7 @@
 """The command line: `reslib reproduce | train | evaluate | status | list | data | bench | verify ...`, see COMMANDS.
 
-Exit codes: 0 done, 1 something failed (one line each), 2 bad arguments.
+Exit codes: 0 done, 1 something failed (one line each), 2 bad arguments, 75 stopped early at a checkpoint by a signal or
+the time limit: the same command continues (75 is EX_TEMPFAIL of sysexits.h, "try again later").
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import traceback
 from . import __version__
 from .errors import UserError, choose, shown
 from .files import folder_of
-from .stopping import sigterm_raises
+from .stopping import Interrupted, sigterm_raises
 
 COMMANDS = {  # name: (module with add_arguments(parser) and main(arguments) -> exit code, help)
     "reproduce": ("commands.reproduce", "run the notebooks with papermill, training what is missing"),
@@ -34,6 +35,7 @@ COMMANDS = {  # name: (module with add_arguments(parser) and main(arguments) -> 
 }
 
 
+STOPPED = 75  # exit code
 SYNONYMS = {  # what others call our options, beside the recipe's fields (recipe.SYNONYMS)
     "data": "data_root", "data_dir": "data_root", "data_path": "data_root", "dataset_dir": "data_root",
     "root": "data_root", "out": "results", "output": "results", "out_dir": "results", "output_dir": "results",
@@ -80,11 +82,21 @@ def main(argv: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         print(f"reslib: {_line(error)}", file=sys.stderr)
+        if isinstance(error, Interrupted) and "TORCHELASTIC_RUN_ID" in os.environ:
+            return 0  # torchrun takes any other code for a crash and, with --max-restarts, begins the time limit anew
+        if isinstance(error, (Interrupted, KeyboardInterrupt)):
+            return STOPPED
         return 2 if isinstance(error, ArgumentError) else 1
 
 
 def _run(argv: list[str]) -> int:
-    parser = Parser(prog="reslib", description=__doc__.splitlines()[0])
+    parser = Parser(
+        prog="reslib",
+        description="A reproduction study of Deep Residual Learning for Image Recognition (He et al., 2015). "
+        "`reslib COMMAND --help` lists a command's options.",
+        epilog=f"Exit codes: 0 done, 1 something failed, 2 bad arguments, {STOPPED} stopped early at a checkpoint by a "
+        "signal or the time limit: the same command continues.",
+    )
     parser.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
     parser.add_argument("--version", action="version", version=f"reslib {__version__}")
     first = next((a for a in argv if not a.startswith("-")), None)
@@ -131,7 +143,7 @@ def _line(error: BaseException) -> str:
         return "interrupted; the same command continues"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, (UserError, OSError)) or type(error).__name__ == "Interrupted":
+    if isinstance(error, (UserError, OSError, Interrupted)):
         return text or type(error).__name__
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {text[:300]} ({os.path.basename(frame.filename)}:{frame.lineno}; see --traceback)"

@@ -25,7 +25,7 @@ from .cli import name_given
 from .errors import UserError
 from .files import folder_of, make_folder, sha256, whole_file, write_json, write_text
 from .models import build_model, family_and_depth, is_imagenet
-from .networks import load_network
+from .networks import load_network, why_no_weights
 from .recipe import Recipe, parse_options
 from .runs import read_json, read_weights, write_weights
 
@@ -127,22 +127,40 @@ def load(folder: str | Path) -> nn.Module:
         model = build_model(own["model"], config["num_classes"], own["shortcut"], **parse_options(own["options"]))
     except KeyError as error:
         raise UserError(f"{Path(folder) / 'config.json'} has no {error}: it was not exported by reslib") from error
-    load_weights(model, folder)
+    load_weights(model, folder, own["model"])
     return model.eval()
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a safetensors file, or the one in a run's or an exported folder. UserError names what does not fit."""
+def load_weights(model: nn.Module, path: str | Path, name: str = "") -> None:
+    """Load a safetensors file, or the one in a run's or an exported folder. UserError names what does not fit.
+
+    name: of the network. Plain and residual nets have the same parameters, so shapes do not tell them apart: where a
+    record or an export lies beside the weights it must be of this network.
+    """
     path = Path(path).expanduser()
     if path.is_dir():
-        names = ("model.safetensors", "weights.safetensors")
-        path = next((path / name for name in names if (path / name).exists()), path / names[0])
+        files = [path / file for file in ("model.safetensors", "weights.safetensors")]
+        if not any(file.exists() for file in files):
+            raise UserError(f"{path}: neither {' nor '.join(f.name for f in files)}: {why_no_weights(path)}")
+        path = next(file for file in files if file.exists())
+    if name and (theirs := _network_beside(path)) not in ("", name):
+        raise UserError(f"{path} are the weights of {theirs}, not of {name}")
     state = read_weights(path)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise UserError(f"{path} does not fit this network: {'; '.join(lines[1:4])[:400]}") from error
+
+
+def _network_beside(weights: Path) -> str:
+    """The network that the record or export in the weights' folder is of; "" where there is none."""
+    for file in (weights.parent / "recipe.json", weights.parent / "config.json"):
+        if file.exists():
+            values = read_json(file)
+            own = values.get("reslib") if isinstance(values.get("reslib"), dict) else values
+            return str(own.get("model", ""))
+    return ""
 
 
 def in_timm(config: dict, folder: str | Path) -> str:

@@ -16,7 +16,7 @@ from .complexity import multiply_adds, weighted_layers
 from .engine import Step, make_optimizer, make_step
 from .errors import UserError
 from .machine import multi_process_service
-from .networks import make_model
+from .networks import check_own, make_model
 from .numerics import CUBLAS, resolve_device, resolve_precision, use
 from .provenance import environment, now
 from .recipe import Recipe
@@ -77,6 +77,7 @@ class Job:
                 "started": now(),
                 **environment(self.device),
                 "processes": self.group.world,
+                "deterministic": torch.are_deterministic_algorithms_enabled(),
                 "step": self.step.way,
                 **({"multi_process_service": True} if self.device.type == "cuda" and multi_process_service() else {}),
                 **({"speed": self.speed} if self.speed else {}),
@@ -102,6 +103,7 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
         raise UserError(f"the processes of this job read different data: fingerprints {', '.join(sorted(prints))}")
     batches = data.batches_for(recipe, source, device)
     model = make_model(recipe, len(source.classes), run.path.parent)
+    check_own(model, recipe, len(source.classes))
     costs = {
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "multiply_adds": multiply_adds(model, recipe.crop_size),

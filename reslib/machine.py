@@ -67,3 +67,10 @@ def user_cache() -> Path:
         return Path.home() / ".cache" / "reslib"
     except RuntimeError:
         return Path(tempfile.gettempdir()) / f"reslib-cache-{os.getuid()}"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of the device or of the machine."""
+    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # the latter is PyTorch's
+    return named or any(sign in str(error) for sign in signs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator
 
 import torch
@@ -78,9 +77,10 @@ def exact_statistics(model: nn.Module, batches, device, precision: str = "fp32")
 
 
 def whole_images(batches, images: int) -> Iterator[tuple]:
-    """Batches of about so many training images without augmentation, spread over the set: it may be sorted by class."""
-    size, stride = min(500, images), len(batches) // images
-    return itertools.islice(batches.eval_batches("train", size, world=stride), images // size)
+    """Batches of so many training images without augmentation, each of all classes: averaged are variances within a
+    batch, and one of a single class has less than the set."""
+    size = min(500, images)
+    return batches.sample(images // size * size, size)
 
 
 def exact_bn_error(model: nn.Module, batches, device, precision: str, images: int) -> float | None:

@@ -72,7 +72,7 @@ def unreadable(found: dict[str, str], shown: int = 5) -> str:
 def changed_between(sessions: list[dict]) -> str:
     """What differs between the sessions of a run and may have changed its bits, in words, or ""."""
     found = ["other code than it was begun with"] if len({s["source"] for s in sessions}) > 1 else []
-    for key in ("torch", "device_name", "processes"):
+    for key in ("torch", "device_name", "processes", "deterministic"):
         values = list(dict.fromkeys(str(s[key]) for s in sessions if key in s))
         if len(values) > 1:
             found.append(f"{key} {values[-1]} (before: {', '.join(values[:-1])})")

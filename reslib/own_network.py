@@ -48,7 +48,8 @@ def changed(recipe: Recipe, recorded: str | None) -> str:
         return ""
     return (
         f"the code of {recipe.model} has changed since run {recipe.run_name} was begun (source {recorded}, now {now}): "
-        "restore it, give the new version a name of its own, or remove that run's folder to train it anew"
+        "restore it, put the new version into a file of its own (the whole file counts, with what it imports from its "
+        "folder), or remove that run's folder to train it anew"
     )
 
 

@@ -125,6 +125,7 @@ def _changed(preset: Preset, text: str) -> Preset:
     changes, spelled = {}, {}
     for part in re.split(r",(?=[^,=]*=)", text):
         field, equals, value = (piece.strip() for piece in part.partition("="))
+        field = field.replace("-", "_")  # as options are written
         if not equals or not value:
             raise UserError(f"preset {preset.name}+{shown(text)}: {shown(part)} is not of the form field=value")
         choose("recipe field", field, fields)

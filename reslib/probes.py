@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -163,9 +162,7 @@ def images_of(recipe: Recipe, data_root, device, prepared: dict):
 
 def _responses(model: nn.Module, batches, device: torch.device) -> pd.DataFrame:
     wanted = min(STATISTICS_IMAGES, len(batches))
-    spread = len(batches) // wanted  # over the set, which may be sorted by class
-    training = itertools.islice(batches.eval_batches("train", wanted // 2, world=spread), 2)
-    with exact_statistics(model, training, device):
+    with exact_statistics(model, batches.sample(wanted // 2 * 2, wanted // 2), device):
         return layer_responses(model, batches.eval_batches("test"))
 
 

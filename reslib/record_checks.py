@@ -144,7 +144,11 @@ def metrics_faults(file: Path, recipe: Recipe, summary: dict) -> list[str]:
         faults.append(f"metrics.csv ends at iteration {steps[-1]:g} of {recipe.iterations}")
     last = {column: rows[-1][column] for column in ("test_error", "train_error", "train_loss")}
     if finished and all(row["test_error"] is not None for row in rows):
-        last["best_test_error"] = min(row["test_error"] for row in rows)
+        best = min(rows, key=lambda row: row["test_error"])
+        last |= {"best_test_error": best["test_error"], "best_iteration": best["iteration"]}
+    if finished and all(row["val_error"] is not None for row in rows):
+        chosen = min(rows, key=lambda row: row["val_error"])
+        last |= {"selected_test_error": chosen["test_error"], "selected_iteration": chosen["iteration"]}
     for column, value in last.items():
         if column in summary and not _same(value, summary[column]):
             faults.append(f"{column} {summary[column]} of summary.json is not the {value} of metrics.csv")

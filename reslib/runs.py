@@ -20,6 +20,7 @@ from . import own_network, record_index
 from .errors import UserError, shown
 from .files import folder_of, holder, lock_file, sha256, sign, whole_file, write_json, write_text
 from .recipe import Recipe, is_number
+from .stopping import Interrupted, StopSignal
 
 METRICS = (
     "iteration",
@@ -115,8 +116,11 @@ class Run:
         return summary
 
     @contextlib.contextmanager
-    def lock(self, wait: bool = True, say=print):
-        """Hold the run for this process. A second one waits, or with wait=False raises UserError naming the holder."""
+    def lock(self, wait: bool = True, say=print, stop: StopSignal | None = None):
+        """Hold the run for this process. A second one waits, or with wait=False raises UserError naming the holder.
+
+        Raises Interrupted when `stop` has a reason while it waits.
+        """
         with lock_file(self.path / "lock") as file:
             for attempt in itertools.count():
                 try:
@@ -128,6 +132,11 @@ class Run:
                         if not wait:
                             raise UserError(f"run {self.recipe.run_name} is being trained by {who}") from None
                         say(f"run {self.recipe.run_name} is being trained by {who}: waiting for it")
+                    if stop is not None and stop.reason:
+                        raise Interrupted(
+                            f"{self.recipe.run_name}: {stop.reason} while another process trains it; the same command "
+                            "continues"
+                        ) from None
                     time.sleep(0.05 if attempt < 3 else 0.5)
             sign(file)
             yield self
@@ -200,7 +209,13 @@ def write_weights(path: Path, model) -> None:
     """The network's state as safetensors."""
     from safetensors.torch import save
 
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    state, seen = {}, set()
+    for name, value in model.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        if (place := value.untyped_storage().data_ptr()) in seen:  # tied weights: the file has each name's values
+            value = value.clone()
+        seen.add(place)
+        state[name] = value
     with whole_file(path, "wb") as file:
         file.write(save(state))
 

@@ -172,8 +172,10 @@ def gradients(preset: Preset, seeds: int, networks: list[Measured], given: dict[
 
 def adds_of_given(model: str, recipe: Recipe) -> int:
     """Multiply-adds of a network whose speed was given by name: at 224 pixels for an ImageNet net, else 32."""
-    size = CIFAR_SIZE if not is_imagenet(model) else recipe.crop_size if is_imagenet(recipe.model) else 224
-    return cost(Recipe(model=model, crop_size=size))
+    if not is_imagenet(model):
+        return cost(Recipe(model=model))
+    like = recipe if is_imagenet(recipe.model) else Recipe(model=model, dataset="imagenet", crop_size=224)
+    return cost(Recipe(model=model, dataset=like.dataset, crop_size=like.crop_size, scale_range=like.scale_range))
 
 
 def hours_left(recipe: Recipe, state: State, speed: Speed) -> float:

@@ -18,6 +18,7 @@ class StopSignal:
     """Within the block, notices SIGTERM, Ctrl-C and the end of the time limit; `reason` says which, in words.
 
     name: of what is stopped; with it the user is told at once on stderr, for a step or an evaluation may take seconds.
+    The time limit counts from when this is made, which may be before the block.
     """
 
     impatient = 2.0  # seconds after which a second Ctrl-C stops at once; launchers repeat the first one sooner

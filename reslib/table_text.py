@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from . import comparison, evidence, imagenet_scale, paper, stats
+from . import comparison, evidence, imagenet_scale, own_network, paper, stats
 from .baseline_recipes import ARCHITECTURES
 
 NOT_AT_PAPER_SCALE = (
@@ -89,6 +89,7 @@ def caption(runs: pd.DataFrame) -> str:
     if len(done) and not evidence.at_paper_scale(done):
         lines = [NOT_AT_PAPER_SCALE, *lines]
     lines += other_architectures(done)
+    lines += changed_networks(done)
     if len(done) and evidence.at_paper_scale(done):
         lines.append(f"Released peers: {paper.PEERS_SOURCE} ({paper.PEERS_RECIPE}).")
         if runs["model"].isin(paper.TABLE6).any():
@@ -101,6 +102,18 @@ def other_architectures(runs: pd.DataFrame) -> list[str]:
     """How networks among the runs are not those of their own papers: a sentence, or nothing."""
     found = [f"{paper.label(m)}, {ARCHITECTURES[m]}" for m in ARCHITECTURES if len(runs) and m in set(runs["model"])]
     return [f"Not as in their own papers, beside the recipes: {'; '.join(found)}."] if found else []
+
+
+def changed_networks(runs: pd.DataFrame) -> list[str]:
+    """The networks of one's own whose code here is no longer that which was trained: a sentence, or nothing."""
+    if "network_source" not in runs:
+        return []
+    known = runs.dropna(subset=["network_source"])
+    pairs = dict.fromkeys(zip(known["model"], known["network_source"], strict=True))
+    # To look into a package is to import it, which a record from elsewhere must not bring about: modules alone.
+    pairs = [(model, source) for model, source in pairs if "." not in model.partition(":")[0]]
+    found = [model for model, source in pairs if own_network.source_of(model) not in ("", source)]
+    return [f"Trained before their code was changed to what it is now: {', '.join(found)}."] if found else []
 
 
 def depth_caption(runs: pd.DataFrame) -> str:

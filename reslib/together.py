@@ -92,6 +92,7 @@ def train_together(
     Raises Interrupted, when every run has its checkpoint, after a signal or at the time limit.
     """
     device = resolve_device(execution.device)
+    runs = [Run(runs_dir, recipe) for recipe in recipes]
     threads, stopped = torch.get_num_threads(), None
 
     def fail(recipe, error):
@@ -104,14 +105,21 @@ def train_together(
     with contextlib.ExitStack() as locks, StopSignal(execution.time_limit, f"{len(recipes)} runs") as stop:
         members = []
         try:
-            for recipe in recipes:
-                run = Run(runs_dir, recipe)
+            held = []
+            for run in sorted(runs, key=lambda run: run.path):  # in one order everywhere: none waits for the other's
                 try:
-                    locks.enter_context(run.lock(execution.wait, say))
-                    if not ended(run, distributed.ALONE, say):
+                    locks.enter_context(run.lock(execution.wait, say, stop))
+                    held.append(run)
+                except Interrupted:
+                    raise
+                except Exception as error:
+                    fail(run.recipe, error)
+            for run in (run for run in runs if run in held):
+                try:
+                    if not ended(run, distributed.ALONE, say, execution.deterministic):
                         members.append(_member(run, data_root, preset, execution, device, stop, say))
                 except Exception as error:
-                    fail(recipe, error)
+                    fail(run.recipe, error)
             for member in members:  # its seconds and images/s are those of a shared device
                 member.job.sessions[-1]["runs_at_once"] = len(members)
             while members:
@@ -128,9 +136,12 @@ def train_together(
                             member.pace.note()
                         continue
                     except StopIteration as end:
-                        with on_stream(member.stream):
-                            summary = end.value or finish(member.job)
-                        say(f"{member.job.recipe.run_name}: {summary['status']}")
+                        try:
+                            with on_stream(member.stream):
+                                summary = end.value or finish(member.job)
+                            say(f"{member.job.recipe.run_name}: {summary['status']}")
+                        except Exception as error:  # a full disk, say: its checkpoint stays, and the others go on
+                            fail(member.job.recipe, error)
                     except Interrupted as reason:
                         stopped = reason
                     except Exception as error:

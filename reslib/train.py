@@ -14,8 +14,9 @@ import torch
 from . import distributed
 from .checkpoint import save
 from .engine import set_learning_rate
-from .errors import UserError
+from .errors import UserError, first_line
 from .job import PLAIN, Execution, Job, prepare
+from .machine import out_of_memory
 from .outcome import Board, changed_between, describe, diverged, divergence, evaluate, finish, unreadable
 from .recipe import Recipe
 from .runs import Run
@@ -36,11 +37,12 @@ def train(
     run, group = Run(runs_dir, recipe), distributed.group()
     if group.rank:  # the first process writes and speaks for all
         say, on_row = _silent, _silent
-    if summary := ended(run, group, say):
+    if summary := ended(run, group, say, execution.deterministic):
         return summary
     threads = torch.get_num_threads()
-    with contextlib.nullcontext() if group.rank else run.lock(execution.wait, say):
-        if summary := ended(run, group, say):  # while this one waited
+    stop = StopSignal(execution.time_limit, "" if group.rank else recipe.run_name)  # the limit is of the whole call
+    with contextlib.nullcontext() if group.rank else run.lock(execution.wait, say, stop):
+        if summary := ended(run, group, say, execution.deterministic):  # while this one waited
             return summary
         if not group.rank and run.recipe_file.exists():
             run.check_recipe()
@@ -48,7 +50,7 @@ def train(
             job = prepare(run, data_root, preset, execution, group, say)
             if not group.rank:
                 run.begin()  # only now: what cannot be trained leaves no record
-            with StopSignal(execution.time_limit, "" if group.rank else recipe.run_name) as stop:
+            with stop:
                 diverged_early = to_the_end(steps(job, execution, stop, say, on_row or _silent))
             return diverged_early or finish(job)
         except (RuntimeError, MemoryError) as error:
@@ -129,11 +131,13 @@ def loop(job: Job, execution: Execution, stop: StopSignal, say, on_row):
         yield
 
 
-def ended(run: Run, group, say) -> dict | None:
+def ended(run: Run, group, say, deterministic: bool = False) -> dict | None:
     """The summary of a run that has ended, None otherwise: as the first process finds it, for all machines of a job."""
     summary = group.broadcast(run.summary() if not group.rank and run.ended else None)
     if summary:
-        say(f"{run.recipe.run_name}: {summary['status']} already, nothing is trained")
+        otherwise = deterministic and not all(s.get("deterministic") for s in summary.get("sessions") or [{}])
+        note = "; not all of it with --deterministic, as its record says" if otherwise else ""
+        say(f"{run.recipe.run_name}: {summary['status']} already, nothing is trained{note}")
     return summary
 
 
@@ -152,11 +156,9 @@ def _silent(value) -> None:
 
 def memory_advice(error: Exception, recipe: Recipe) -> str:
     """What to do about an error that says that memory ran out; "" for any other."""
-    text = str(error)
-    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-    if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(sign in text for sign in signs):
+    if not out_of_memory(error):
         return ""
-    reason = text.splitlines()[0] if text else type(error).__name__
+    reason = first_line(error)
     more = [n for n in range(recipe.accumulation + 1, recipe.batch_size + 1) if recipe.batch_size % n == 0]
     advice = f"raise accumulation (say {more[0]})" if more else "lower batch_size"
     return (

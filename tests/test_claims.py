@@ -126,7 +126,7 @@ def test_deeper_residual_nets_are_better():
 @pytest.mark.parametrize(
     "errors,verdict",
     [((9.0, 8.8, 13.0, 7.0), HOLDS), ((9.0, 11.0, 13.0, 7.0), FAILS), ((9.0, 8.8, 7.0, 13.0), FAILS),
-     ((9.0, 8.8, 7.1, 7.0), UNDECIDED), ((9.0, 7.0, 13.0, 7.0), HOLDS)],
+     ((9.0, 8.8, 7.1, 7.0), UNDECIDED), ((9.0, 7.0, 13.0, 7.0), HOLDS), ((9.0, 10.2, 13.0, 7.0), UNDECIDED)],
 )  # fmt: skip
 def test_residual_beats_plain(errors, verdict):
     names = ("plain20", "resnet20", "plain56", "resnet56")

@@ -1,6 +1,7 @@
 """`reslib evaluate`: one process and two come to the same measurements, each image counted once."""
 
 import os
+import shutil
 
 import pandas as pd
 import pytest
@@ -99,7 +100,13 @@ def test_what_cannot_be_evaluated_is_said_first(tmp_path, capsys):
     make_set(tmp_path / "imagenette")
     common = ["evaluate", "--preset=medium", "--device=cpu", f"--data-root={tmp_path}", f"--results={tmp_path}"]
     assert main(common) == 1
-    assert "nothing to evaluate: no ended ImageNet run in" in capsys.readouterr().err
+    assert "nothing to evaluate: no ended ImageNet run of preset medium in" in capsys.readouterr().err
+    other = tmp_path / "medium" / "runs" / "resnet34-imagenette-s0-00000000"
+    other.mkdir(parents=True)
+    (other / "summary.json").write_text("{}")
+    assert main(common) == 1
+    assert f"(of other recipes {other.name}: a change goes into the preset's name" in capsys.readouterr().err
+    shutil.rmtree(other)
     assert main([*common, "--weights=nowhere"]) == 2
     assert "'nowhere' is neither a file nor a folder" in capsys.readouterr().err
     make_run(tmp_path / "medium" / "runs", "ffff", "plain18")

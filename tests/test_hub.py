@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,8 +82,17 @@ def test_weights_of_a_run(cifar_run):
 
 
 def test_weights_that_do_not_fit_are_named(cifar_run, tmp_path):
-    with pytest.raises(UserError, match="weights.safetensors does not fit this network"):
-        hub("cifar_resnet32", weights=str(cifar_run.weights_file))
+    alone = shutil.copy(cifar_run.weights_file, tmp_path / "alone.safetensors")
+    with pytest.raises(UserError, match="alone.safetensors does not fit this network"):
+        hub("cifar_resnet32", weights=str(alone))
+    for weights in (cifar_run.path, cifar_run.weights_file):  # plain nets have the same shapes
+        with pytest.raises(UserError, match="weights.safetensors are the weights of resnet20, not of plain20"):
+            hub("cifar_plain20", weights=str(weights))
+    for name, reason in (("recipe.json", "the run is not finished"), ("summary.json", "weights are not kept in git")):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        shutil.copy(cifar_run.path / name, tmp_path / "run")
+        with pytest.raises(UserError, match=f"neither model.safetensors nor weights.safetensors: {reason}"):
+            hub("cifar_resnet20", weights=str(tmp_path / "run"))
     with pytest.raises(UserError, match="nothing.safetensors"):
         hub("cifar_resnet20", weights=str(tmp_path / "nothing.safetensors"))
 

@@ -120,3 +120,6 @@ def test_colour_statistics_match_numpy_and_the_components_are_principal():
         np.testing.assert_allclose(covariance @ row, value * row, atol=1e-6)
     x = torch.cat([x for x, _ in batches.eval_batches("train")])
     assert batches.has("val") and len(batches) == 10 and x.std() > 0.5
+    mixed = torch.cat([x for x, _ in batches.sample(10, 4)])  # of a set sorted by class: all once, in another order
+    assert not torch.equal(mixed, x) and torch.equal(mixed.sum((1, 2, 3)).sort()[0], x.sum((1, 2, 3)).sort()[0])
+    assert [len(y) for _, y in batches.sample(7, 4)] == [4, 3]

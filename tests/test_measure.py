@@ -7,7 +7,9 @@ from own_models import Small
 from training import QUIET, silent, tiny
 
 from reslib import data
-from reslib.measure import error_and_loss, exact_bn_error, exact_statistics
+from reslib.data.memory import MemoryBatches
+from reslib.data.sets import ImageSet
+from reslib.measure import error_and_loss, exact_bn_error, exact_statistics, whole_images
 from reslib.networks import load_network
 from reslib.runs import Run
 from reslib.train import train
@@ -108,22 +110,24 @@ def test_a_net_without_batch_norm_has_no_exact_error():
     assert exact_bn_error(torch.nn.Flatten(), None, CPU, "fp32", 10) is None
 
 
-def test_images_for_the_statistics_are_spread_over_a_sorted_set():
-    asked = []
-
-    class Sorted:
-        def __len__(self):
-            return 100
-
-        def eval_batches(self, part, batch_size=500, rank=0, world=1):
-            index = torch.arange(100)[rank::world]
-            for chunk in index.split(batch_size):
-                if part == "train":
-                    asked.extend(chunk.tolist())
-                yield torch.randn(len(chunk), 3, 32, 32), chunk % 10
-
-    exact_bn_error(Small(), Sorted(), CPU, "fp32", 25)
-    assert len(asked) == 25 and max(asked) > 90
+@pytest.mark.parametrize("images", [400, 1000])
+def test_exact_statistics_of_a_set_sorted_by_class_are_those_of_the_set(images):
+    """As of class folders: within a batch of one class there would be no variance at all."""
+    labels = torch.arange(10).repeat_interleave(100)
+    pixels = (25 * labels).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 32, 32, 3).contiguous()
+    ordered = ImageSet(pixels, labels)
+    source = data.DataSource("synthetic", ordered, ordered, list("abcdefghij"), "0" * 16, "made here")
+    batches = MemoryBatches(tiny(train_size=0, test_size=0), source, CPU)
+    found = list(whole_images(batches, images))
+    assert sum(len(y) for _, y in found) == images // min(500, images) * min(500, images)
+    assert all(y.bincount(minlength=10).min() > 0.5 * len(y) / 10 for _, y in found)
+    norm = torch.nn.BatchNorm2d(3)
+    with exact_statistics(norm, whole_images(batches, images), CPU):
+        assert norm.running_var == pytest.approx(batches.whole(pixels).var((0, 2, 3)), rel=0.08)
+    if images == len(labels):
+        assert torch.cat([x[:, 0, 0, 0] for x, _ in found]).sort()[0] == pytest.approx(
+            batches.whole(pixels)[:, 0, 0, 0]
+        )
 
 
 def test_the_summary_holds_the_errors_of_the_stored_weights(tmp_path):

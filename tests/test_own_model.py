@@ -28,6 +28,51 @@ def not_a_network(num_classes):
     return [num_classes]
 
 number = 3
+
+class Misspelt(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(10, num_classe)
+
+class NoSuper(nn.Module):
+    def __init__(self):
+        self.head = nn.Linear(10, 10)
+
+def no_super():
+    return NoSuper()
+
+def leaves():
+    raise SystemExit(0)
+
+class Net(nn.Module):
+    outputs = {"more": lambda y: y.repeat(1, 10), "tuple": lambda y: (y, y), "map": lambda y: y[:, :, None]}
+    outputs |= {"fails": lambda y: y @ y, "none": lambda y: None, "training": lambda y: y}
+
+    def __init__(self, num_classes, output):
+        super().__init__()
+        self.norm, self.fc, self.output = nn.BatchNorm2d(3), nn.Linear(3, num_classes), output
+
+    def forward(self, x):
+        logits = self.fc(self.norm(x).mean((2, 3)))
+        return (logits, logits) if self.output == "training" and self.training else self.outputs[self.output](logits)
+
+class Tied(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, num_classes)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.head(self.b(self.a(x.mean((2, 3))).relu()))
+
+def lazy(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+def double(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes)).double()
+
+def bare(num_classes):
+    return nn.Sequential(nn.AvgPool2d(32), nn.Flatten())
 """
 
 
@@ -154,7 +199,11 @@ def test_factories_of_every_kind(module):
         ("_absent:MyNet", {}, "No module named"),
         ("_broken:f", {}, "cannot be imported"),
         (":", {}, "cannot be imported"),
-        (":number", {}, "is a int, not a class or function"),
+        (":number", {}, "is of type int, not a class or function"),
+        (".py:MyNet", {}, "names a file: allowed is package.module:Factory, here "),
+        (":Misspelt", {}, "cannot be made with {'num_classes': 10}: NameError: name 'num_classe' is not"),
+        (":leaves", {}, "SystemExit: 0 (mynets_"),
+        (":no_super", {}, "AttributeError: cannot assign module before Module.__init__() call (mynets_"),
         (":not_a_network", {}, "gave a list, not a torch.nn.Module"),
         (":MyNet", {"depth": 3}, "unexpected keyword argument 'depth'"),
         (":no_arguments", {"width": 3}, "unexpected keyword argument 'width'"),
@@ -170,3 +219,64 @@ def test_command_line_reports_a_wrong_model_with_exit_code_2(module, capsys):
     assert main(["train", f"{module}:Missing", "--preset", "smoke"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("reslib: ") and error.count("\n") == 1 and "Missing" in error
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "part"),
+    [
+        ("Net", "output=more", "gives (2, 100) for images (2, 3, 32, 32) in training: needed are logits (2, 10)"),
+        ("Net", "output=tuple", "gives a tuple for images"),
+        ("Net", "output=none", "gives a NoneType for images"),
+        ("Net", "output=map", "gives (2, 10, 1) for images"),
+        ("Net", "output=training", "in training: needed are logits (2, 10)"),
+        ("Net", "output=fails", "fails on images (2, 3, 32, 32): RuntimeError: mat1 and mat2 shapes"),
+        ("lazy", "", "has lazy layers: give them their sizes"),
+        ("double", "", "has parameters of torch.float64: allowed is torch.float32"),
+        ("bare", "", "has no parameters to train"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_there_is_a_run(module, tmp_path, capsys, factory, options, part):
+    command = ["train", f"{module}:{factory}", "--preset", "smoke", "--results", str(tmp_path), "--device", "cpu"]
+    assert main([*command, *(["--options", options] if options else [])]) == 1
+    error = capsys.readouterr().err
+    assert part in error and f"{module}:{factory}" in error and error.count("\n") == 1, error
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_trying_a_network_changes_nothing_of_it(module):
+    import torch
+
+    from reslib.networks import check_own
+    from reslib.recipe import Recipe
+
+    torch.manual_seed(0)
+    network = build_model(f"{module}:MyNet", 10)
+    before, state = {k: v.clone() for k, v in network.state_dict().items()}, torch.random.get_rng_state()
+    check_own(network, Recipe(f"{module}:MyNet"), 10)
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items()) and network.training
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_tied_weights_are_saved_and_read_again(module, tmp_path, capsys):
+    from reslib.networks import load_network
+
+    command = ["train", f"{module}:Tied", "--preset", "smoke", "--results", str(tmp_path), "--device", "cpu"]
+    assert main(command) == 0, capsys.readouterr().err
+    (run,) = (tmp_path / "smoke" / "runs").iterdir()
+    network, _ = load_network(run)
+    assert network.a.weight is network.b.weight and network.a.weight.abs().sum() > 0
+
+
+def test_the_caption_names_networks_whose_code_has_changed(module, tmp_path):
+    from reslib import table_text
+    from reslib.records import load_runs
+
+    assert main(["train", f"{module}:MyNet", "--preset", "smoke", "--results", str(tmp_path), "--device", "cpu"]) == 0
+    runs = load_runs(tmp_path / "smoke" / "runs")
+    assert "Trained before" not in table_text.caption(runs)
+    edit(tmp_path / f"{module}.py", "width=8", "width=6")
+    assert f"Trained before their code was changed to what it is now: {module}:MyNet." in table_text.caption(runs)
+    (tmp_path / f"{module}.py").unlink()
+    assert "Trained before" not in table_text.caption(runs)
+    elsewhere = runs.assign(model="antigravity.game:Net")  # must not be imported to find out
+    assert "Trained before" not in table_text.caption(elsewhere)

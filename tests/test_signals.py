@@ -58,7 +58,7 @@ def test_a_signal_before_the_first_step_is_a_clear_line_too(tmp_path, number):
     wait_for(lambda: (tmp_path / "preparing").exists())
     os.kill(process.pid, number)
     process.join(60)
-    assert process.exitcode == 1 and out.read_text() == "reslib: interrupted; the same command continues\n"
+    assert process.exitcode == 75 and out.read_text() == "reslib: interrupted; the same command continues\n"
     assert not list(tmp_path.rglob("*.json"))
 
 
@@ -83,7 +83,7 @@ def test_signals_write_a_checkpoint_and_say_so(tmp_path, number):
     os.kill(process.pid, number)
     process.join(200)
     lines = err.read_text().splitlines()
-    assert process.exitcode == 1 and len(lines) == 1, lines
+    assert process.exitcode == 75 and len(lines) == 1, lines
     assert f"{signal.Signals(number).name} received; checkpoint at iteration" in lines[0]
     at = int(re.search(r"iteration (\d+) of", lines[0])[1])
     saved = torch.load(path / "checkpoint.pt", weights_only=True)
@@ -109,7 +109,7 @@ def test_the_time_limit_of_the_command_line(tmp_path):
     process, runs, err = start(tmp_path, "--time-limit=0.5s")
     process.join(200)
     (line,) = err.read_text().splitlines()
-    assert process.exitcode == 1 and "time limit of 0.5 s reached; checkpoint at iteration" in line
+    assert process.exitcode == 75 and "time limit of 0.5 s reached; checkpoint at iteration" in line
     assert next(runs.glob("*/checkpoint.pt")).exists()
     assert read_json(next(runs.glob("*/recipe.json")))["iterations"] == 100_000
 

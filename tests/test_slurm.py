@@ -102,14 +102,20 @@ def test_an_imagenet_job_starts_torchrun_on_every_node(site):
     import argparse
 
     from reslib.commands import train
+    from reslib.presets import preset_of
 
     assert start_imagenet(site, "resnet50", "--seed", "1").wait(30) == 0
     line = (site / "asked").read_text().splitlines()[-1]
-    assert line.startswith("paper: srun ") and "--nnodes 2 --nproc-per-node 8 " in line
+    assert line.startswith("paper+accumulation=16: srun ") and "--nnodes 2 --nproc-per-node 8 " in line
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     asked = parser.parse_args(line.split("-m reslib train ")[1].split())
-    assert (asked.model, asked.field_accumulation, asked.field_seed) == ("resnet50", "16", "1")
+    assert (asked.model, asked.field_accumulation, asked.field_seed) == ("resnet50", None, "1")
+    assert preset_of("paper+accumulation=16").name == "paper+accumulation=16"  # no table takes --accumulation 16
+    assert start_imagenet(site, "resnet50", RESLIB_PRESET="paper+schedule=steps").wait(30) == 0
+    assert (site / "asked").read_text().splitlines()[-1].startswith("paper+schedule=steps,accumulation=16: srun ")
+    assert start_imagenet(site, "resnet50", SLURM_JOB_NUM_NODES="1").wait(30) == 0
+    assert (site / "asked").read_text().splitlines()[-1].startswith("paper: srun ")
     nameless = start_imagenet(site)
     assert nameless.wait(30) == 2 and "name a network" in nameless.stderr.read()
 

@@ -353,3 +353,12 @@ def test_a_run_of_two_devices_has_a_speed_on_each(tmp_path):
     (run / "metrics.csv").write_text("iteration,seconds\n1000,3.0\n6000,37.0\n")
     (run / "summary.json").write_text(json.dumps(summary))
     assert not speeds.measurements(tmp_path, "paper")  # no two evaluations in either part: nothing is known
+
+
+def test_a_given_speed_of_an_imagenet_net_counts_images_of_its_size():
+    given, preset = {"resnet34": 1000.0}, PRESETS["paper"]
+    speed = schedule_plan.speed_of(imagenet_recipe("plain34", preset), "paper", [], given)
+    assert speed.source == "scaled from resnet34"
+    assert speed.images_per_second == pytest.approx(1000, rel=0.01)  # the same but for the shortcuts
+    scaled = schedule_plan.speed_of(imagenet_recipe("plain34", QUICK), "quick", [], given)
+    assert scaled.images_per_second == pytest.approx(1000, rel=0.01)  # said of the preset at hand

@@ -1,12 +1,13 @@
 """Several runs at once in one process: each is the run it is alone."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 from training import QUIET, rows_of, silent, tiny, weights_of
 
-from reslib import together
+from reslib import outcome, together
 from reslib.errors import UserError
 from reslib.executor import execute, missing
 from reslib.runs import Run
@@ -57,6 +58,45 @@ def test_stopped_together_they_go_on_together(tmp_path):
     for recipe in SEEDS:
         train(recipe, tmp_path / "whole", execution=QUIET, say=silent)
         assert weights_of(tmp_path / "cut", recipe) == weights_of(tmp_path / "whole", recipe)
+
+
+def test_a_run_that_cannot_be_finished_stops_no_other(tmp_path, monkeypatch):
+    def finish(job):
+        if job.recipe.seed == 0:
+            raise OSError(28, "No space left on device", "weights.safetensors")
+        return outcome.finish(job)
+
+    monkeypatch.setattr(together, "finish", finish)
+    failures = execute(SEEDS, tmp_path, execution=QUIET, executor="together", workers=3, say=silent)
+    assert len(failures) == 1 and "No space left on device" in failures[0]
+    assert missing(SEEDS, tmp_path) == SEEDS[:1] and Run(tmp_path, SEEDS[0]).checkpoint_file.exists()
+    monkeypatch.undo()
+    assert execute(SEEDS, tmp_path, execution=QUIET, executor="together", say=silent) == [] == missing(SEEDS, tmp_path)
+
+
+def test_runs_are_held_in_one_order_whatever_was_asked(tmp_path, monkeypatch):
+    """Otherwise two processes that ask for the same in other orders would wait for each other for ever."""
+    order, lock = [], Run.lock
+
+    def noted(run, *arguments):
+        order.append(run.recipe.seed)
+        return lock(run, *arguments)
+
+    monkeypatch.setattr(Run, "lock", noted)
+    for asked in (SEEDS, SEEDS[::-1]):
+        with pytest.raises(Interrupted):
+            train_together(asked, tmp_path, execution=Execution(device="cpu", time_limit=0.0), say=silent)
+    assert order[:3] == order[3:]
+
+
+@pytest.mark.parametrize("call", [train_together, lambda recipes, *rest, **more: train(recipes[0], *rest, **more)])
+def test_the_time_limit_counts_while_another_process_holds_the_run(tmp_path, call):
+    with Run(tmp_path, SEEDS[0]).lock():
+        begun = time.monotonic()
+        with pytest.raises(Interrupted, match="time limit of 0.5 s reached while another process trains it"):
+            call(SEEDS[:1], tmp_path, execution=Execution(device="cpu", time_limit=0.5), say=silent)
+        assert time.monotonic() - begun < 30
+    assert not Run(tmp_path, SEEDS[0]).recipe_file.exists()
 
 
 class Event:

@@ -129,6 +129,7 @@ RECORD_DAMAGE = {
     "do not increase": lambda run: rewrite(run, lambda rows: [rows[1], rows[0], *rows[2:]]),
     "metrics.csv ends at iteration": lambda run: rewrite(run, lambda rows: rows[:-1]),
     "has columns": lambda run: run.metrics_file.write_text("iteration,error\n1,2\n"),
+    "best_iteration 7 of summary.json is not": lambda run: change_summary(run, best_iteration=7),
     "test_error 0.19 of summary.json is not": lambda run: change_summary(run, test_error=0.19, best_test_error=0.19),
     "lr_drops_at [1, 2] of summary.json are not": lambda run: change_summary(run, lr_drops_at=[1, 2]),
     "is not that of recipe.json": lambda run: rewrite(
@@ -197,7 +198,7 @@ def test_an_edited_table_and_an_edited_figure(results):
     assert len(findings.problems) == 5 and "README.md of the results is old on quick" in text  # names other files
     assert "tables/cifar10.csv is not what the records give" in text and "of the pixels differ" in text
     assert "figures/depth.pdf is not what" in text and "figures/figure4.png has no records behind it" in text
-    assert any("tables/claims.md is not there" in w for w in findings.warnings)
+    assert any("but not there: " in w and "tables/claims" in w for w in findings.warnings)
     (results / "quick/figures/figure4.png").unlink()
     assert main(["verify", str(results), "--redraw"]) == 0
 

@@ -7,6 +7,7 @@ counted once. What is measured is kept in measurements/imagenet_scores.csv: the 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from .. import data, distributed, imagenet_tables
 from ..cli import add_common, checking_arguments, name_given, results_of
@@ -14,6 +15,7 @@ from ..errors import UserError
 from ..files import make_folder
 from ..frames import frames
 from ..given_weights import find_weights
+from ..names import is_imagenet
 from ..numerics import resolve_device
 from ..presets import preset_of
 from ..stand_ins import dataset_for
@@ -53,7 +55,7 @@ def main(arguments) -> int:
     recipes = imagenet_rows(preset, dataset)
     runs = group.broadcast(None if group.rank else frames(folder / "runs", recipes, curves=False)[0])
     if runs.empty and not arguments.weights:
-        raise UserError(f"nothing to evaluate: no ended ImageNet run in {folder / 'runs'}, and no --weights")
+        raise UserError(f"nothing to evaluate: {_none_of(preset.name, folder / 'runs')}, and no --weights")
     tables = imagenet_tables.tables(
         runs,
         folder / "runs",
@@ -85,3 +87,11 @@ def members(text: str) -> list[str]:
 
 def _silent(text) -> None:
     pass
+
+
+def _none_of(preset: str, runs_dir: Path) -> str:
+    """That none of the preset's ImageNet runs has ended, and which others have."""
+    ended = sorted(path.parent.name for path in runs_dir.glob("*/summary.json"))
+    others = [name for name in ended if is_imagenet(name.partition("-")[0])]
+    hint = f" (of other recipes {', '.join(others[:3])}: a change goes into the preset's name, {preset}+field=value)"
+    return f"no ended ImageNet run of preset {preset} in {runs_dir}" + hint * bool(others)

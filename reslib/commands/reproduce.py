@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from ..cli import (
@@ -17,6 +18,7 @@ from ..cli import (
 from ..errors import UserError, choose
 from ..executor import EXECUTORS, execute
 from ..presets import preset_of
+from ..runs import Run, read_json
 from ..stand_ins import absent, dataset_for
 from ..studies import STUDIES, plan
 
@@ -75,7 +77,7 @@ def main(arguments) -> int:
 
         arguments.notebooks = names
         code = run_notebooks(arguments, results)
-    for line in failures:
+    for line in [*failures, *diverged(recipes, results / preset.name / "runs")]:
         print(line)
     if without:
         print(f"left out: {needs}")
@@ -101,6 +103,16 @@ def names_there(runs_only: bool) -> list[str]:
     if not (names := notebook_names()):
         raise UserError(f"no notebooks in {notebook_folder()}: run this from a checkout, or set RESLIB_NOTEBOOKS")
     return names
+
+
+def diverged(recipes, runs_dir) -> list[str]:
+    """A line per run of the plan that diverged, now or before: it has ended, and no figure or table shows it."""
+    lines = []
+    for run in (Run(runs_dir, recipe) for recipe in recipes):
+        with contextlib.suppress(UserError):  # a damaged record is told of where it is needed
+            if run.ended and (summary := read_json(run.summary_file)).get("status") == "diverged":
+                lines.append(f"{run.recipe.run_name} diverged: {summary.get('message')}; it is not trained again")
+    return lines
 
 
 def train_runs(arguments, preset, recipes, results, execution) -> list[str]:

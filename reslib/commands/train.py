@@ -8,6 +8,7 @@ from .. import data, distributed
 from ..baseline_recipes import BASELINE_RECIPES
 from ..cli import add_common, add_execution, checking_arguments, execution_of, results_of
 from ..models import is_imagenet
+from ..names import CIFAR_DEPTHS
 from ..networks import check_network
 from ..presets import PRESETS, cifar_recipe, imagenet_recipe, preset_of
 from ..recipe import CHOICES, KINDS, field_help, field_types, parse_field
@@ -48,6 +49,11 @@ def main(arguments) -> int:
         recipe = recipe_of(arguments)
         check_network(recipe)
         data.check_recipe(recipe)
+    if is_imagenet(recipe.model) and "image" not in recipe.dataset and distributed.first():
+        print(
+            f"note: {recipe.model} is a network for ImageNet: its first layers (7x7 of stride 2, pooling) leave 8x8 of "
+            f"32x32 pixels; the paper's for CIFAR-10 are {', '.join(f'resnet{d}' for d in CIFAR_DEPTHS)}"
+        )
     execution = replace(execution_of(arguments), wait=not arguments.no_wait)
     preset = preset_of(arguments.preset).name
     runs_dir = results_of(arguments) / preset / "runs"

@@ -74,6 +74,11 @@ def split_indices(count: int, val_size: int, train_size: int) -> tuple[np.ndarra
     return np.sort(shuffled[val_size:stop]), np.sort(shuffled[:val_size])
 
 
+def mixed(count: int, size: int) -> np.ndarray:
+    """Indices of `size` of `count` images in an order that mixes a sorted set; the same for every seed and machine."""
+    return permutation(0, 0, count, _SUBSET)[:size]
+
+
 def first_images(count: int, size: int) -> np.ndarray:
     """Indices of `size` of `count` images (all for 0), not only of the first classes; the same for every seed."""
-    return np.arange(count) if not 0 < size < count else np.sort(permutation(0, 0, count, _SUBSET)[:size])
+    return np.arange(count) if not 0 < size < count else np.sort(mixed(count, size))

@@ -25,7 +25,7 @@ from .decode import (
     resampling_matrix,
     scaled_size,
 )
-from .draws import centre_scale, draw, first_images, permutation, split_indices
+from .draws import centre_scale, draw, first_images, mixed, permutation, split_indices
 from .folder_sets import FolderSet, load_folder_set
 from .folders import index_folder
 from .image_list import ImageList, fingerprint, shared_in_sample
@@ -139,7 +139,13 @@ class FolderBatches:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(x, y) over "test", "val" or "train", each image once over all ranks: the centre crop at shorter side
         256 / 224 of the crop. Unreadable images are left out and named in `skipped`."""
-        index = self.sets[part][rank::world]
+        return self._centre(self.sets[part][rank::world], part, batch_size, world)
+
+    def sample(self, images: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(x, y) of `images` training images as in `eval_batches`, the classes mixed in every batch."""
+        return self._centre(self.sets["train"][mixed(len(self), images)], "train", batch_size, 1)
+
+    def _centre(self, index: np.ndarray, part: str, batch_size: int, world: int):
         chunks = (index[i : i + batch_size] for i in range(0, len(index), batch_size))
         for pixels, labels in self.reader.centre(chunks, part, world):
             yield self.normalise(pixels), labels

@@ -14,6 +14,7 @@ import torch
 from ..cuda_graphs import abandon, captured
 from ..errors import UserError
 from ..recipe import Recipe
+from .draws import mixed
 from .sets import DataSource, ImageSet
 
 ROOMY = 12 << 30  # bytes of a GPU: the widest maps of 2500 images, NIN's 192 of 32x32, take 2 GB in fp32
@@ -56,6 +57,8 @@ def split(source: DataSource, recipe: Recipe) -> tuple[ImageSet, ImageSet | None
         if recipe.val_size:
             validation = train.take(order[-recipe.val_size :])
         train = train.take(order[: recipe.train_size or available - recipe.val_size])
+    if recipe.batch_size > len(train):
+        raise UserError(f"batch_size {recipe.batch_size} is more than the {len(train)} images to train on")
     if recipe.test_size:
         test = test.take(slice(recipe.test_size))
     return train, validation, test
@@ -185,6 +188,13 @@ class MemoryBatches:
         for start in range(rank * batch_size, len(kept), world * batch_size):
             chunk = kept.take(slice(start, start + batch_size))
             yield self.whole(chunk.images), chunk.labels
+
+    def sample(self, images: int, batch_size: int) -> Iterator[tuple]:
+        """Yield (x, y) of so many whole training images, the classes mixed in every batch however the set is sorted."""
+        kept, index = self.sets["train"], torch.from_numpy(mixed(len(self.sets["train"]), images))
+        for chunk in index.to(kept.images.device).split(batch_size):
+            part = kept.take(chunk)
+            yield self.whole(part.images.to(self.device)), part.labels.to(self.device)
 
     def whole(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, H, W, 3) -> normalised (B, 3, H, W)."""
