@@ -115,14 +115,16 @@ def finish(job: Job) -> dict:
         "selected_iteration": selected and selected["iteration"],
         "exact_bn_test_error": exact,
         "weights_sha256": None if job.group.rank else sha256(job.run.weights_file),
-        "message": _suspicion(rows[-1], len(job.source.classes)),
+        "message": _suspicion(job),
     }
     return _end(job, results)
 
 
-def _suspicion(last: dict, classes: int) -> str:
-    """A net that never left chance level is finished but says so."""
-    chance = 1 - 1 / classes
+def _suspicion(job: Job) -> str:
+    """A net that never left chance level is finished but says so, unless it has not even seen every image once."""
+    last, chance = job.rows[-1], 1 - 1 / len(job.source.classes)
+    if job.recipe.iterations * job.recipe.batch_size < len(job.batches):
+        return ""
     dead = min(last["test_error"], last["train_error"]) > chance - 0.01
     return "dead: training and test error are at chance level to the end" if dead else ""
 

@@ -77,7 +77,10 @@ class Run:
         one's own.
         """
         self.check_recipe()
-        summary = read_json(self.summary_file)
+        try:
+            summary = read_json(self.summary_file)
+        except UserError as error:
+            raise UserError(f"{error}; move the run's folder away to train it anew") from error
         check_summary(summary, self.recipe, self.summary_file)
         own_network.check(self.recipe, summary.get("network_source"))
         return summary

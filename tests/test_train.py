@@ -279,3 +279,18 @@ def test_options_of_execution_are_not_part_of_the_result(tmp_path):
     train(recipe, tmp_path / "b", execution=Execution(device="cpu", checkpoint_seconds=0.0), say=silent)
     assert rows_of(tmp_path / "a", recipe) == rows_of(tmp_path / "b", recipe)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("iterations, dead", [(250, True), (240, False)])
+def test_a_net_at_chance_level_is_called_dead_once_it_has_seen_every_image(tmp_path, iterations, dead):
+    recipe = tiny(lr=1e-8, weight_decay=0.0, train_size=2000, test_size=1000, iterations=iterations, eval_every=iterations)
+    summary = train(recipe, tmp_path, execution=QUIET, say=silent)
+    assert summary["message"].startswith("dead") == dead and summary["test_error"] > 0.85
+
+
+def test_a_damaged_summary_says_what_to_do(tmp_path):
+    run = Run(tmp_path, tiny())
+    train(run.recipe, tmp_path, execution=QUIET, say=silent)
+    run.summary_file.write_text(run.summary_file.read_text()[:50])
+    with pytest.raises(UserError, match="summary.json cannot be read: .*; move the run's folder away to train it anew"):
+        train(run.recipe, tmp_path, execution=QUIET, say=silent)
