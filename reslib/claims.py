@@ -116,8 +116,9 @@ def _named(models) -> str:
 
 
 _UNCERTAIN = (
-    "beyond the 95% interval over seeds (Welch's; a single seed is given the spread of the other side and of the "
-    f"plain and residual nets with several seeds; with one on each side {comparison.SINGLE} binomial standard errors)"
+    f"beyond the 95% interval over seeds (Welch's from {comparison.ENOUGH} seeds a side on; with fewer by the spread "
+    "of all plain and residual nets with several seeds, no narrower than that of single ones: "
+    f"{comparison.SINGLE} binomial standard errors)"
 )
 CIFAR_CLAIMS = (
     Claim("degradation", "Plain nets get worse with depth, in training too", "Figure 1; section 4.2",

@@ -1,7 +1,7 @@
 """The command line: `reslib reproduce | train | evaluate | status | list | data | bench | verify ...`, see COMMANDS.
 
-Exit codes: 0 done, 1 something failed (one line each), 2 bad arguments, 75 stopped early at a checkpoint by a signal or
-the time limit: the same command continues (75 is EX_TEMPFAIL of sysexits.h, "try again later").
+Exit codes: 0 done, 1 something failed (one line each), 2 bad arguments, 75 interrupted by a signal or the time limit:
+the same command continues (75 is EX_TEMPFAIL of sysexits.h, "try again later").
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def _run(argv: list[str]) -> int:
         prog="reslib",
         description="A reproduction study of Deep Residual Learning for Image Recognition (He et al., 2015). "
         "`reslib COMMAND --help` lists a command's options.",
-        epilog=f"Exit codes: 0 done, 1 something failed, 2 bad arguments, {STOPPED} stopped early at a checkpoint by a "
-        "signal or the time limit: the same command continues.",
+        epilog=f"Exit codes: 0 done, 1 something failed, 2 bad arguments, {STOPPED} interrupted by a signal or the "
+        "time limit: the same command continues.",
     )
     parser.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
     parser.add_argument("--version", action="version", version=f"reslib {__version__}")

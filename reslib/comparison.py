@@ -15,6 +15,7 @@ WELCH = "Welch, over seeds"  # what an interval of a difference is of
 ALIKE = "t; one seed is given the other side's spread"
 BINOMIAL = "one seed on each side: four binomial errors"
 SAME_DATA = ("dataset", "data_fingerprint", "iterations", "batch_size", "train_size", "val_size", "test_size")
+ENOUGH = 3  # seeds on each side whose own spread is relied on where two networks are compared
 SINGLE = 4  # of these standard errors: twice the usual number, since the seeds' own spread is not known
 
 
@@ -41,24 +42,30 @@ def difference(
 ) -> Difference:
     """second - first in a column of errors.
 
-    Interval: Welch's over seeds; with a single seed on one side Student's, which gives it the other side's spread, or
-    that pooled over the plain and residual nets among `others` too (two seeds alone would say little about it); with
+    Interval: Welch's over seeds; with a single seed on one side Student's, which gives it the other side's spread; with
     one on each, or seeds that are all equal, `SINGLE` binomial standard errors of a test on these images.
+
+    others: of two different networks, whose seeds need not spread alike, the runs of the study. Below ENOUGH seeds on a
+    side the spread is then pooled over the plain and residual nets among them too (Student's t of one degree of freedom
+    is 12.7: a second seed would take a claim away), and the interval is not narrower than that of single seeds.
     """
     one, two = (stats.summarize(rows[column] * 100) for rows in (first, second))
     found, interval = None, ""
     if not (one.zero_variance or two.zero_variance):
         pair = first[column] * 100, second[column] * 100
-        if min(one.n, two.n) > 1:
+        if min(one.n, two.n) >= (2 if others is None else ENOUGH):
             found, interval = stats.welch(*pair), WELCH
         elif max(one.n, two.n) > 1:
             found, interval = stats.pooled(*pair, _alike(first, second, column, others)), ALIKE
-    if found is not None:
-        return Difference(found.difference, found.low, found.high, interval)
     errors = ((s.mean / 100, images_behind(rows, column)) for s, rows in ((one, first), (two, second)))
     half = 100 * SINGLE * math.hypot(*(stats.binomial_error(error, images) for error, images in errors))
     value = two.mean - one.mean
-    return Difference(value, value - half, value + half, BINOMIAL)
+    if found is None:
+        return Difference(value, value - half, value + half, BINOMIAL)
+    if interval == ALIKE and others is not None:
+        half = max(half, found.high - value)
+        return Difference(value, value - half, value + half, ALIKE)
+    return Difference(value, found.low, found.high, interval)
 
 
 def _alike(first: pd.DataFrame, second: pd.DataFrame, column: str, others: pd.DataFrame | None) -> list[pd.Series]:

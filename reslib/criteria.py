@@ -139,10 +139,8 @@ def residual_beats_plain(frames: Frames) -> tuple[str, str]:
     verdict, text = _all(deep, -1)
     text = f"{shallow_text}; {text}"
     if gap > COMPARABLE_POINTS:
-        worse = f"{text}; at 20 layers the residual net is worse"
-        if verdict == FAILS or shallow > 0:
-            return FAILS, worse
-        return UNDECIDED, f"{worse}, within the uncertainty"
+        text += "; at 20 layers the residual net is worse" + ", within the uncertainty" * (shallow <= 0)
+        return (FAILS if verdict == FAILS or shallow > 0 else UNDECIDED), text
     return verdict, text
 
 

@@ -158,8 +158,8 @@ def _network_beside(weights: Path) -> str:
     for file in (weights.parent / "recipe.json", weights.parent / "config.json"):
         if file.exists():
             values = read_json(file)
-            own = values.get("reslib") if isinstance(values.get("reslib"), dict) else values
-            return str(own.get("model", ""))
+            own = values if file.name == "recipe.json" else values.get("reslib")  # others have a config.json too
+            return str(own.get("model", "")) if isinstance(own, dict) else ""
     return ""
 
 

@@ -77,7 +77,7 @@ def exact_statistics(model: nn.Module, batches, device, precision: str = "fp32")
 
 
 def whole_images(batches, images: int) -> Iterator[tuple]:
-    """Batches of so many training images without augmentation, each of all classes: averaged are variances within a
+    """Batches of so many training images without augmentation, the classes mixed: averaged are variances within a
     batch, and one of a single class has less than the set."""
     size = min(500, images)
     return batches.sample(images // size * size, size)

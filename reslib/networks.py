@@ -14,7 +14,7 @@ from .data.memory import mixed_seed
 from .errors import UserError
 from .machine import out_of_memory
 from .models import build_model, family_and_depth
-from .models.own_factory import where
+from .models.own_factory import NotMade, where
 from .recipe import Recipe, parse_options
 from .runs import read_json, read_recipe, read_weights
 
@@ -35,11 +35,10 @@ def check_network(recipe: Recipe) -> None:
     try:
         with torch.device("meta"):
             build_model(recipe.model, 10, shortcut_of(recipe), **parse_options(recipe.options))
-    except UserError as error:
-        if ":" not in recipe.model or not isinstance(error.__cause__, Exception):
-            raise
-        # Code of one's own may do what the meta device cannot: it decides on a processor, with the weights' memory.
+    except NotMade:  # code of one's own may do what the meta device cannot: the processor decides
         build_model(recipe.model, 10, shortcut_of(recipe), **parse_options(recipe.options))
+    except UserError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"options {recipe.options!r} do not suit {recipe.model}: {reason}") from error
@@ -62,11 +61,10 @@ def check_own(model: nn.Module, recipe: Recipe, classes: int) -> None:
         raise UserError(f"{name} has parameters of {', '.join(sorted(others))}: allowed is torch.float32")
     size = recipe.crop_size
     try:
-        tried = copy.deepcopy(model)  # its statistics stay those of a fresh network
-    except Exception:  # it holds what cannot be copied: without statistics changing, then
-        tried = model
-    modes = (True, False) if tried is not model and not hasattr(model, "training_loss") else (False,)
-    for training in modes:
+        tried = copy.deepcopy(model)  # its statistics stay those of a fresh network; costs are counted on a copy too
+    except Exception as error:
+        raise UserError(f"{name} cannot be copied: {where(error)}") from error
+    for training in (False,) if hasattr(model, "training_loss") else (True, False):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             try:
                 logits = tried.train(training)(torch.zeros(2, 3, size, size))
@@ -80,7 +78,6 @@ def check_own(model: nn.Module, recipe: Recipe, classes: int) -> None:
             raise UserError(
                 f"{name} gives {given} for images (2, 3, {size}, {size}) in {mode}: needed are logits (2, {classes})"
             )
-    model.train()
 
 
 def shortcut_of(recipe: Recipe) -> str | None:

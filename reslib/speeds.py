@@ -17,6 +17,7 @@ from .names import family_and_depth, is_imagenet
 from .presets import BOTTLENECKS
 
 NEAR = 2.0  # times as many multiply-adds, or half as many: still near in size
+DAMAGED = OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError  # a record: `reslib verify` says so
 DISTURBED = 0.5  # share of the usual rate below which a network was trained beside other work
 
 
@@ -60,14 +61,7 @@ def measurements(results: Path, preset: str) -> list[Measurement]:
             for device, speed, images in _by_device(path.parent, s):
                 if speed > 0:
                     found.append(Measurement(model, adds, speed, folder, device, images))
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            ArithmeticError,
-        ):  # damaged: `reslib verify` says so
+        except DAMAGED:
             continue
     return found
 
@@ -78,7 +72,7 @@ def _by_device(folder: Path, summary: dict) -> list[tuple[str, float, float]]:
     if len({s["device_name"] for s in sessions}) < 2:
         speed = float(summary["images_per_second"])
         return [(summary["device_name"], speed, speed * float(summary["seconds"]))]
-    batch = summary["images_per_second"] * summary["seconds"] / summary["iterations"]
+    batch = summary["images_per_second"] * summary["seconds"] / summary["iterations"]  # images of one iteration
     with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
         points = [(int(row["iteration"]), float(row["seconds"])) for row in csv.DictReader(file)]
     trained: dict[str, tuple[float, float]] = {}

@@ -55,7 +55,7 @@ def notes(runs: pd.DataFrame) -> list[str]:
     if evidence.at_paper_scale(done):
         peers = ", ".join(f"{paper.label(m)} {error:.2f}" for m, error in paper.PEERS.items())
         lines.append(f"Not the paper's: {paper.PEERS_SOURCE} gives {peers} ({paper.PEERS_RECIPE}).")
-    return lines
+    return lines + changed_networks(done)
 
 
 def lengths(done: pd.DataFrame) -> list[str]:
@@ -89,7 +89,6 @@ def caption(runs: pd.DataFrame) -> str:
     if len(done) and not evidence.at_paper_scale(done):
         lines = [NOT_AT_PAPER_SCALE, *lines]
     lines += other_architectures(done)
-    lines += changed_networks(done)
     if len(done) and evidence.at_paper_scale(done):
         lines.append(f"Released peers: {paper.PEERS_SOURCE} ({paper.PEERS_RECIPE}).")
         if runs["model"].isin(paper.TABLE6).any():
@@ -105,7 +104,10 @@ def other_architectures(runs: pd.DataFrame) -> list[str]:
 
 
 def changed_networks(runs: pd.DataFrame) -> list[str]:
-    """The networks of one's own whose code here is no longer that which was trained: a sentence, or nothing."""
+    """The networks of one's own whose code here is no longer that which was trained: a sentence, or nothing.
+
+    Not for a caption: what is stored says the same wherever it is drawn.
+    """
     if "network_source" not in runs:
         return []
     known = runs.dropna(subset=["network_source"])

@@ -41,7 +41,8 @@ def train(
         return summary
     threads = torch.get_num_threads()
     stop = StopSignal(execution.time_limit, "" if group.rank else recipe.run_name)  # the limit is of the whole call
-    with contextlib.nullcontext() if group.rank else run.lock(execution.wait, say, stop):
+    alone = stop if group.world == 1 else None  # the other processes of a group would wait for a first one that gave up
+    with contextlib.nullcontext() if group.rank else run.lock(execution.wait, say, alone):
         if summary := ended(run, group, say, execution.deterministic):  # while this one waited
             return summary
         if not group.rank and run.recipe_file.exists():
@@ -135,8 +136,9 @@ def ended(run: Run, group, say, deterministic: bool = False) -> dict | None:
     """The summary of a run that has ended, None otherwise: as the first process finds it, for all machines of a job."""
     summary = group.broadcast(run.summary() if not group.rank and run.ended else None)
     if summary:
-        otherwise = deterministic and not all(s.get("deterministic") for s in summary.get("sessions") or [{}])
-        note = "; not all of it with --deterministic, as its record says" if otherwise else ""
+        known = [s.get("deterministic") for s in summary.get("sessions") or [{}]]
+        note = "" if not deterministic or all(known) else "; whether with --deterministic its record does not say"
+        note = "; not all of it with --deterministic" if deterministic and False in known else note
         say(f"{run.recipe.run_name}: {summary['status']} already, nothing is trained{note}")
     return summary
 

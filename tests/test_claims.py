@@ -1,5 +1,7 @@
 """Each claim can hold, fail and stay open, on frames made for it."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -62,22 +64,33 @@ def test_seeds_decide_where_there_are_seeds():
     assert judge("resnet1202", wide)[0] == UNDECIDED
 
 
-def test_a_second_seed_does_not_take_a_claim_away_where_others_tell_the_spread():
+def test_few_seeds_are_judged_by_the_spread_of_all():
+    """Student's t of one degree of freedom is 12.7: a second seed would take claims away."""
     runs = fake_runs({"plain20": [9.0, 9.3], "plain56": [12.3]})
     runs.loc[runs["model"] == "plain56", "train_error"] = 0.09
     runs["train_error"] += 0.0001 * runs["seed"]
-    verdict, evidence = judge("degradation", runs)
-    assert verdict == UNDECIDED  # two seeds: t(1) = 12.7
+    assert judge("degradation", runs)[0] == UNDECIDED
     others = fake_runs({"resnet20": [8.0, 8.2, 8.4, 8.3]})
     others["train_error"] += 0.0001 * others["seed"]
-    verdict, evidence = judge("degradation", pd.concat([runs, others], ignore_index=True))
+
+    def judged(runs, others):
+        return judge("degradation", pd.concat([runs, others], ignore_index=True))
+
+    verdict, evidence = judged(runs, others)
     assert verdict == HOLDS and "if seeds spread alike" in evidence
-    short = pd.concat(
-        [runs, others.assign(iterations=6400)], ignore_index=True
-    )  # of another length: tells nothing of these
-    assert judge("degradation", short)[0] == UNDECIDED
-    constant = fake_runs({"resnet20": [8.0, 8.0, 8.0]})  # seeds that did nothing: no spread to learn from
-    assert judge("degradation", pd.concat([runs, constant], ignore_index=True))[0] == UNDECIDED
+    second = runs[runs["model"] == "plain56"].assign(seed=1, test_error=0.119, train_error=0.0901, run="second")
+    assert judged(pd.concat([runs, second]), others)[0] == HOLDS  # two against two
+    assert judged(runs, others.assign(iterations=6400))[0] == UNDECIDED  # of another length: tells nothing of these
+    assert judged(runs, fake_runs({"resnet20": [8.0, 8.0, 8.0]}))[0] == UNDECIDED  # seeds that did nothing
+
+
+def test_seeds_of_other_networks_that_hardly_differ_do_not_make_single_seeds_sharp():
+    runs = fake_runs({"plain20": [9.0, 9.01], "plain56": [9.9], "resnet20": [8.0, 8.01, 8.0, 8.01]})
+    runs["train_error"] = runs["test_error"]
+    verdict, evidence = judge("degradation", runs)
+    half = 400 * (0.09 * 0.91 / 10_000 + 0.099 * 0.901 / 10_000) ** 0.5  # not narrower than for single seeds
+    low, high = (float(x) for x in re.search(r"95% (\S+) to (\S+),", evidence.split("; test ")[1]).groups())
+    assert verdict == UNDECIDED and high - low == pytest.approx(2 * half, abs=0.03)
 
 
 @pytest.mark.parametrize(

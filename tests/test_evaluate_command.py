@@ -105,7 +105,7 @@ def test_what_cannot_be_evaluated_is_said_first(tmp_path, capsys):
     other.mkdir(parents=True)
     (other / "summary.json").write_text("{}")
     assert main(common) == 1
-    assert f"(of other recipes {other.name}: a change goes into the preset's name" in capsys.readouterr().err
+    assert f"(ended there: {other.name}; a change of recipe goes into the preset's name" in capsys.readouterr().err
     shutil.rmtree(other)
     assert main([*common, "--weights=nowhere"]) == 2
     assert "'nowhere' is neither a file nor a folder" in capsys.readouterr().err

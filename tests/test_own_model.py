@@ -1,6 +1,7 @@
 """One's own network, given as module:Factory, under the study's protocol."""
 
 import json
+import sys
 
 import pytest
 
@@ -70,6 +71,11 @@ def lazy(num_classes):
 
 def double(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes)).double()
+
+def uncopyable(num_classes):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))
+    network.rest = (i for i in range(3))
+    return network
 
 def bare(num_classes):
     return nn.Sequential(nn.AvgPool2d(32), nn.Flatten())
@@ -233,6 +239,7 @@ def test_command_line_reports_a_wrong_model_with_exit_code_2(module, capsys):
         ("lazy", "", "has lazy layers: give them their sizes"),
         ("double", "", "has parameters of torch.float64: allowed is torch.float32"),
         ("bare", "", "has no parameters to train"),
+        ("uncopyable", "", "cannot be copied: TypeError: cannot pickle 'generator' object"),
     ],
 )
 def test_what_cannot_be_trained_is_told_before_there_is_a_run(module, tmp_path, capsys, factory, options, part):
@@ -243,16 +250,17 @@ def test_what_cannot_be_trained_is_told_before_there_is_a_run(module, tmp_path, 
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_trying_a_network_changes_nothing_of_it(module):
+@pytest.mark.parametrize("model", ["own_models:Small", "own_models:OwnLoss"])
+def test_trying_a_network_changes_nothing_of_it(model):
     import torch
 
     from reslib.networks import check_own
     from reslib.recipe import Recipe
 
     torch.manual_seed(0)
-    network = build_model(f"{module}:MyNet", 10)
+    network = build_model(model, 10, **({"dropout": 0.5} if model.endswith("Small") else {})).train()
     before, state = {k: v.clone() for k, v in network.state_dict().items()}, torch.random.get_rng_state()
-    check_own(network, Recipe(f"{module}:MyNet"), 10)
+    check_own(network, Recipe(model), 10)
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items()) and network.training
     assert torch.equal(state, torch.random.get_rng_state())
 
@@ -267,16 +275,18 @@ def test_tied_weights_are_saved_and_read_again(module, tmp_path, capsys):
     assert network.a.weight is network.b.weight and network.a.weight.abs().sum() > 0
 
 
-def test_the_caption_names_networks_whose_code_has_changed(module, tmp_path):
+def test_the_notes_name_networks_whose_code_has_changed(module, tmp_path):
     from reslib import table_text
     from reslib.records import load_runs
 
     assert main(["train", f"{module}:MyNet", "--preset", "smoke", "--results", str(tmp_path), "--device", "cpu"]) == 0
     runs = load_runs(tmp_path / "smoke" / "runs")
-    assert "Trained before" not in table_text.caption(runs)
+    assert "Trained before" not in str(table_text.notes(runs))
     edit(tmp_path / f"{module}.py", "width=8", "width=6")
-    assert f"Trained before their code was changed to what it is now: {module}:MyNet." in table_text.caption(runs)
-    (tmp_path / f"{module}.py").unlink()
+    assert f"Trained before their code was changed to what it is now: {module}:MyNet." in table_text.notes(runs)
     assert "Trained before" not in table_text.caption(runs)
-    elsewhere = runs.assign(model="antigravity.game:Net")  # must not be imported to find out
-    assert "Trained before" not in table_text.caption(elsewhere)
+    (tmp_path / f"{module}.py").unlink()
+    assert "Trained before" not in str(table_text.notes(runs))
+    elsewhere = runs.assign(model="antigravity.game:Net")
+    assert "Trained before" not in str(table_text.notes(elsewhere))
+    assert "antigravity" not in sys.modules  # a record from elsewhere must not have anything imported

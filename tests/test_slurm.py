@@ -114,8 +114,13 @@ def test_an_imagenet_job_starts_torchrun_on_every_node(site):
     assert preset_of("paper+accumulation=16").name == "paper+accumulation=16"  # no table takes --accumulation 16
     assert start_imagenet(site, "resnet50", RESLIB_PRESET="paper+schedule=steps").wait(30) == 0
     assert (site / "asked").read_text().splitlines()[-1].startswith("paper+schedule=steps,accumulation=16: srun ")
-    assert start_imagenet(site, "resnet50", SLURM_JOB_NUM_NODES="1").wait(30) == 0
-    assert (site / "asked").read_text().splitlines()[-1].startswith("paper: srun ")
+    for given, nodes, preset in (
+        ("paper", "1", "paper"), ("paper+accumulation=32", "2", "paper+accumulation=32"),
+        ("quick", "1", "quick+accumulation=8"), ("quick", "2", "quick+accumulation=16"),
+    ):  # fmt: skip
+        assert start_imagenet(site, "resnet50", RESLIB_PRESET=given, SLURM_JOB_NUM_NODES=nodes).wait(30) == 0
+        assert (site / "asked").read_text().splitlines()[-1].startswith(f"{preset}: srun ")
+        assert preset_of(preset).name == preset
     nameless = start_imagenet(site)
     assert nameless.wait(30) == 2 and "name a network" in nameless.stderr.read()
 

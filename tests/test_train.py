@@ -283,7 +283,9 @@ def test_options_of_execution_are_not_part_of_the_result(tmp_path):
 
 @pytest.mark.parametrize("iterations, dead", [(250, True), (240, False)])
 def test_a_net_at_chance_level_is_called_dead_once_it_has_seen_every_image(tmp_path, iterations, dead):
-    recipe = tiny(lr=1e-8, weight_decay=0.0, train_size=2000, test_size=1000, iterations=iterations, eval_every=iterations)
+    recipe = tiny(
+        lr=1e-8, weight_decay=0.0, train_size=2000, test_size=1000, iterations=iterations, eval_every=iterations
+    )
     summary = train(recipe, tmp_path, execution=QUIET, say=silent)
     assert summary["message"].startswith("dead") == dead and summary["test_error"] > 0.85
 

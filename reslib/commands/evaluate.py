@@ -90,8 +90,10 @@ def _silent(text) -> None:
 
 
 def _none_of(preset: str, runs_dir: Path) -> str:
-    """That none of the preset's ImageNet runs has ended, and which others have."""
+    """That none of the preset's ImageNet runs has ended, and which runs of ImageNet networks have."""
     ended = sorted(path.parent.name for path in runs_dir.glob("*/summary.json"))
     others = [name for name in ended if is_imagenet(name.partition("-")[0])]
-    hint = f" (of other recipes {', '.join(others[:3])}: a change goes into the preset's name, {preset}+field=value)"
+    hint = (
+        f" (ended there: {', '.join(others[:3])}; a change of recipe goes into the preset's name, {preset}+field=value)"
+    )
     return f"no ended ImageNet run of preset {preset} in {runs_dir}" + hint * bool(others)

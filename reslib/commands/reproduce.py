@@ -71,6 +71,7 @@ def main(arguments) -> int:
         print(f"left out: {needs}", flush=True)
     recipes = plan(preset, datasets, arguments.seeds, studies)
     # not left to the notebooks: here progress can be seen and a time limit is kept
+    recipes = wanted(arguments.models, recipes)
     failures = train_runs(arguments, preset, recipes, results, execution)
     if not arguments.runs_only:
         from ..notebooks import run_notebooks
@@ -106,7 +107,7 @@ def names_there(runs_only: bool) -> list[str]:
 
 
 def diverged(recipes, runs_dir) -> list[str]:
-    """A line per run of the plan that diverged, now or before: it has ended, and no figure or table shows it."""
+    """A line per run of the plan that diverged, now or before: it has ended, and is not in the figures."""
     lines = []
     for run in (Run(runs_dir, recipe) for recipe in recipes):
         with contextlib.suppress(UserError):  # a damaged record is told of where it is needed
@@ -115,14 +116,19 @@ def diverged(recipes, runs_dir) -> list[str]:
     return lines
 
 
+def wanted(models: str, recipes: list) -> list:
+    """The recipes of these networks, joined by commas, in their order; all where none is named."""
+    if not models:
+        return recipes
+    names = models.split(",")
+    with checking_arguments():
+        for model in names:
+            choose("model", model, dict.fromkeys(r.model for r in recipes))
+    return sorted((r for r in recipes if r.model in names), key=lambda r: (r.seed, names.index(r.model)))
+
+
 def train_runs(arguments, preset, recipes, results, execution) -> list[str]:
-    """Train these runs, or those of --models among them; returns one line per failed run."""
-    if arguments.models:
-        wanted = arguments.models.split(",")
-        with checking_arguments():
-            for model in wanted:
-                choose("model", model, dict.fromkeys(r.model for r in recipes))
-        recipes = sorted((r for r in recipes if r.model in wanted), key=lambda r: (r.seed, wanted.index(r.model)))
+    """Train these runs; returns one line per failed run."""
     return execute(
         recipes,
         results / preset.name / "runs",

@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import PathPatch
 from matplotlib.ticker import MaxNLocator
 
 from .. import evidence, imagenet_scale, paper, presets, studies
@@ -36,7 +37,7 @@ TRAIN = {"linestyle": (0, (3, 1.5)), "linewidth": 1.0}  # dashed, as in Figure 6
 TEST = {"linestyle": "-", "linewidth": 2.0}  # bold
 DROP = "_drop"  # a line where the learning rate falls
 AUGMENTED = "training error: running, on augmented images"
-CLOSER_FROM = (2 / 3, 1)  # of the training is enlarged where test curves end close to each other
+CLOSER_FROM = 2 / 3  # of the training on is enlarged where test curves end close to each other
 CLOSER_SPAN = 0.2  # of the panel's height: curves that then lie further apart are told apart without
 CLOSER_PLACE = (0.56, 0.5)  # where it stands in the panel: left edge, and what must be free above the curves
 PAPER_LINES = {  # label: line style, words of the legend
@@ -192,20 +193,25 @@ def _closer_look(ax: Axes) -> None:
     """
     curves = [line for line in ax.lines if str(line.get_label()).endswith(" test_error")]
     quoted = [line for line in ax.lines if line.get_label() == "_paper"]
-    start, end = (share * max(line.get_xdata()[-1] for line in curves) for share in CLOSER_FROM)
-    late = [np.asarray(y)[np.asarray(x) >= start] for x, y in (line.get_data() for line in curves)]
-    top = ax.get_ylim()[1]
-    low, high = min(map(np.min, late)), max(map(np.max, late))
-    if high - low > CLOSER_SPAN * top or high > CLOSER_PLACE[1] * top:
+    bands = [band for band in ax.collections if band.get_label() == "_band test_error"]
+    end, top = max(line.get_xdata()[-1] for line in curves), ax.get_ylim()[1]
+    points = [line.get_xydata() for line in curves] + [p.vertices for band in bands for p in band.get_paths()]
+    late = np.concatenate([p[p[:, 0] >= CLOSER_FROM * end, 1] for p in points])
+    below = np.concatenate([p[p[:, 0] >= CLOSER_PLACE[0] * end, 1] for p in points])
+    if np.ptp(late) > CLOSER_SPAN * top or below.max() > CLOSER_PLACE[1] * top:
         return
-    levels = [line.get_ydata()[0] for line in quoted]
     left, bottom = CLOSER_PLACE[0], CLOSER_PLACE[1] + 0.06  # the ticks of its x axis are below it, its title above
     inset = ax.inset_axes([left, bottom, 0.98 - left, 0.93 - bottom])
     for line in (*curves, *quoted):
-        x = line.get_xdata() if line in curves else (start, end)
+        x = line.get_xdata() if line in curves else (CLOSER_FROM * end, end)
         look = {"color": line.get_color(), "linestyle": line.get_linestyle(), "zorder": 4 if line in quoted else 3}
         inset.plot(x, line.get_ydata(), linewidth=1.2, label=f"_closer {line.get_label()}", **look)
-    inset.set(xlim=(start, end), ylim=(min(low, *levels, high) - 0.1, max(high, *levels, low) + 0.1))
+    for band in bands:
+        look = {"facecolor": band.get_facecolor()[0], "linewidth": 0, "zorder": 2}
+        for path in band.get_paths():
+            inset.add_patch(PathPatch(path, **look))
+    levels = np.append(late, [line.get_ydata()[0] for line in quoted])
+    inset.set(xlim=(CLOSER_FROM * end, end), ylim=(levels.min() - 0.1, levels.max() + 0.1))
     inset.tick_params(labelsize=7, length=2)
     inset.yaxis.tick_right()  # on the left are the curves at high rates
     inset.xaxis.set_major_locator(MaxNLocator(nbins=4))
@@ -249,7 +255,8 @@ def _panel(
             x = band.index / unit
             ax.plot(x, band["mean"], color=colour(depth), label=f"{model} {column}", zorder=3, **look)
             if band["n"].max() > 1:
-                ax.fill_between(x, band["low"], band["high"], color=colour(depth), alpha=0.18, linewidth=0, zorder=2)
+                look = {"color": colour(depth), "alpha": 0.18, "linewidth": 0, "label": f"_band {column}"}
+                ax.fill_between(x, band["low"], band["high"], zorder=2, **look)
         if not band.empty:  # the last column is the one that carries the label
             ax.plot(
                 x[-1:], band["mean"].iloc[-1:], marker=marker(depth), color=colour(depth), markersize=5, clip_on=False,

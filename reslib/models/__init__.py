@@ -50,7 +50,7 @@ def build_model(name: str, num_classes: int = 10, shortcut: str | None = None, *
     if ":" in name:
         return own_factory.build(name, num_classes, options)
     choose("model", name, [*model_names(), "package.module:Factory"])
-    raise UserError(f"model {name!r} is how a network of your own is written: allowed is the name of one")
+    raise AssertionError(name)
 
 
 def _check_options(name: str, options: dict, accepted) -> None:

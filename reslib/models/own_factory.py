@@ -17,6 +17,10 @@ from ..errors import UserError, one_line, shown
 from ..own_network import look_in_current_folder
 
 
+class NotMade(UserError):
+    """The factory was found and called, and raised something."""
+
+
 def build(name: str, num_classes: int, options: dict) -> nn.Module:
     """The network of `package.module:Factory`, called with the options, and with num_classes if it accepts that.
 
@@ -43,7 +47,7 @@ def build(name: str, num_classes: int, options: dict) -> nn.Module:
     try:
         model = factory(**options)
     except (Exception, SystemExit) as error:
-        raise UserError(f"model {name!r} cannot be made with {shown(options)}: {where(error)}") from error
+        raise NotMade(f"model {name!r} cannot be made with {shown(options)}: {where(error)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"model {name!r} gave a {type(model).__name__}, not a torch.nn.Module")
     return model
