@@ -102,6 +102,8 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
     if len(prints := set(group.gather(source.fingerprint))) > 1:
         raise UserError(f"the processes of this job read different data: fingerprints {', '.join(sorted(prints))}")
     batches = data.batches_for(recipe, source, device)
+    if recipe.batch_size > len(batches):  # it would hold some of them twice
+        raise UserError(f"batch_size {recipe.batch_size} is more than the {len(batches)} images to train on")
     model = make_model(recipe, len(source.classes), run.path.parent)
     check_own(model, recipe, len(source.classes))
     costs = {

@@ -30,7 +30,7 @@ from .folder_sets import FolderSet, load_folder_set
 from .folders import index_folder
 from .image_list import ImageList, fingerprint, shared_in_sample
 from .places import find_root
-from .sets import DataSource, ImageSet, check_apart, check_batch, judge_shared
+from .sets import DataSource, ImageSet, check_apart, judge_shared
 from .streaming import OnDisk
 
 __all__ = ["FolderBatches", "FolderSet", "batches_for", "draw", "load", "load_folder_set"]
@@ -88,7 +88,6 @@ class FolderBatches:
         train, val = split_indices(len(source.train.labels), recipe.val_size, recipe.train_size)
         self.sets = {"train": train, "test": first_images(len(source.test.labels), recipe.test_size)}
         self.sets |= {"val": val} if len(val) else {}
-        check_batch(recipe.batch_size, len(train))
         self.skipped: dict[str, str] = {}
         self._epochs: dict[int, np.ndarray] = {}
         if isinstance(source.train, ImageList):

@@ -15,7 +15,7 @@ from ..cuda_graphs import abandon, captured
 from ..errors import UserError
 from ..recipe import Recipe
 from .draws import mixed
-from .sets import DataSource, ImageSet, check_batch
+from .sets import DataSource, ImageSet
 
 ROOMY = 12 << 30  # bytes of a GPU: the widest maps of 2500 images, NIN's 192 of 32x32, take 2 GB in fp32
 SPLIT_SEED = "validation split"  # one split for all seeds, so that runs compare
@@ -57,7 +57,6 @@ def split(source: DataSource, recipe: Recipe) -> tuple[ImageSet, ImageSet | None
         if recipe.val_size:
             validation = train.take(order[-recipe.val_size :])
         train = train.take(order[: recipe.train_size or available - recipe.val_size])
-    check_batch(recipe.batch_size, len(train))
     if recipe.test_size:
         test = test.take(slice(recipe.test_size))
     return train, validation, test

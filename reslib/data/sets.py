@@ -114,9 +114,3 @@ def judge_shared(shared: int, looked_at: int, what: str, say=print) -> None:
 
 def _hashes(part: ImageSet) -> list[bytes]:
     return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in part.images.numpy()]
-
-
-def check_batch(batch_size: int, images: int) -> None:
-    """Raise UserError for a batch of more images than there are: it would hold some of them twice."""
-    if batch_size > images:
-        raise UserError(f"batch_size {batch_size} is more than the {images} images to train on")
