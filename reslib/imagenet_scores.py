@@ -25,7 +25,7 @@ from .data.imagenet import MEAN, STD, FolderBatches
 from .distributed import ALONE
 from .errors import UserError
 from .evaluate import Views, ensemble, evaluate_views, merge_views, top_k_errors
-from .files import sha256, write_text
+from .files import alone, sha256, write_text
 from .models import family_and_depth
 from .networks import load_network
 from .provenance import environment, now
@@ -242,10 +242,12 @@ class Scores:
             "top5": f"{errors[5]:.6g}" if 5 in errors else "", "device_name": here["device_name"],
             "torch": here["torch"], "commit": here["commit"], "measured": now(),
         }  # fmt: skip
-        self.known = self._read() | {key: {name: str(values[name]) for name in FIELDS}}
         if not self.group.rank:
-            frame = pd.DataFrame(list(self.known.values()), columns=FIELDS).sort_values(list(KEY))
-            write_text(self.file, frame.to_csv(index=False, lineterminator="\n"))
+            with alone(self.file.with_name("lock")):  # of two commands none loses what the other has written meanwhile
+                rows = self._read_here() | {key: {name: str(values[name]) for name in FIELDS}}
+                frame = pd.DataFrame(list(rows.values()), columns=FIELDS).sort_values(list(KEY))
+                write_text(self.file, frame.to_csv(index=False, lineterminator="\n"))
+        self.known = self._read()
         if self.say:
             self.say(f"{name}, {key[2]}: top-1 error {100 * errors[1]:.2f} % of {len(views.labels):,} images")
         return self.known[key]

@@ -1,5 +1,7 @@
 """Tables 2 to 5 against crops cut by hand, and scores averaged by hand."""
 
+import threading
+
 import pandas as pd
 import pytest
 import torch
@@ -10,7 +12,7 @@ from table_rows import OWN, TESTED, error, make_source, row
 
 from reslib import evaluate, imagenet_tables, paper
 from reslib.errors import UserError
-from reslib.files import sha256, write_json
+from reslib.files import alone, sha256, write_json
 from reslib.imagenet_tables import CENTRE, INTERVAL, TOP1, TOP5, caption, notes, tables
 from reslib.models import build_model
 from reslib.presets import preset_of
@@ -178,6 +180,29 @@ def test_the_papers_six(tmp_path):
     fewer = tables(runs[:5], tmp_path / "runs")["table5"]
     assert row(fewer, "ResNet (six models)")["source"] == "quoted"
     assert fewer.iloc[-1]["source"] == "not evaluated" and fewer.iloc[-1][TOP1] == ""
+
+
+def test_two_commands_at_once_keep_each_others_measurements(tmp_path):
+    """The file is read again and written while no other process may: flock of two open files, as of two processes."""
+    runs = pd.concat([fake_runs({m: (20, 22)}, dataset="imagenet") for m in ("resnet18", "resnet34")])
+    runs["weights_sha256"] = [f"{i:064x}" for i in range(2)]
+    source = make_source(name="imagenet")
+    views = evaluate.Views("", torch.eye(10)[torch.arange(4)], torch.tensor([0, 1, 2, 9]), torch.arange(4))
+    scores = imagenet_tables.Scores(tmp_path, source, 0, torch.device("cpu"))
+    nets = scores.trained(runs, tmp_path / "runs")
+
+    def keep(scores, net):
+        scores._keep((net.weights, "00ff", "multi-scale", "0"), views, net, net.name, "")
+
+    other = imagenet_tables.Scores(tmp_path, source, 0, torch.device("cpu"))
+    second = threading.Thread(target=keep, args=(other, nets[1]))
+    with alone(tmp_path / "measurements" / "lock"):
+        second.start()
+        second.join(0.3)
+        assert second.is_alive() and not (tmp_path / "measurements" / "imagenet_scores.csv").exists()
+    second.join(60)
+    keep(scores, nets[0])  # it has not seen the other's row until now
+    assert len(scores.known) == 2 == len(imagenet_tables.Scores(tmp_path, source, 0, torch.device("cpu")).known)
 
 
 @pytest.mark.parametrize(("wrong", "images"), [(14, 16), (0, 4), (64, 64)])
