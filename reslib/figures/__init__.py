@@ -1,11 +1,12 @@
 """The study's figures: pure functions from frames of runs and curves to a matplotlib Figure, and `save_figure`."""
 
 from ..evidence import evidence_line
-from .curves import figure1, figure4, figure6, seed_band
+from .curves import figure1, figure4, figure6
 from .depth import depth_view
 from .diagrams import block_diagram
 from .differences import forest, learning_curves
 from .images import image_grid
+from .panels import seed_band
 from .probes import figure7, gradients_figure
 from .speed import contenders_figure, equivalence_figure, loading_figure, numbered, scaling_figure, seeds_figure
 from .style import save_figure

@@ -10,7 +10,7 @@ from matplotlib.transforms import offset_copy
 
 from .. import evidence, paper
 from ..names import family_and_depth
-from .curves import planned_models, why_absent
+from .panels import planned_models, why_absent
 from .style import FAMILY, FAMILY_NAME, GREY, legend_above, new_figure, say, sign
 
 APART = {"plain": -4, "resnet": 4}  # points

@@ -13,7 +13,7 @@ from .. import evidence
 from ..comparison import ALIKE, BINOMIAL
 from ..differences import MCNEMAR, NOT_TRAINED, UNDECIDED, of_group
 from ..recipe import Recipe
-from .curves import seed_band
+from .panels import seed_band
 from .style import end_labels, iteration_axis, legend_above, new_figure, say, say_in_corner, sign
 
 SEEDS = "over seeds or networks"  # WELCH, PAIRED and POOLED, which look alike
