@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ class Execution:
     time_limit: float | None = None  # seconds for this call, then a checkpoint and Interrupted
     checkpoint_seconds: float = 60.0  # at most this much work is lost
     activation_checkpointing: bool = False
-    wait: bool = True  # for another process that trains the same run
+    patience: float = math.inf  # seconds to wait for another process that trains the same run
     tensorboard: bool = False
     eager: bool = False  # no CUDA graph, not compiled: the reference that the fast path is compared with
     threads: int | None = None  # of the processor; None: as measured (tune.py)

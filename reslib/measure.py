@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +18,26 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
     return [m for m in norms if m.running_mean is not None]
 
 
+class GivenUp(Exception):
+    """A measurement was left before its end, by all processes of a job; nothing has changed."""
+
+
 @torch.no_grad()
-def error_and_loss(model: nn.Module, batches, device, precision: str = "fp32", reduce=None) -> tuple[float, float]:
+def error_and_loss(
+    model: nn.Module, batches, device, precision: str = "fp32", reduce=None, leave: Callable[[], bool] = lambda: False
+) -> tuple[float, float]:
     """Fraction of wrong top-1 labels and mean cross-entropy over `batches` of (x, y), single view.
 
     reduce: sums a tensor over processes in place, so that every image counts exactly once.
+    leave: asked before each batch; once it is true in any of the processes, all raise GivenUp.
     """
     training = model.training
     model.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=device if device.type != "mps" else "cpu")
+    totals = torch.zeros(4, dtype=torch.float64, device=device if device.type != "mps" else "cpu")
     for x, y in batches:
+        if leave():
+            totals[3] = 1
+            break
         with autocast(device, precision):
             logits = model(x).float()
         parts = torch.stack([(logits.argmax(1) != y).sum(), F.cross_entropy(logits, y, reduction="sum")])
@@ -36,7 +46,9 @@ def error_and_loss(model: nn.Module, batches, device, precision: str = "fp32", r
     if reduce is not None:
         reduce(totals)
     model.train(training)
-    wrong, loss, count = totals.tolist()
+    wrong, loss, count, left = totals.tolist()
+    if left:
+        raise GivenUp
     return wrong / count, loss / count
 
 

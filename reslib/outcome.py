@@ -15,20 +15,25 @@ from .provenance import environment, now
 from .recipe import Recipe
 from .runs import write_weights
 from .schedule import drop_iterations
+from .stopping import StopSignal
 
 UNREADABLE_KEPT = 1000  # names of images in a summary
 NO_TENSORBOARD = 'tensorboard is not installed: pip install "reslib[tensorboard]"'
 
 
-def evaluate(job: Job) -> dict:
-    """The metrics of this iteration, appended to job.rows; the window of running errors starts anew."""
+def evaluate(job: Job, stop: StopSignal) -> dict:
+    """The metrics of this iteration, appended to job.rows; the window of running errors starts anew.
+
+    Raises GivenUp, with nothing changed, once a signal has come: on a large test set the launcher would not wait. At
+    the time limit the evaluation goes on to its end, or one longer than the limit would be begun again and again.
+    """
     state, group = job.state, job.group
     before = job.rows[-1] if job.rows else {"iteration": 0, "seconds": 0.0}
     train_seconds = job.seconds() - before["seconds"]
     train_images = (state.iteration - before["iteration"]) * job.recipe.batch_size
+    test_error, test_loss = _measure(job, "test", stop)
+    val_error = _measure(job, "val", stop)[0] if job.batches.has("val") else None
     train_loss, train_error = job.window.close(group)
-    test_error, test_loss = _measure(job, "test")
-    val_error = _measure(job, "val")[0] if job.batches.has("val") else None
     row = {
         "iteration": state.iteration,
         "epoch": state.iteration * job.recipe.batch_size / len(job.batches),
@@ -46,10 +51,11 @@ def evaluate(job: Job) -> dict:
     return row
 
 
-def _measure(job: Job, part: str) -> tuple[float, float]:
+def _measure(job: Job, part: str, stop: StopSignal) -> tuple[float, float]:
     shards = job.batches.eval_batches(part, rank=job.group.rank, world=job.group.world)
+    precision, leave = job.state.precision, lambda: bool(stop.signal)
     with job.step.convolutions():
-        return error_and_loss(job.model, shards, job.device, job.state.precision, job.group.sum)
+        return error_and_loss(job.model, shards, job.device, precision, job.group.sum, leave)
 
 
 def describe(recipe: Recipe, row: dict) -> str:

@@ -12,6 +12,7 @@ import fcntl
 import io
 import itertools
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -119,22 +120,24 @@ class Run:
         return summary
 
     @contextlib.contextmanager
-    def lock(self, wait: bool = True, say=print, stop: StopSignal | None = None):
-        """Hold the run for this process. A second one waits, or with wait=False raises UserError naming the holder.
+    def lock(self, patience: float = math.inf, say=print, stop: StopSignal | None = None):
+        """Hold the run for this process. A second one waits so many seconds, then raises UserError naming the holder.
 
         Raises Interrupted when `stop` has a reason while it waits.
         """
         with lock_file(self.path / "lock") as file:
+            end = time.monotonic() + patience
             for attempt in itertools.count():
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if attempt == 3:  # not just somebody who looked whether the run is being trained
-                        who = holder(self.path / "lock")
-                        if not wait:
-                            raise UserError(f"run {self.recipe.run_name} is being trained by {who}") from None
-                        say(f"run {self.recipe.run_name} is being trained by {who}: waiting for it")
+                    if attempt >= 3:  # not just somebody who looked whether the run is being trained
+                        taken = f"run {self.recipe.run_name} is being trained by {holder(self.path / 'lock')}"
+                        if time.monotonic() >= end:
+                            raise UserError(taken) from None
+                        if attempt == 3:
+                            say(f"{taken}: waiting for it")
                     if stop is not None and stop.reason:
                         raise Interrupted(
                             f"{self.recipe.run_name}: {stop.reason} while another process trains it; the same command "

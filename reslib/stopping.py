@@ -17,7 +17,7 @@ class Interrupted(Exception):
 class StopSignal:
     """Within the block, notices SIGTERM, Ctrl-C and the end of the time limit; `reason` says which, in words.
 
-    name: of what is stopped; with it the user is told at once on stderr, for a step or an evaluation may take seconds.
+    name: of what is stopped; with it the user is told at once on stderr, for a step may take seconds.
     The time limit counts from when this is made, which may be before the block.
     """
 
@@ -45,7 +45,7 @@ class StopSignal:
         if not self.signal:
             self.signal, self.noticed = f"{signal.Signals(number).name} received", time.perf_counter()
             if self.name:  # not print: the signal may have come in the middle of one
-                text = f"{self.name}: {self.signal}; stopping with a checkpoint after this step or evaluation ...\n"
+                text = f"{self.name}: {self.signal}; stopping with a checkpoint after this batch ...\n"
                 with contextlib.suppress(OSError):  # a terminal that was closed
                     os.write(2, text.encode())
         elif number == signal.SIGINT and time.perf_counter() - self.noticed > self.impatient:

@@ -108,7 +108,7 @@ def train_together(
             held = []
             for run in sorted(runs, key=lambda run: run.path):  # in one order everywhere: none waits for the other's
                 try:
-                    locks.enter_context(run.lock(execution.wait, say, stop))
+                    locks.enter_context(run.lock(execution.patience, say, stop))
                     held.append(run)
                 except Interrupted:
                     raise

@@ -17,6 +17,7 @@ from .engine import set_learning_rate
 from .errors import UserError, first_line
 from .job import PLAIN, Execution, Job, prepare
 from .machine import out_of_memory
+from .measure import GivenUp
 from .outcome import Board, changed_between, describe, diverged, divergence, evaluate, finish, unreadable
 from .recipe import Recipe
 from .runs import Run
@@ -24,6 +25,8 @@ from .schedule import learning_rate
 from .stopping import Interrupted, StopSignal
 
 __all__ = ["Execution", "Interrupted", "train"]
+
+GROUP_PATIENCE = 60.0  # seconds: the processes of an earlier attempt of a torchrun job may still be ending
 
 
 def train(
@@ -41,8 +44,10 @@ def train(
         return summary
     threads = torch.get_num_threads()
     stop = StopSignal(execution.time_limit, "" if group.rank else recipe.run_name)  # the limit is of the whole call
-    alone = stop if group.world == 1 else None  # the other processes of a group would wait for a first one that gave up
-    with contextlib.nullcontext() if group.rank else run.lock(execution.wait, say, alone):
+    patience, while_waiting = execution.patience, stop
+    if group.world > 1:  # the others would wait for a first one that gave up, and many devices idle for another job
+        patience, while_waiting = min(patience, GROUP_PATIENCE), None
+    with contextlib.nullcontext() if group.rank else run.lock(patience, say, while_waiting):
         if summary := ended(run, group, say, execution.deterministic):  # while this one waited
             return summary
         if not group.rank and run.recipe_file.exists():
@@ -94,7 +99,10 @@ def loop(job: Job, execution: Execution, stop: StopSignal, say, on_row):
             group.average(job.step.averages)
             if problem := divergence(job):
                 return diverged(job, problem, say)
-            row, known = evaluate(job), len(state.unreadable)
+            try:
+                row, known = evaluate(job, stop), len(state.unreadable)
+            except GivenUp:  # left to the next session, which begins with it
+                raise _stopped(job, stop) from None
             save(job)
             if len(state.unreadable) > known:
                 say(f"note: {recipe.run_name}: {unreadable(state.unreadable)}")
@@ -109,14 +117,11 @@ def loop(job: Job, execution: Execution, stop: StopSignal, say, on_row):
         # Save
         asked = 2 if stop.reason else int(time.perf_counter() - saved_at > execution.checkpoint_seconds)
         asked = group.maximum(asked)  # the processes of a group decide together
+        if asked == 2:
+            raise _stopped(job, stop)
         if asked:
             save(job)
             saved_at = time.perf_counter()
-        if asked == 2:
-            raise Interrupted(
-                f"{recipe.run_name}: {stop.reason or 'another process stopped'}; checkpoint at iteration "
-                f"{state.iteration} of {recipe.iterations}; the same command continues"
-            )
 
         # Step
         x, y = next(stream)
@@ -130,6 +135,15 @@ def loop(job: Job, execution: Execution, stop: StopSignal, say, on_row):
             if window.warmup_error(group) < recipe.warmup_error:  # a latch: once over it never returns
                 state.warming_up, state.warmup_ended_at = False, state.iteration
         yield
+
+
+def _stopped(job: Job, stop: StopSignal) -> Interrupted:
+    """What to raise once the checkpoint of this iteration, written here, is on disk."""
+    save(job)
+    return Interrupted(
+        f"{job.recipe.run_name}: {stop.reason or 'another process stopped'}; checkpoint at iteration "
+        f"{job.state.iteration} of {job.recipe.iterations}; the same command continues"
+    )
 
 
 def ended(run: Run, group, say, deterministic: bool = False) -> dict | None:

@@ -132,7 +132,7 @@ def test_one_process_at_a_time(tmp_path):
     holder.start()
     wait_for(lambda: is_locked(run.path))
     with pytest.raises(UserError, match=f"run {recipe.run_name} is being trained by process {holder.pid} on "):
-        train(recipe, tmp_path, execution=Execution(device="cpu", wait=False), say=silent)
+        train(recipe, tmp_path, execution=Execution(device="cpu", patience=0.0), say=silent)
     summary = train(recipe, tmp_path, execution=QUIET, say=said.append)
     assert f"is being trained by process {holder.pid}" in said[0] and "waiting" in said[0]
     assert summary["status"] == "finished" and not is_locked(run.path)
@@ -152,7 +152,7 @@ def test_two_processes_train_one_run_once(tmp_path):
 
 def test_looking_at_a_run_does_not_keep_it_from_being_trained(tmp_path):
     run = Run(tmp_path, tiny())
-    with run.lock(wait=False):
+    with run.lock(0.0):
         assert is_locked(run.path) and is_locked(run.path)
     assert not is_locked(run.path) and not is_locked(tmp_path / "nothing")
 

@@ -135,7 +135,7 @@ def test_who_presses_ctrl_c_is_answered_at_once_and_once(capfd):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.reason == "SIGTERM received"
     (line,) = capfd.readouterr().err.splitlines()
-    assert line == "resnet20-cifar10-s0: SIGTERM received; stopping with a checkpoint after this step or evaluation ..."
+    assert line == "resnet20-cifar10-s0: SIGTERM received; stopping with a checkpoint after this batch ..."
 
 
 def test_training_in_a_thread_leaves_signals_alone(tmp_path):

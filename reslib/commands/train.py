@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from .. import data, distributed
@@ -54,7 +55,7 @@ def main(arguments) -> int:
             f"note: {recipe.model} is a network for ImageNet: its first layers (7x7 of stride 2, pooling) leave 8x8 of "
             f"32x32 pixels; the paper's for CIFAR-10 are {', '.join(f'resnet{d}' for d in CIFAR_DEPTHS)}"
         )
-    execution = replace(execution_of(arguments), wait=not arguments.no_wait)
+    execution = replace(execution_of(arguments), patience=0.0 if arguments.no_wait else math.inf)
     preset = preset_of(arguments.preset).name
     runs_dir = results_of(arguments) / preset / "runs"
     summary = train(recipe, runs_dir, arguments.data_root, preset, execution)
