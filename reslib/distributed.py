@@ -107,6 +107,8 @@ def group() -> Group:
     """The group of this process; of a torchrun job, joined at the first call and left when the process ends."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise UserError(f"WORLD_SIZE is set, but {', '.join(missing)} not: start several processes with torchrun")
     mine = TorchrunGroup()
     if torch.cuda.is_available():
         torch.cuda.set_device(mine.local_rank)

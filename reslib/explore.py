@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from . import complexity, data, figures, paper
+from .data.draws import few_of
 from .errors import UserError
 from .figures.style import SYNTHETIC_NOTE, new_figure
 from .models import build_model, is_imagenet
@@ -103,10 +104,12 @@ class Net:
     note: str  # whether it is trained, and the synthetic data: stands in every figure
 
     def images(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The first test images: pixels uint8 (N, H, W, 3), what the network sees (N, 3, H, W), labels (N,)."""
+        """Test images, the first or of a set sorted by class a mixture, always the same: pixels uint8 (N, H, W, 3),
+        what the network sees (N, 3, H, W), labels (N,)."""
+        test = self.source.test
+        some = test.take(few_of(test.labels, len(test))[:count])
         batches = data.batches_for(self.recipe.replace(test_size=0), self.source, torch.device("cpu"))
-        x, labels = next(batches.eval_batches("test", count))
-        return self.source.test.images[: len(x)], x, labels
+        return some.images, batches.whole(some.images), some.labels
 
     def responses(self, image: int = 0) -> tuple[Figure, str]:
         """What the stages make of one test image."""

@@ -31,6 +31,7 @@ from .runs import read_json, read_weights, write_weights
 
 LIBRARY = "reslib"
 CARD = "README.md"
+WRITTEN = (CARD, "config.json", "model.safetensors", "normalisation.safetensors")
 OWN = "reslib"  # the architecture that timm_models.py registers
 LICENSE = "MIT"
 
@@ -43,10 +44,12 @@ def export(run: str | Path, out: str | Path, data_root: str | Path | None = None
     Raises UserError when the run has no weights here or the data are not those it was trained on.
     """
     run, out = Path(run), folder_of("folder", out)
-    if (out / CARD).exists() and not _exported(out):
-        raise UserError(f"{str(out)!r} has a {CARD} that is none of an export: name a folder of its own")
+    if not _exported(out):
+        for name in WRITTEN:
+            if (out / name).exists():
+                raise UserError(f"{str(out)!r} has a {name} that is none of an export: name a folder of its own")
     model, recipe = load_network(run)
-    summary = sources.resolved(read_json(run / "summary.json"), sources.known(run.resolve().parents[2]))
+    summary = sources.resolved(read_json(run / "summary.json"), sources.beside(run.resolve()))
     source = data.load(recipe.dataset, data_root)
     if summary.get("data_fingerprint") != source.fingerprint:
         raise UserError(f"{run}: trained on data {summary.get('data_fingerprint')}, here is {source.fingerprint}")

@@ -51,9 +51,22 @@ def alone(path: Path):
     Its folder is made. Raises UserError naming the folder when it cannot be written to.
     """
     with lock_file(path) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, fcntl.LOCK_EX)
         sign(file)
         yield
+
+
+def lock(file, how: int) -> None:
+    """`flock`. Raises BlockingIOError where another process holds the file, UserError where files cannot be locked."""
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{file.name} cannot be locked: {error.strerror or error}; results must lie on a file system with flock "
+            "(Lustre: mounted with -o flock)"
+        ) from error
 
 
 def lock_file(path: Path):

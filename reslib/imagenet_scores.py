@@ -127,12 +127,14 @@ class Scores:
 
     def given(self, weights) -> list[Network]:
         """Weights from elsewhere: those given now, then those measured before on this data."""
-        nets, files = {}, []
+        nets, files, problem = {}, [], ""
         if weights and not self.group.rank:
-            files = given_weights.find_weights(weights)
+            files, problem = _looked_for(weights)
         count = self.group.broadcast(len(files))  # the others look for them when a download is through
         if weights and self.group.rank:
-            files = given_weights.find_weights(weights)
+            files, problem = _looked_for(weights)
+        if problem := self._agreed(problem):
+            raise UserError(problem)
         marks = [sha256(file) for file in files]
         if len(files) != count or len({tuple(theirs) for theirs in self.group.gather(marks)}) > 1:
             raise UserError(f"weights {str(weights)!r}: the processes of this job find different files there")
@@ -276,3 +278,11 @@ def imagenet_runs(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _text(value) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _looked_for(weights) -> tuple[list, str]:
+    """(files, ""), or ([], what is wrong): no process of a job may fail alone."""
+    try:
+        return given_weights.find_weights(weights), ""
+    except UserError as error:
+        return [], str(error)

@@ -27,6 +27,7 @@ from .tune import cache_file
 NAMES = "convolutions/winograd.cpp", "convolutions/winograd_bf16.cpp", "fused_norm.cpp"
 SOURCES = tuple(Path(__file__).parent / name for name in NAMES)
 COMPILERS = ("g++", "clang++")
+OTHERS = stat.S_IWGRP | stat.S_IWOTH
 PATIENCE = 120.0  # seconds for a compiler
 # A second OpenMP beside the one that PyTorch brings would end the process on macOS; without it one thread computes.
 PARALLEL = [[]] if sys.platform == "darwin" else [["-fopenmp"], []]
@@ -62,7 +63,7 @@ def build(*options: str) -> ctypes.CDLL:
         words = [*command, *parallel, *options]
         text = [*(source.read_text() for source in SOURCES), target, *words]
         digest = hashlib.sha256("\n".join(text).encode()).hexdigest()
-        path = cache_file().with_name(f"loops-{digest[:16]}.so")
+        path = cache_file().with_name("native") / f"loops-{digest[:16]}.so"
         if _safe(path):
             with contextlib.suppress(OSError):  # damaged
                 return ctypes.CDLL(str(path))
@@ -77,18 +78,21 @@ def _make(words: list[str], path: Path) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / path.name
         _run([*words, *map(str, SOURCES), "-o", str(made)])
-        with contextlib.suppress(UserError), whole_file(path, "wb") as file:  # else made anew by every process
-            file.write(made.read_bytes())
+        with contextlib.suppress(UserError, OSError):  # else made anew by every process
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # whatever the umask lets a group do
+            with whole_file(path, "wb") as file:
+                os.fchmod(file.fileno(), 0o600)
+                file.write(made.read_bytes())
         return ctypes.CDLL(str(path if _safe(path) else made))
 
 
 def _safe(path: Path) -> bool:
-    """Whether file and folder are there, the user's, and not everybody's to write."""
+    """Whether file and folder are there, the user's, and nobody else's to write."""
     try:
         found = [entry.stat() for entry in (path, path.parent)]
     except OSError:
         return False
-    return all(entry.st_uid == os.getuid() and not entry.st_mode & stat.S_IWOTH for entry in found)
+    return all(entry.st_uid == os.getuid() and not entry.st_mode & OTHERS for entry in found)
 
 
 def _run(command: list[str]) -> str:

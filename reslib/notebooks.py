@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .durations import in_words
 from .errors import UserError, choose, tell_once
-from .files import alone, holder, make_folder, write_json
+from .files import alone, folder_of, holder, make_folder, write_json
 from .presets import preset_of
 from .provenance import source
 from .runs import is_locked
@@ -46,7 +46,7 @@ def notebook_names() -> list[str]:
 
 def run_notebooks(arguments, results: Path) -> int:
     """Execute the chosen notebooks into results/<preset>/notebooks/; returns the exit code."""
-    names = arguments.notebooks or notebook_names()
+    names = list(dict.fromkeys(arguments.notebooks or notebook_names()))
     if not names:
         raise UserError(f"no notebooks in {notebook_folder()}: run this from a checkout")
     for name in names:
@@ -56,7 +56,7 @@ def run_notebooks(arguments, results: Path) -> int:
     make_folder(out)
     values = {
         "preset": preset,
-        "data_root": str(Path(arguments.data_root).resolve()) if arguments.data_root else "",
+        "data_root": str(folder_of("data root", arguments.data_root)) if arguments.data_root else "",
         "results": str(results),
         "seeds": arguments.seeds,
         "device": arguments.device,

@@ -13,6 +13,11 @@ PRECISIONS = ("auto", "fp32", "bf16")
 CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what it asks for to be deterministic, before its first call
 
 
+def in_double(x: torch.Tensor) -> torch.Tensor:
+    """float64, on the processor where the device has none (MPS)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def resolve_device(name: str = "auto") -> torch.device:
     """ "auto", "cpu", "mps", "cuda" or "cuda:1" as a device that exists here; UserError otherwise."""
     if name == "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -21,9 +22,14 @@ UNREADABLE_KEPT = 1000  # names of images in a summary
 NO_TENSORBOARD = 'tensorboard is not installed: pip install "reslib[tensorboard]"'
 
 
+class NotFinite(Exception):
+    """Weights and losses of the steps are finite, and yet the network's answers are not."""
+
+
 def evaluate(job: Job, stop: StopSignal) -> dict:
     """The metrics of this iteration, appended to job.rows; the window of running errors starts anew.
 
+    Raises NotFinite for a network of which nothing can be measured.
     Raises GivenUp, with nothing changed, once a signal has come: on a large test set the launcher would not wait. At
     the time limit the evaluation goes on to its end, or one longer than the limit would be begun again and again.
     """
@@ -32,7 +38,9 @@ def evaluate(job: Job, stop: StopSignal) -> dict:
     train_seconds = job.seconds() - before["seconds"]
     train_images = (state.iteration - before["iteration"]) * job.recipe.batch_size
     test_error, test_loss = _measure(job, "test", stop)
-    val_error = _measure(job, "val", stop)[0] if job.batches.has("val") else None
+    val_error, val_loss = _measure(job, "val", stop) if job.batches.has("val") else (None, 0.0)
+    if not (math.isfinite(test_loss) and math.isfinite(val_loss)):  # of such logits argmax makes a plausible error
+        raise NotFinite(f"the logits of whole images after iteration {state.iteration} are not finite")
     train_loss, train_error = job.window.close(group)
     row = {
         "iteration": state.iteration,
@@ -97,6 +105,7 @@ def divergence(job: Job) -> str:
 
 def diverged(job: Job, message: str, say) -> dict:
     """End the run as diverged; it is not trained again."""
+    job.seconds()
     say(f"{job.recipe.run_name}: {message}; marked as diverged (lower lr or a warm-up helps)")
     return _end(job, {"status": "diverged", "message": message})
 

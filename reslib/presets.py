@@ -151,8 +151,16 @@ def folders_of_presets(results: Path) -> list[Path]:
     """The folders of presets below `results`, changed ones after their own."""
     there = [path for path in results.iterdir() if path.is_dir()] if results.is_dir() else []
     names = list(PRESETS)
-    mine = [path for path in there if path.name.partition("+")[0] in names]
+    mine = [path for path in there if path.name.partition("+")[0] in names and _is_preset(path.name)]
     return sorted(mine, key=lambda path: (names.index(path.name.partition("+")[0]), path.name))
+
+
+def _is_preset(name: str) -> bool:
+    """Whether this is how a preset is spelled: medium+backup is none."""
+    try:
+        return preset_of(name).name == name
+    except UserError:
+        return False
 
 
 def cifar_recipe(model: str, preset: Preset, dataset: str = "cifar10", seed: int = 0, **changes) -> Recipe:

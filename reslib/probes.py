@@ -25,6 +25,7 @@ from .gradient_plan import budget_of, nets
 from .measure import exact_statistics
 from .names import family_and_depth
 from .networks import load_network, make_model
+from .numerics import in_double
 from .presets import Preset
 from .recipe import Recipe, parse_options
 from .schedule import learning_rate
@@ -92,7 +93,7 @@ class Moments:
 
     def add(self, x: Tensor) -> None:
         """Take more values into account."""
-        x = _float64(x)
+        x = in_double(x.detach())
         count, mean = x.numel(), x.mean().item()
         squares = (x - mean).square().sum().item()
         delta, total = mean - self.mean, self.count + count
@@ -260,14 +261,9 @@ def gradient_study(
     return pd.concat(frames, ignore_index=True).assign(evidence=measured_on, key=key)[COLUMNS]
 
 
-def _float64(x: Tensor) -> Tensor:
-    x = x.detach()
-    return (x.cpu() if x.device.type == "mps" else x).double()  # MPS has no float64
-
-
 def _norm(x: Tensor) -> float:
     """L2 norm; squared in float64, where the squares of float32 neither vanish nor overflow."""
-    return torch.linalg.vector_norm(_float64(x)).item()
+    return torch.linalg.vector_norm(in_double(x.detach())).item()
 
 
 def _forward_hook(look: Callable[[Tensor], None]):

@@ -29,6 +29,8 @@ def now() -> str:
 def commit() -> tuple[str, bool | None]:
     """The commit of the source and whether the package differed from it; ("unknown", None) outside a checkout."""
     try:
+        if not (PACKAGE.parent / ".git").exists():  # installed: a repository further up is another project's
+            raise OSError
         head = git("rev-parse", "HEAD")
         dirty = bool(git("status", "--porcelain", "--", str(PACKAGE)))
     except (OSError, subprocess.SubprocessError):

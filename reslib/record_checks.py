@@ -103,7 +103,7 @@ def check_record(path: Path, findings: Findings, name: str) -> tuple[Recipe, dic
         problem(f"lr_drops_at {summary['lr_drops_at']} of summary.json are not the {drops} of recipe.json")
     stated = sources.resolved(summary, sources.known(path.parents[2]))
     if stated.get("dirty"):
-        findings.warnings.append(f"{where}: trained with uncommitted changes to {stated.get('commit', '')[:12]}")
+        findings.warnings.append(f"{where}: trained with uncommitted changes to {str(stated.get('commit'))[:12]}")
     elif (commit := str(stated.get("commit"))) != "unknown" and within_checkout(path) and not has_commit(commit):
         findings.warnings.append(f"{where}: commit {commit[:12]} is unknown to this checkout")
     if str(summary.get("message", "")).startswith("dead"):
@@ -128,6 +128,8 @@ def metrics_faults(file: Path, recipe: Recipe, summary: dict) -> list[str]:
     steps = [row["iteration"] for row in rows]
     if any(step is None for step in steps):
         return ["metrics.csv has a row without an iteration"]
+    if odd := [f"{name} {value}" for row in rows for name, value in row.items() if not math.isfinite(value or 0)]:
+        return [f"metrics.csv has numbers that are not finite: {', '.join(odd[:3])}"]
     if len(set(steps)) < len(steps):
         faults.append("metrics.csv has an iteration twice")
     elif steps != sorted(steps):

@@ -24,12 +24,8 @@ FILE = ".records.json"
 WORTH = 100  # ended records read anew from which the index is written: below that it saves nothing that one would feel
 SETTLED = 2.0  # seconds: what changed later may change again within one tick of the file system's clock
 ENDED = ("finished", "diverged")
-READERS = (
-    "record_index.py",
-    "records.py",
-    "runs.py",
-    "recipe.py",
-)  # an index written by other versions of these is built anew
+# An index written by other versions of these is built anew.
+READERS = ("record_index.py", "records.py", "runs.py", "recipe.py", "names.py")
 
 
 def rows(runs_dir: Path, read: Callable[[Path], dict]) -> list[dict]:

@@ -69,7 +69,7 @@ def main(arguments) -> int:
                 raise UserError(f"out {arguments.out!r} is a folder: allowed is the name of a file")
     sections, problems = collect(root, preset)
     runs = pd.concat([s.runs for s in sections], ignore_index=True) if sections else pd.DataFrame()
-    csv = out.with_name("results.csv")
+    csv = out.with_suffix(".csv") if arguments.out else out.with_name("results.csv")  # no other file's name
     write_text(csv, runs_csv(runs, out.parent))
     page = report_page.page(sections, run_rows(runs, out.parent), problems, csv.name, lambda p: link(p, out.parent))
     write_text(out, page)
@@ -91,14 +91,23 @@ def collect(root: Path, preset: str = "") -> tuple[list[Section], list[str]]:
     for folder in sorted(folders, key=lambda p: (rank.get(p.name, len(rank)), p.name)):
         runs = load_runs(folder / "runs", problems.append)  # the page is made all the same, and the command fails
         runs["preset"] = folder.name
-        sections.append(_section(folder, runs.sort_values(["family", "depth", "seed", "run"], ignore_index=True)))
+        runs = runs.sort_values(["family", "depth", "seed", "run"], ignore_index=True)
+        sections.append(_section(folder, runs, problems))
     return sections, problems
 
 
-def _section(folder: Path, runs: pd.DataFrame) -> Section:
+def _measured(folder: Path, stem: str, problems: list[str]) -> pd.DataFrame | None:
+    try:
+        return frames.find_measurement(folder, stem)
+    except UserError as error:  # the page is made all the same, and the command fails
+        problems.append(str(error))
+        return None
+
+
+def _section(folder: Path, runs: pd.DataFrame, problems: list[str]) -> Section:
     mine = study_runs(folder.name, runs)
     drawn = mine[mine["model"].isin(CURVE_MODELS)]
-    measured = [frames.find_measurement(folder, stem) for stem in ("figure7", "gradients")]
+    measured = [_measured(folder, stem, problems) for stem in ("figure7", "gradients")]
     board = claims.scoreboard(mine, load_curves(drawn), *measured)
     figures = sorted(p for p in (folder / "figures").glob("*") if p.suffix in (".png", ".svg"))
     return Section(

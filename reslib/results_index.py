@@ -52,6 +52,8 @@ def write_index(results: Path) -> list[Path]:
     results = Path(results)
     folders = folders_of_presets(results)
     written = [results / "README.md"]
+    if written[0].exists() and not written[0].read_text(encoding="utf-8", errors="replace").startswith(HEAD[:9]):
+        raise UserError(f"{written[0]} is not an index of results: move it away, or write the index elsewhere")
     parts = [HEAD, *(section(folder) for folder in folders)]
     if any((results / "bench").glob("[!.]*.json")):
         parts.append(bench_section(results))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from . import own_network, record_index
 from .errors import UserError, shown
-from .files import folder_of, holder, lock_file, sha256, sign, whole_file, write_json, write_text
+from .files import folder_of, holder, lock, lock_file, sha256, sign, whole_file, write_json, write_text
 from .recipe import Recipe, is_number
 from .stopping import Interrupted, StopSignal
 
@@ -129,7 +129,7 @@ class Run:
             end = time.monotonic() + patience
             for attempt in itertools.count():
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
                     if attempt >= 3:  # not just somebody who looked whether the run is being trained

@@ -17,7 +17,6 @@ from .files import write_json
 from .runs import read_json
 
 FILE = "sources.json"
-NEWEST = 300  # commits that are searched
 COMMIT = re.compile("[0-9a-f]{40}")
 SUFFIXES = (".py", ".cpp")
 
@@ -31,6 +30,11 @@ def known(results: Path) -> dict[str, str]:
     if not all(isinstance(commit, str) and COMMIT.fullmatch(commit) for commit in found.values()):
         raise UserError(f"{file}: expected are digests of sources, each with the 40 digits of a commit")
     return found
+
+
+def beside(run: Path) -> dict[str, str]:
+    """`known` of the results that a run's folder lies in; empty where it was taken out of them."""
+    return known(run.parents[2]) if run.parent.name == "runs" and len(run.parents) > 2 else {}
 
 
 def resolved(record: dict, commits: dict[str, str]) -> dict:
@@ -76,7 +80,7 @@ def find(digests: set[str]) -> dict[str, str]:
 
     found, contents = {}, {}
     try:
-        for commit in git("rev-list", f"--max-count={NEWEST}", "HEAD").splitlines():
+        for commit in git("rev-list", "HEAD").splitlines():
             if (digest := digest_of(commit, contents)) in digests:
                 found.setdefault(digest, commit)
             if found.keys() == digests:

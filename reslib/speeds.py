@@ -57,6 +57,8 @@ def measurements(results: Path, preset: str) -> list[Measurement]:
             continue
         try:
             s = json.loads(path.read_bytes())
+            if s.get("status") == "diverged":  # after a few steps: no measure of speed
+                continue
             model, adds = path.parent.name.split("-")[0], int(s["multiply_adds"])
             for device, speed, images in _by_device(path.parent, s):
                 if speed > 0:

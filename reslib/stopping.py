@@ -53,7 +53,7 @@ class StopSignal:
 
     def __exit__(self, *error):
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
 
 @contextlib.contextmanager

@@ -91,9 +91,7 @@ def train_together(
 
     Raises Interrupted, when every run has its checkpoint, after a signal or at the time limit.
     """
-    device = resolve_device(execution.device)
-    runs = [Run(runs_dir, recipe) for recipe in recipes]
-    threads, stopped = torch.get_num_threads(), None
+    device, threads = resolve_device(execution.device), torch.get_num_threads()
 
     def fail(recipe, error):
         if advice := memory_advice(error, recipe):
@@ -105,16 +103,7 @@ def train_together(
     with contextlib.ExitStack() as locks, StopSignal(execution.time_limit, f"{len(recipes)} runs") as stop:
         members = []
         try:
-            held = []
-            for run in sorted(runs, key=lambda run: run.path):  # in one order everywhere: none waits for the other's
-                try:
-                    locks.enter_context(run.lock(execution.patience, say, stop))
-                    held.append(run)
-                except Interrupted:
-                    raise
-                except Exception as error:
-                    fail(run.recipe, error)
-            for run in (run for run in runs if run in held):
+            for run in _held([Run(runs_dir, recipe) for recipe in recipes], locks, execution, say, stop, fail):
                 try:
                     if not ended(run, distributed.ALONE, say, execution.deterministic):
                         members.append(_member(run, data_root, preset, execution, device, stop, say))
@@ -122,37 +111,62 @@ def train_together(
                     fail(run.recipe, error)
             for member in members:  # its seconds and images/s are those of a shared device
                 member.job.sessions[-1]["runs_at_once"] = len(members)
-            while members:
-                try:
-                    chosen = [members[number] for number in turn([member.pace for member in members])]
-                except Exception as error:  # of the device, which none of them can use any more
-                    for member in members:
-                        fail(member.job.recipe, error)
-                    break
-                for member in chosen:
-                    try:
-                        with on_stream(member.stream):
-                            next(member.loop)
-                            member.pace.note()
-                        continue
-                    except StopIteration as end:
-                        try:
-                            with on_stream(member.stream):
-                                summary = end.value or finish(member.job)
-                            say(f"{member.job.recipe.run_name}: {summary['status']}")
-                        except Exception as error:  # a full disk, say: its checkpoint stays, and the others go on
-                            fail(member.job.recipe, error)
-                    except Interrupted as reason:
-                        stopped = reason
-                    except Exception as error:
-                        fail(member.job.recipe, error)
-                    members.remove(member)
+            stopped = _in_turn(members, say, fail)
         finally:
             torch.set_num_threads(threads)
     if stopped is None and stop.signal:  # it came when the last run was at its end
         stopped = Interrupted(f"{stop.signal}; the same command continues")
     if stopped is not None:
         raise stopped
+
+
+def _held(runs: list[Run], locks: contextlib.ExitStack, execution: Execution, say, stop, fail) -> list[Run]:
+    """Those of the runs that could be locked, in their order; `locks` lets them go."""
+    held = []
+    for run in sorted(runs, key=lambda run: run.path):  # in one order everywhere: none waits for the other's
+        try:
+            locks.enter_context(run.lock(execution.patience, say, stop))
+            held.append(run)
+        except Interrupted:
+            raise
+        except Exception as error:
+            fail(run.recipe, error)
+    return [run for run in runs if run in held]
+
+
+def _in_turn(members: list[Member], say, fail) -> Interrupted | None:
+    """Give steps to whoever is ready until all have ended; why they stopped earlier, if they did."""
+    stopped = None
+    while members:
+        try:
+            ready = [members[number] for number in turn([member.pace for member in members])]
+        except Exception as error:  # of the device, which none of them can use any more
+            for member in members:
+                fail(member.job.recipe, error)
+            break
+        for member in ready:
+            try:
+                if _advance(member, say):
+                    continue
+            except Interrupted as reason:
+                stopped = reason
+            except Exception as error:  # a full disk, say: its checkpoint stays, and the others go on
+                fail(member.job.recipe, error)
+            members.remove(member)
+    return stopped
+
+
+def _advance(member: Member, say) -> bool:
+    """Give one step to a run, or end it; whether it has more to do."""
+    with on_stream(member.stream):
+        try:
+            next(member.loop)
+            member.pace.note()
+            return True
+        except StopIteration as end:
+            summary = end.value or finish(member.job)
+    say(f"{member.job.recipe.run_name}: {summary['status']}")
+    return False
 
 
 def _member(run, data_root, preset, execution, device, stop, say) -> Member:

@@ -18,7 +18,7 @@ from .errors import UserError, first_line
 from .job import PLAIN, Execution, Job, prepare
 from .machine import out_of_memory
 from .measure import GivenUp
-from .outcome import Board, changed_between, describe, diverged, divergence, evaluate, finish, unreadable
+from .outcome import Board, NotFinite, changed_between, describe, diverged, divergence, evaluate, finish, unreadable
 from .recipe import Recipe
 from .runs import Run
 from .schedule import learning_rate
@@ -101,6 +101,8 @@ def loop(job: Job, execution: Execution, stop: StopSignal, say, on_row):
                 return diverged(job, problem, say)
             try:
                 row, known = evaluate(job, stop), len(state.unreadable)
+            except NotFinite as problem:
+                return diverged(job, str(problem), say)
             except GivenUp:  # left to the next session, which begins with it
                 raise _stopped(job, stop) from None
             save(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .numerics import in_double
 from .recipe import Recipe
 
 
@@ -29,7 +30,7 @@ class Window:
 
     def close(self, group) -> tuple[float, float]:
         """Mean loss and error rate of the window (running, on augmented images), which starts anew."""
-        totals = torch.stack([self.losses[: self.filled].double().sum() / group.world, self.wrong.double()])
+        totals = torch.stack([in_double(self.losses[: self.filled]).sum() / group.world, in_double(self.wrong)])
         group.sum(totals)
         loss, wrong = totals.tolist()
         steps, self.filled = self.filled, 0
@@ -45,7 +46,7 @@ class Window:
 
     def warmup_error(self, group) -> float:
         """Error rate of the warm-up window, which starts anew."""
-        wrong = self.wrong_warmup.double().clone().view(1)
+        wrong = in_double(self.wrong_warmup).clone().view(1)
         group.sum(wrong)
         self.wrong_warmup.zero_()
         return wrong.item() / (self.recipe.warmup_window * self.recipe.batch_size)

@@ -90,3 +90,10 @@ class Hungry(Small):
         if self.training:
             torch.empty(1 << 46)
         return super().forward(x)
+
+
+class NaNInEvaluation(Small):
+    """Sound in training, no numbers on whole images: as moving averages that have overflowed."""
+
+    def forward(self, x):
+        return super().forward(x) * (1.0 if self.training else float("nan"))

@@ -68,7 +68,7 @@ def _too_large(record: dict, before: list[dict]) -> str:
     smaller = [r for r in before if r["axis"] == record["axis"] and (r.get("peak_memory_mib") or {}).get("process")]
     if not smaller:
         return ""
-    free = available_memory() or UNKNOWN
+    free = UNKNOWN if (free := available_memory()) is None else free
     needed = smaller[-1]["peak_memory_mib"]["process"] * MIB * record["value"] / smaller[-1]["value"]
     if needed + SPARE <= free:
         return ""

@@ -120,7 +120,7 @@ def wanted(models: str, recipes: list) -> list:
     """The recipes of these networks, joined by commas, in their order; all where none is named."""
     if not models:
         return recipes
-    names = models.split(",")
+    names = [name.strip() for name in models.split(",")]
     with checking_arguments():
         for model in names:
             choose("model", model, dict.fromkeys(r.model for r in recipes))

@@ -69,7 +69,7 @@ def report(
     """The lines of the report on a plan's recipes."""
     given = given or {}
     runs_dir = results / preset.name / "runs"
-    there = {p.name for p in runs_dir.iterdir() if p.is_dir()} if runs_dir.is_dir() else set()
+    there = {p.name for p in runs_dir.iterdir() if p.is_dir() and p.name[0] != "."} if runs_dir.is_dir() else set()
     runs = [Run(runs_dir, recipe) for recipe in recipes]
     missing = schedule_plan.State("missing")
     states = [schedule_plan.state_of(run) if run.path.name in there else missing for run in runs]

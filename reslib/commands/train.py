@@ -60,7 +60,8 @@ def main(arguments) -> int:
     runs_dir = results_of(arguments) / preset / "runs"
     summary = train(recipe, runs_dir, arguments.data_root, preset, execution)
     if summary["status"] == "diverged":
-        print(f"{recipe.run_name}: diverged: {summary['message']}")
+        if distributed.first():
+            print(f"{recipe.run_name}: diverged: {summary['message']}")
         return 1
     if distributed.first():
         print(f"{recipe.run_name}: test error {100 * summary['test_error']:.2f} % ({runs_dir / recipe.run_name})")

@@ -79,6 +79,13 @@ def mixed(count: int, size: int) -> np.ndarray:
     return permutation(0, 0, count, _SUBSET)[:size]
 
 
+def few_of(labels: torch.Tensor, size: int) -> torch.Tensor:
+    """Indices of `size` of these images: the first ones, or where they are sorted by class some of every class."""
+    if len(labels) < 2 or bool((labels.diff() < 0).any()):
+        return torch.arange(min(size, len(labels)))
+    return torch.from_numpy(mixed(len(labels), size))
+
+
 def first_images(count: int, size: int) -> np.ndarray:
     """Indices of `size` of `count` images (all for 0), not only of the first classes; the same for every seed."""
     return np.arange(count) if not 0 < size < count else np.sort(mixed(count, size))

@@ -96,7 +96,8 @@ def fingerprint(
     digest = hashlib.sha256()
     sizes = sizes or {"train": train.sizes(), "val": val.sizes()}
     for split, images in (("train", train), ("val", val)):
-        for part in ("\n".join(images.classes).encode(), b"\0".join(images.names.tolist()), images.labels.tobytes()):
+        classes = os.fsencode("\n".join(images.classes))
+        for part in (classes, b"\0".join(images.names.tolist()), images.labels.tobytes()):
             digest.update(len(part).to_bytes(8, "little") + part)
         digest.update(sizes[split].astype("<i8").tobytes())
         if contents is not None:

@@ -14,7 +14,7 @@ import torch
 from ..cuda_graphs import abandon, captured
 from ..errors import UserError
 from ..recipe import Recipe
-from .draws import mixed
+from .draws import few_of, mixed
 from .sets import DataSource, ImageSet
 
 ROOMY = 12 << 30  # bytes of a GPU: the widest maps of 2500 images, NIN's 192 of 32x32, take 2 GB in fp32
@@ -58,7 +58,7 @@ def split(source: DataSource, recipe: Recipe) -> tuple[ImageSet, ImageSet | None
             validation = train.take(order[-recipe.val_size :])
         train = train.take(order[: recipe.train_size or available - recipe.val_size])
     if recipe.test_size:
-        test = test.take(slice(recipe.test_size))
+        test = test.take(few_of(test.labels, recipe.test_size))
     return train, validation, test
 
 
