@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from . import comparison, evidence, paper
-from .differences import COLUMNS, NOT_PLANNED, NOT_TRAINED, blank, finding, of_group
+from .differences import COLUMNS, NOT_PLANNED, NOT_TRAINED, POOLED, blank, finding, of_group
 from .exact_rows import TRAINING_IMAGES, exact_rows
 from .recipe import Recipe
 
@@ -24,7 +24,7 @@ def table(
     statistics: pd.DataFrame | None = None,
     pool: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """A row per deviation: its mean test error minus the reference's, in points, with the 95% interval.
+    """A row per deviation: its mean test error minus the reference's, in points, with its interval.
 
     groups: recipes by name; "paper" holds the reference, "paper (X)" that of a group named "... (X)"; a group without
     recipes is not part of the preset and has a row that says so. runs: records, of every seed that is there. The
@@ -70,7 +70,8 @@ def fidelity_caption(runs: pd.DataFrame) -> str:
         "hand, those of whole images are as each record has them, of up to all training images. Several networks: the "
         "mean of their differences, each the mean of its seeds; n is then the number of networks. "
         "Rows of one network share its reference: chance in that moves all of them together. "
-        "n: trainings, after a slash those of the reference."
+        "n: trainings, after a slash those of the reference. Intervals are of 95 %; where "
+        "both sides have one seed, four binomial standard errors to each side."
     )
     return caption(text, runs)
 
@@ -119,11 +120,14 @@ def _computed(group: pd.DataFrame, reference: pd.DataFrame) -> str:
 def printed(rows: pd.DataFrame) -> pd.DataFrame:
     """The table as text, for reading and for files."""
     text = rows[["deviation", "model"]].copy()
-    text["n"] = [f"{a} / {b}" if a != b else str(a) for a, b in zip(rows["n"], rows["n reference"], strict=True)]
+    text["n"] = [
+        f"{a} networks" if of == POOLED else f"{a} / {b}" if a != b else str(a)
+        for a, b, of in zip(rows["n"], rows["n reference"], rows["interval"], strict=True)
+    ]
     text["test error (%)"] = rows["error"].map(_number("{:.2f}"))
     text["reference (%)"] = rows["reference error"].map(_number("{:.2f}"))
     text["difference (points)"] = rows["difference"].map(_number("{:+.2f}"))
-    text["95% interval"] = [
+    text["interval"] = [
         f"{low:+.2f} to {high:+.2f}" if np.isfinite(low) else ""
         for low, high in zip(rows["low"], rows["high"], strict=True)
     ]

@@ -23,7 +23,7 @@ TABLE6_Z = 2.5  # of four comparisons one goes beyond it by chance in 5% of all 
 WARMUP_FACTOR = 2.0  # "about 400 iterations" is read as 200 to 800
 # A layer whose gradient stays below FROZEN moves by less than 0.34 in the whole training: FROZEN times the sum of the
 # rates, divided by 1 - 0.9 for the momentum. Its weights begin with a norm of 2 to 11 (He's initialisation). Above WILD
-# a single step at 0.1 moves it by more than its own length.
+# a single step at 0.1 moves it by more than 10, about that length.
 FROZEN, WILD = 1e-5, 100.0
 
 
@@ -230,7 +230,7 @@ def deeper_responses(frames: Frames) -> tuple[str, str]:
     level = frames.responses.groupby("model")["std"].mean()
     names = [m for m in ("resnet20", "resnet56", "resnet110") if m in level.index]
     if len(names) < 2:
-        return UNDECIDED, "fewer than two depths of residual nets measured"
+        return UNDECIDED, "fewer than two of ResNet-20, 56 and 110 measured"
     text = "mean std: " + ", ".join(f"{paper.label(m)} {level[m]:.3f}" for m in names)
     return _by_ratio([level[b] / level[a] for a, b in zip(names, names[1:], strict=False)], text)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -18,12 +19,13 @@ from torch import nn
 from . import complexity, data, figures, paper
 from .data.draws import few_of
 from .errors import UserError
+from .evidence import main_runs
 from .figures.style import SYNTHETIC_NOTE, new_figure
 from .models import build_model, is_imagenet
 from .networks import load_network, make_model
 from .presets import cifar_recipe
 from .recipe import Recipe
-from .records import load_runs
+from .records import load_curves, load_runs
 
 CHANNELS = 8  # feature maps drawn per stage
 IMAGES = 500  # test images among which the most confused are looked for
@@ -135,24 +137,60 @@ class Net:
         figure.suptitle(f"Most confident mistakes among {len(labels)} test images\n{self.note}", fontsize=9)
         return figure, worst[["image", "truth", "answer", "probability"]]
 
+    @torch.no_grad()
+    def confusion(self, count: int = 2000) -> tuple[Figure, str]:
+        """Which classes it takes for which: a heat map in % of each class's test images, and the commonest mistake."""
+        import seaborn  # half a second that nothing else here needs
+
+        _, x, labels = self.images(count)
+        answers = torch.cat([self.model.eval()(part).argmax(1) for part in x.split(IMAGES)])
+        names = self.source.classes
+        pairs = (pd.Categorical.from_codes(codes.tolist(), names) for codes in (labels, answers))
+        shares = 100 * pd.crosstab(*pairs, rownames=["truth"], colnames=["answer"], normalize="index", dropna=False)
+        figure, axes = new_figure(6.4, 5.6)
+        seaborn.heatmap(shares, ax=axes[0][0], annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False,
+                        square=True, linewidths=0.5, annot_kws={"size": 8})  # fmt: skip
+        axes[0][0].grid(False)
+        figure.suptitle(f"Answers in % of each class, {len(labels)} test images\n{self.note}", fontsize=9)
+        wrong = shares.mask(np.eye(len(names), dtype=bool)).stack()
+        truth, answer = wrong.idxmax()
+        return figure, f"most often: {wrong.max():.0f} % of {truth} are taken for {answer}"
+
+
+def records(folder) -> pd.DataFrame:
+    """Every curve of a `reslib.notebook` folder as a tidy frame, a row per run, evaluation and kind of error.
+
+    Columns: network, depth, seed, run, iteration, "of" (training images or test images), "error (%)".
+    """
+    runs = load_runs(folder.runs_dir)
+    curves = load_curves(main_runs(runs)).sort_values(["family", "depth", "seed", "iteration"])
+    curves = curves.assign(network=curves["model"].map(paper.label))
+    kinds = {"train_error": "training images", "test_error": "test images"}
+    rows = curves.rename(columns=kinds).melt(
+        ["network", "depth", "seed", "run", "iteration"], list(kinds.values()), "of", "error (%)"
+    )
+    return rows.assign(**{"error (%)": 100 * rows["error (%)"]})
+
 
 class Nets:
     """The finished plain and residual nets of a `reslib.notebook` folder whose weights are there, the lowest test error
-    first; without one an untrained ResNet-20, which says so. A network is loaded when it is looked at."""
+    first (of a network trained by several recipes those nearest the paper's); without one an untrained ResNet-20, which
+    says so. A network is loaded when it is looked at."""
 
     def __init__(self, folder):
         self.folder, self.dataset = folder, folder.dataset("cifar")
         runs = load_runs(folder.runs_dir)
         weights = runs["path"].map(lambda path: (Path(path) / "weights.safetensors").exists()).astype(bool)
         mine = runs[(runs["status"] == "finished") & (runs["dataset"] == self.dataset) & weights]
-        mine = mine[mine["family"].isin(("plain", "resnet"))].sort_values(["test_error", "run"])
-        self.runs = {row["run"]: row for row in mine.to_dict("records")}
+        mine = main_runs(mine[mine["family"].isin(("plain", "resnet"))]).sort_values(["test_error", "run"])
+        rows = mine.to_dict("records")
+        self.runs = {f"{paper.label(r['model'])}, seed {r['seed']}, {100 * r['test_error']:.2f} %": r for r in rows}
         self.source = data.load(self.dataset, folder.data_root)
         self.loaded: dict[str, Net] = {}
 
     @property
     def names(self) -> list[str]:
-        """Names of the runs, best first."""
+        """Network, seed and test error of the runs, best first."""
         return list(self.runs) or [UNTRAINED]
 
     @property
@@ -173,11 +211,15 @@ class Nets:
         """The test images that a network is surest about and wrong."""
         return self[net].confused(count)
 
+    def confusion(self, net: str) -> tuple[Figure, str]:
+        """Which classes a network takes for which."""
+        return self[net].confusion()
+
     def _load(self, name: str) -> Net:
         if name in self.runs:
             run = self.runs[name]
             model, recipe = load_network(Path(run["path"]))
-            note = f"{name}, test error {100 * run['test_error']:.2f} %"
+            note = f"{run['run']}, test error {100 * run['test_error']:.2f} %"
         else:
             recipe = cifar_recipe(UNTRAINED.split()[-1], self.folder.preset, self.dataset)
             model = make_model(recipe, len(self.source.classes), self.folder.runs_dir).eval()

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_records import write_run
 from torch import nn
 
 from reslib import explore
@@ -105,17 +106,19 @@ def test_the_best_finished_net_with_weights_is_taken(folder):
         summaries[recipe.run_name] = train(recipe, folder.runs_dir, execution=execution, say=lambda text: None)
     mine = {name: s["test_error"] for name, s in summaries.items() if not name.startswith("nin")}
     best = min(mine, key=lambda name: (mine[name], name))
-    nets = explore.Nets(folder)
-    assert nets.names == sorted(mine, key=lambda name: (mine[name], name))
+    train(Recipe("plain8", "synthetic", **small, lr=0.01, nesterov=True), folder.runs_dir, execution=execution, say=str)
+    nets = explore.Nets(folder)  # without the deviating run
+    title = {name: f"{'ResNet' if name[0] == 'r' else 'plain'}-8, seed 0, {100 * mine[name]:.2f} %" for name in mine}
+    assert nets.names == [title[name] for name in sorted(mine, key=lambda name: (mine[name], name))]
     net = nets.best
     assert net.note.startswith(f"{best}, test error") and net.recipe.run_name == best
     _, x, labels = net.images(50)  # what it says of the run's own test images is what the run recorded
     with torch.no_grad():
         assert (net.model(x).argmax(1) != labels).double().mean().item() == pytest.approx(mine[best])
     for name in mine:  # each of them can be chosen
-        figure, _ = nets.responses(name, 0)
+        figure, _ = nets.responses(title[name], 0)
         assert name in texts(figure)
-        figure, table = nets.confused(name, 5)
+        figure, table = nets.confused(title[name], 5)
         assert name in texts(figure) and len(table) == 5
     for name in mine:
         (folder.runs_dir / name / "weights.safetensors").unlink()
@@ -158,3 +161,43 @@ def test_a_panel_draws_anew_in_place(shown):
     assert depth == [20, 56, 56] and kind == ["a", "a", "b"]
     controls[0].children[0].value = 21
     assert depth[-1].data == "**no such depth**" and len(shown) == 3
+
+
+def test_confusion_by_hand(folder):
+    """The untrained network is replaced by one that calls every image of class 0 a 1, and knows all others."""
+    net = explore.Nets(folder).best
+    labels = net.images(300)[2]
+    answers = torch.nn.functional.one_hot(torch.where(labels == 0, 1, labels), 10).float()
+
+    class Knows(nn.Module):
+        asked = 0
+
+        def forward(self, x):
+            found = answers[self.asked : self.asked + len(x)]
+            self.asked += len(x)
+            return found
+
+    net.model = Knows()
+    figure, text = net.confusion(300)
+    first, second = net.source.classes[:2]
+    assert text == f"most often: 100 % of {first} are taken for {second}"
+    shown = [t.get_text() for t in figure.axes[0].texts]
+    assert len(shown) == 100 and shown[:3] == ["0", "100", "0"] and shown[11] == "100"
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == net.source.classes
+    assert "300 test images" in texts(figure) and "SYNTHETIC" in texts(figure)
+
+
+def test_records_are_tidy_and_in_percent(folder):
+    for model, error in (("resnet20", 0.25), ("plain20", 0.5)):
+        write_run(folder.runs_dir, Recipe(model, iterations=4, eval_every=2, dataset="synthetic"), error=error)
+    write_run(folder.runs_dir, Recipe("plain20", iterations=4, eval_every=2, dataset="synthetic", nesterov=True))
+    rows = explore.records(folder)
+    assert len(rows) == 2 * 2 * 2 and list(rows["network"].unique()) == ["plain-20", "ResNet-20"]
+    last = rows[(rows["iteration"] == 4) & (rows["of"] == "test images")].set_index("network")["error (%)"]
+    assert last.to_dict() == {"plain-20": 50.0, "ResNet-20": 25.0}
+    train = rows[(rows["iteration"] == 2) & (rows["of"] == "training images")].set_index("network")["error (%)"]
+    assert train.to_dict() == pytest.approx({"plain-20": 55.0, "ResNet-20": 30.0})
+
+
+def test_without_records_there_are_none(folder):
+    assert len(explore.records(folder)) == 0

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from .. import evidence
 from ..comparison import ALIKE, BINOMIAL
-from ..differences import MCNEMAR, NOT_TRAINED, UNDECIDED, of_group
+from ..differences import MCNEMAR, NOT_TRAINED, POOLED, UNDECIDED, of_group
 from ..recipe import Recipe
 from .panels import seed_band
 from .style import end_labels, iteration_axis, legend_above, new_figure, say, say_in_corner, sign
@@ -22,15 +22,16 @@ LOOKS = {  # of intervals in the forest plot, and what the legend says of them
     SEEDS: ("95% interval over seeds or networks", {"linewidth": 2, "marker": "o"}),
     ALIKE: ("one seed, given the other side's spread", HOLLOW),
     BINOMIAL: (
-        "single seeds: binomial interval, without the spread between them",
+        "single seeds: four binomial errors, without the spread between them",
         HOLLOW | {"linestyle": (0, (3, 1.5))},
     ),
+    MCNEMAR: ("one network tested twice: 95% over the test images alone", HOLLOW | {"linestyle": (0, (1, 1))}),
 }
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # the reference, then the changes
 
 
 def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
-    """Differences with their 95% intervals, a line per deviation, in order of `rows`; right of zero is worse.
+    """Differences with their intervals, a line per deviation, in order of `rows`; right of zero is worse.
 
     What has no number has no line where others have one: the footer names it and says why. Diverged runs are a result.
     """
@@ -42,7 +43,7 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     ax.axvline(0, color="#444444", linewidth=1, zorder=1)
     for place, row in zip(places, rows.to_dict("records"), strict=True):
         if np.isfinite(row["difference"]):
-            kind = BINOMIAL if row["interval"] == MCNEMAR else row["interval"] if row["interval"] in LOOKS else SEEDS
+            kind = row["interval"] if row["interval"] in LOOKS else SEEDS
             look = LOOKS[kind][1]
             ax.plot([row["low"], row["high"]], [place, place], color=COLOURS[0], zorder=2, **look | {"marker": ""})
             ax.plot([row["difference"]], [place], color=COLOURS[0], zorder=3, **look)
@@ -50,7 +51,8 @@ def forest(rows: pd.DataFrame, runs: pd.DataFrame) -> Figure:
         else:
             ink = "#CC0000" if row["diverged"] else "#777777"  # a run that is still to come is no failure
             waiting.append((place, row["finding"], ink))
-        count = f"n = {row['n']}" + (f", {row['diverged']} diverged" if row["diverged"] else "")
+        count = f"{row['n']} networks" if row["interval"] == POOLED else f"n = {row['n']}"
+        count += f", {row['diverged']} diverged" if row["diverged"] else ""
         count += ", undecided" if row["finding"].endswith(UNDECIDED) else ""
         ax.annotate(
             count, (1, place), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",

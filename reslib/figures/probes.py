@@ -191,7 +191,9 @@ def _draw_norms(ax, part: pd.DataFrame) -> str:
             face = "white" if family == "plain" else colour(depth)
             good = np.isfinite(norm) & (norm > 0)
             if bold and not good.all():
-                dead.append(f"{paper.label(model)}: zero or not finite in {int((~good).sum())} of {len(norm)} layers")
+                for words, layers in (("exactly 0", norm == 0), ("not finite", ~np.isfinite(norm))):
+                    if layers.any():
+                        dead.append(f"{paper.label(model)}: {words} in {int(layers.sum())} of {len(norm)} layers")
             ax.plot(
                 norm.index, norm.where(good), color=colour(depth), linestyle=LOOK.get(family, ":"),
                 linewidth=1.6 if bold else 0.7, alpha=1 if bold else 0.75, marker=marker(depth) if bold else None,
