@@ -181,8 +181,9 @@ class Nets:
         self.folder, self.dataset = folder, folder.dataset("cifar")
         runs = load_runs(folder.runs_dir)
         weights = runs["path"].map(lambda path: (Path(path) / "weights.safetensors").exists()).astype(bool)
-        mine = runs[(runs["status"] == "finished") & (runs["dataset"] == self.dataset) & weights]
+        mine = runs[(runs["status"] == "finished") & (runs["dataset"] == self.dataset)]
         mine = main_runs(mine[mine["family"].isin(("plain", "resnet"))]).sort_values(["test_error", "run"])
+        mine = mine[weights[mine.index]]
         rows = mine.to_dict("records")
         self.runs = {f"{paper.label(r['model'])}, seed {r['seed']}, {100 * r['test_error']:.2f} %": r for r in rows}
         self.source = data.load(self.dataset, folder.data_root)

@@ -41,6 +41,15 @@ def test_a_new_rate_keeps_the_velocity():
         assert weight.detach().tolist() == pytest.approx(by_hand.tolist(), rel=1e-5)
 
 
+def test_nesterov_momentum_looks_ahead():
+    holder = nn.Module()
+    holder.weight = nn.Parameter(torch.tensor([1.0]))
+    optimizer = make_optimizer(tiny(nesterov=True, momentum=0.5, weight_decay=0.0, lr=0.1), holder, CPU)
+    holder.weight.grad = torch.ones(1)
+    optimizer.step()
+    assert holder.weight.item() == pytest.approx(1 - 0.1 * (1 + 0.5))  # without: 1 - 0.1
+
+
 def test_weight_decay_reaches_every_parameter_once():
     model = Small()
     step, optimizer = stepper(model, momentum=0.0, weight_decay=0.1, lr=1.0)

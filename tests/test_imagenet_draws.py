@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from reslib.data.decode import resample, resampling_matrix, resized_crop, scaled_size
-from reslib.data.draws import centre_scale, draw, first_images, permutation, split_indices
+from reslib.data.draws import _keys, centre_scale, draw, first_images, permutation, split_indices
 from reslib.data.imagenet import FolderBatches
 from reslib.errors import UserError
 
@@ -29,6 +29,8 @@ def test_draw_is_a_pure_function_of_seed_and_position():
     whole = draw(recipe, np.arange(1000))
     part = draw(recipe, np.array([7, 500, 3]))
     assert all((part[name] == whole[name][[7, 500, 3]]).all() for name in whole)
+    counters = np.arange(100)
+    assert (_keys(0, 2, counters) != _keys(1, 1, counters)).all()  # streams of different seeds do not coincide
     other = draw(recipe.replace(seed=6), np.arange(1000))
     assert all((other[name] != whole[name]).any() for name in whole)
 
@@ -53,6 +55,7 @@ def test_other_augmentations_and_batch_crops():
     assert (fixed["scale"] == 26).all() and (fixed["alpha"] == 0).all() and fixed["flip"].any()
     none = draw(tiny(augmentation="none"), np.arange(64))
     assert (none["scale"] == centre_scale(24)).all() and not none["flip"].any()
+    assert (none["top"] == 0.5).all() and (none["left"] == 0.5).all()
     shared = draw(tiny(crops="batch"), np.arange(8))
     assert (shared["top"][:4] == shared["top"][0]).all() and shared["top"][4] != shared["top"][0]
 
@@ -63,6 +66,7 @@ def test_splits_are_disjoint_and_mixed():
     assert val.max() > 50 and val.min() < 50
     assert len(split_indices(100, 20, 0)[0]) == 80
     assert first_images(100, 0).tolist() == list(range(100)) and len(set(first_images(100, 10))) == 10
+    assert first_images(100, 10).max() > 50  # of a sorted set not only the first classes
     with pytest.raises(UserError, match="val_size 90"):
         split_indices(100, 90, 20)
 

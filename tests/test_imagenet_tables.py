@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fake_frames import fake_runs
+from imagenet_sets import in_memory, tiny
 from scipy.stats import binomtest
 from table_rows import OWN, TESTED, error, make_source, row
 
@@ -180,6 +181,15 @@ def test_the_papers_six(tmp_path):
     fewer = tables(runs[:5], tmp_path / "runs")["table5"]
     assert row(fewer, "ResNet (six models)")["source"] == "quoted"
     assert fewer.iloc[-1]["source"] == "not evaluated" and fewer.iloc[-1][TOP1] == ""
+
+
+def test_networks_of_other_pixels_are_not_tested_on_the_same(tmp_path):
+    source = in_memory()
+    scores = imagenet_tables.Scores(tmp_path, source, 2, torch.device("cpu"))
+    recipe = tiny()
+    assert scores._batches(recipe) is scores._batches(recipe.replace(seed=7))
+    for change in ({"preprocessing": "channel-std"}, {"val_size": 4}, {"train_size": 5}, {"test_size": 3}):
+        assert scores._batches(recipe) is not scores._batches(recipe.replace(**change)), change
 
 
 def test_two_commands_at_once_keep_each_others_measurements(tmp_path):

@@ -129,7 +129,8 @@ def test_runs_stand_beside_reslibs_of_the_same_length(tmp_path, monkeypatch):
     written(folder, 1, 0.32)
     columns = {"model": "resnet20", "iterations": 64, "dataset": "cifar10", "status": "finished", "train_error": 0.2}
     ours = pd.DataFrame([columns | {"test_error": e} for e in (0.31, 0.35)])
-    other = ours.assign(iterations=640, test_error=0.9)
+    changes = ({"iterations": 640}, {"dataset": "synthetic"}, {"status": "diverged"})
+    other = pd.concat([ours.assign(test_error=0.9, **change) for change in changes])
     monkeypatch.setattr(independent, "folders_of_presets", lambda results: [tmp_path])
     monkeypatch.setattr(
         independent.artefacts, "study_frames", lambda *a, **k: (pd.concat([ours, other]), None, "cifar10")
@@ -137,6 +138,8 @@ def test_runs_stand_beside_reslibs_of_the_same_length(tmp_path, monkeypatch):
     text = independent.section(tmp_path)
     row = next(line for line in text.splitlines() if line.startswith("| resnet20 | 64 | test"))
     assert row.startswith("| resnet20 | 64 | test | 31.00 ± 1.41 (n = 2) | 33.00 ± 2.83 (n = 2) | -2.00 | -")
+    row = next(line for line in text.splitlines() if line.startswith("| resnet20 | 64 | training"))
+    assert row.endswith("| 20.00 ± 0.00 (n = 2) | -10.00 | -10.00 to -10.00 |") or "| 20.00 ± 0.00 (n = 2) |" in row
     assert "`python scripts/plain_training.py DATA resnet20-64-s1.json 20 64 1 1`" in text
     assert "| torch 2.14, 1 thread, 2026-11-27 |" in text
     written(folder, 1, 0.32, device="NVIDIA H200")

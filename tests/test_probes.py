@@ -278,6 +278,15 @@ def test_responses_of_runs_and_of_a_clone_without_weights(trained, tmp_path):
     # averages of six steps do not.
     assert frame["std"].between(0.8, 1.3).all()
     with pytest.MonkeyPatch.context() as patch:
+        parts, samples, kind = [], [], data.MemoryBatches
+        whole, sample = kind.eval_batches, kind.sample
+        patch.setattr(
+            kind, "eval_batches", lambda self, part, *a, **k: parts.append(part) or whole(self, part, *a, **k)
+        )
+        patch.setattr(kind, "sample", lambda self, images, size: samples.append(images) or sample(self, images, size))
+        probes.responses_of_runs(runs)
+        assert set(parts) == {"test"} and set(samples) == {min(probes.STATISTICS_IMAGES, 256)}
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probes, "_responses", None)  # what is known of these weights is not measured again
         again, missing = probes.responses_of_runs(runs, known=frame)
         assert not missing

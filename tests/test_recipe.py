@@ -232,3 +232,8 @@ def test_choose_survives_any_value():
         with pytest.raises(UserError) as caught:
             choose("thing", value, ("a", "b"))
         assert "allowed are a, b" in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_another_seed_has_another_digest():
+    recipe = Recipe()
+    assert recipe.digest and recipe.with_seed(1).digest == Recipe(seed=1).digest != recipe.digest

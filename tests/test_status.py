@@ -48,6 +48,7 @@ def test_cost_of_a_recipe_knows_its_options_and_classes():
 
 def test_makespan():
     assert schedule_plan.makespan([3, 3, 2, 2, 2], 2) == 7  # longest first: 3+2+2 and 3+2; the best would be 6
+    assert schedule_plan.makespan([1, 2, 3], 2) == 3  # in whatever order they are given
     assert schedule_plan.makespan([5, 1, 1], 8) == 5
     assert schedule_plan.makespan([], 3) == 0
     jobs = [7, 4, 4, 3, 1]
@@ -182,6 +183,8 @@ def test_hours_left():
     assert schedule_plan.hours_left(recipe, State("interrupted", 40, 10.0), speed) == pytest.approx(
         (LENGTH - 40) / 4 / 3600
     )
+    given = Speed(128.0, "given")  # by --speed: for this machine from now on, whatever the run took so far
+    assert schedule_plan.hours_left(recipe, State("interrupted", 40, 10.0), given) == (LENGTH - 40) / 3600
 
 
 def test_states_of_runs(tmp_path):

@@ -202,9 +202,16 @@ def test_the_record_of_a_finished_run(tmp_path):
     chosen = frame.loc[frame.val_error.idxmin()]
     assert summary["selected_test_error"] == pytest.approx(chosen.test_error, rel=1e-5)
     assert summary["selected_iteration"] == chosen.iteration
+    assert summary["train_error"] == pytest.approx(frame.train_error.iloc[-1], rel=1e-5)
+    assert summary["train_loss"] == pytest.approx(frame.train_loss.iloc[-1], rel=1e-5)
+    assert summary["lr_drops_at"] == [6, 9] and summary["iterations"] == 12
+    assert summary["images_per_second"] == pytest.approx(12 * 8 / summary["seconds"])
     assert summary["train_images"] == 40 and summary["test_images"] == 64
     assert frame.epoch.tolist() == pytest.approx([0.6, 1.2, 1.8, 2.4])
     assert (frame.images_per_second > 0).all() and frame.seconds.is_monotonic_increasing
+    between = frame.seconds.diff().iloc[1:]  # evaluations included, which the speed leaves out
+    assert (frame.images_per_second.iloc[1:] * between >= 3 * 8 * 0.999).all()
+    assert (abs(frame.test_loss - frame.train_loss) > 1e-6).all()
     model, read = load_network(run.path)
     assert read == recipe and not model.training
     before = run.path.stat().st_mtime_ns

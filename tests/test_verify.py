@@ -132,6 +132,11 @@ RECORD_DAMAGE = {
     "has columns": lambda run: run.metrics_file.write_text("iteration,error\n1,2\n"),
     "best_iteration 7 of summary.json is not": lambda run: change_summary(run, best_iteration=7),
     "test_error 0.19 of summary.json is not": lambda run: change_summary(run, test_error=0.19, best_test_error=0.19),
+    "test_error 0.1001 of summary.json is not": lambda run: change_summary(
+        run, test_error=0.1001, best_test_error=0.1001
+    ),
+    "train_error 0.2 of summary.json is not": lambda run: change_summary(run, train_error=0.2),
+    "train_loss 9.0 of summary.json is not": lambda run: change_summary(run, train_loss=9.0),
     "lr_drops_at [1, 2] of summary.json are not": lambda run: change_summary(run, lr_drops_at=[1, 2]),
     "is not that of recipe.json": lambda run: rewrite(
         run, lambda rows: [*rows[:-1], rows[-1].replace(",0.001,", ",0.1,", 1)]
