@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # where the terminal has no plus-minus sign, "?" stands for it
     try:
-        with sigterm_raises(KeyboardInterrupt):  # at both ends of a run; in between a checkpoint is written first
+        with sigterm_raises(KeyboardInterrupt):  # before and after training; during it StopSignal saves first
             return _run(argv)
     except (Exception, KeyboardInterrupt) as error:
         if "--traceback" in argv and not isinstance(error, ArgumentError):

@@ -28,7 +28,7 @@ from .models.conv_norm_relu import without
 from .passes import Passes, difference, sound
 from .tune import COMPILE, LONG, MARGIN, Choice
 
-PAYS_AFTER = 20.0  # times as long as the compilation must the rest of the run be
+PAYS_AFTER = 20.0  # a compilation is tried where the rest of the run lasts so many times as long
 SECONDS_PER_LAYER = 2.0  # of a compilation, until one has been timed here
 ROUNDS = 4
 OPTIONS = {"dynamic": False, "options": {"fallback_random": True}}  # random numbers of dropout as of the eager step

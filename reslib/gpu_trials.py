@@ -26,7 +26,7 @@ from .tune import COMPILE_GPU, LONG, MARGIN, UNITS_GPU, asked
 
 ENOUGH = 1.4  # times as fast as plain: well above the quarter that torch.compile gains (notebook speed)
 DEADLY = 2  # trials that ended their process, after which no run tries again: a kernel can make a device fail
-PAYS_AFTER = 4.0  # times as long as it takes to make other passes must the rest of the run be: gains are about a fifth
+PAYS_AFTER = 4.0  # a trial is made where the rest of the run lasts so many times as long: gains are about a fifth
 
 
 def accelerate(step, left: int, limit: float | None = None, sessions=(), measure: bool = True, say=print) -> None:

@@ -24,8 +24,7 @@ from .runs import is_locked
 from .stopping import sigterm_raises
 
 TEMPORARY = ".running.ipynb"
-# A kernel's log is about its own messages, not about the code it runs: that they go over TCP, on this machine alone,
-# and that some find no receiver any more after Ctrl-C. A kernel that cannot go on is noticed here and named.
+# Silences the kernel's log, which reports its own messaging only. A kernel that has died is noticed and named here.
 QUIET = "--log-level=CRITICAL"
 BATCH = ".batch.json"  # of a batch that has not been finished
 

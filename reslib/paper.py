@@ -130,7 +130,6 @@ EXACT_PARAMETERS: dict[int, int] = {
     110: 1_727_962,
     1202: 19_421_274,
 }
-OPTION_B_EXTRA = 2_752
 
 # Not the paper's: errors another implementation publishes with its weights. They are the best evaluation on the test
 # set, so compare them with "best on test" alone. The recipe is that of its trainer.py.

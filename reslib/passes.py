@@ -13,10 +13,10 @@ from .engine import Step
 from .numerics import autocast
 
 TOLERANCE = {"fp32": 0.01, "bf16": 0.1}  # of loss and gradient, relative: how far another pass may be off
-SHARE = 0.01  # of the length of a whole step: a parameter that moves by less is moved by rounding too
+SHARE = 0.01  # of the length of a whole step: what moves by less is not compared alone, there rounding dominates
 ALONE = {True: 0.5, False: 0.1}  # how far the change of one tensor may be off, of a parameter and of a statistic
-SETTLED = 0.01  # and a statistic, relative to itself: once it has settled its changes are noise, and so are theirs
-NO_WORSE = 1.5  # times as far from double precision as the eager gradient, where that one is further off than this
+SETTLED = 0.01  # of a statistic itself, how far it may be off besides: a settled average changes by noise alone
+NO_WORSE = 1.5  # times as far from double precision as the eager gradient, where eager itself exceeds TOLERANCE
 
 
 class Passes:

@@ -47,7 +47,7 @@ RANGES = {  # field: (smallest, largest) allowed, both included
     "accumulation": (1, 4096),
     "eval_every": (1, 10_000_000),
 }
-SYNONYMS = {  # what others call a field, for whoever types that
+SYNONYMS = {  # names that other tools give a field, for "did you mean"
     "learning_rate": "lr", "base_lr": "lr", "initial_lr": "lr", "wd": "weight_decay", "decay": "weight_decay",
     "l2": "weight_decay", "bs": "batch_size", "batch": "batch_size", "batchsize": "batch_size", "b": "batch_size",
     "train_batch_size": "batch_size", "epochs": "iterations", "epoch": "iterations", "num_epochs": "iterations",
@@ -62,7 +62,7 @@ SYNONYMS = {  # what others call a field, for whoever types that
     "val_split": "val_size", "seeds": "seed", "random_seed": "seed", "manual_seed": "seed", "crop": "crop_size",
     "image_size": "crop_size", "aug": "augmentation", "transforms": "augmentation", "normalization": "preprocessing",
 }  # fmt: skip
-NOTES = dict.fromkeys(  # what else to say to whom
+NOTES = dict.fromkeys(  # what a hint from one of these names adds
     (name for name in SYNONYMS if "epoch" in name), "a run is counted in iterations, of one batch each, not in epochs"
 )
 NOTES["lr_decay_epochs"] = "fractions of the iterations, not epochs"
@@ -132,7 +132,7 @@ class Recipe:
             value, default = getattr(self, field.name), field.default
             if (
                 type(value) is not type(default) or value != default or type(value) is tuple
-            ):  # thousands are read at once
+            ):  # a default needs no check: a report reads thousands of recipes
                 object.__setattr__(self, field.name, _checked(field, value))
         if self.warmup_lr > self.lr:
             raise UserError(f"warmup_lr {self.warmup_lr} is above lr {self.lr}: allowed is 0 to lr")

@@ -27,8 +27,8 @@ Written by `reslib verify --write-index` from the records; `reslib verify` check
 - `notebooks/`: the executed notebooks. Where there is none of a figure or table, it was drawn from the records by
   `reslib verify --redraw`, which gives the same file as the command beside it.
 
-A commit is that whose source has the digest in the record: where the record itself names another one with uncommitted
-changes, the two are the same source (`sources.json`).
+The commit shown is the one whose source has the digest in the record. Where the record itself names another commit,
+with uncommitted changes, `sources.json` holds the match.
 
 Beside them `bench/` holds the records of `reslib bench`, `equivalence/` those of `reslib equivalence` with their runs,
 `independent/` runs of a training loop that shares no code with reslib.

@@ -14,8 +14,9 @@ NOT_AT_PAPER_SCALE = (
 
 
 Z = (
-    "z: the difference from the paper's error over its standard error, of the seeds here and of one test's images in "
-    "the paper (with one seed here too: how far seeds differ is then not in it)."
+    "z: the difference from the paper's error over its standard error, which combines the spread of the seeds here "
+    "with the binomial error of the paper's one test (with one seed here that of ours, too: how far seeds differ is "
+    "then not in it)."
 )
 
 
@@ -26,8 +27,8 @@ def notes(runs: pd.DataFrame) -> list[str]:
         "last: error at the last iteration, mean ± standard deviation over n seeds; interval: Student's t over the "
         "seeds, for one seed the binomial error of one test.",
         "quoted: the paper's number, nothing was trained here.",
-        "validation-selected: of the runs of that recipe that hold a tenth of the training images out, and minus their "
-        "own last error; empty where the preset has none.",
+        "validation-selected: the test error where the validation error was lowest, of runs that hold out a tenth of "
+        "the training images; its bias: minus the last error of the same runs. Empty where the preset has none.",
     ]
     if runs.empty:
         return lines + ["No runs yet."]

@@ -1,6 +1,6 @@
 """The training loop: evaluate, save, step, log. One recipe in, one record out.
 
-Command: `reslib train resnet20`. Time: `reslib status` estimates it from the speeds measured on this machine.
+Command: `reslib train resnet20`. Time: `reslib status --preset paper` estimates it, from the speeds on record.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def code() -> list[Path]:
 
 @functools.cache
 def version() -> str:
-    """Of these files: what was found of them is no longer true when they change."""
+    """A digest of these files: trials of other versions of them are not valid."""
     return digest(code(), HERE)
 
 
@@ -59,7 +59,7 @@ def _machines(name: str) -> dict:
 
 
 def remembered(name: str, key: str, ask) -> bool:
-    """A yes or no of this machine, in a file of tune.TRIALS, asked once: seeds shall not differ by chance.
+    """Yes or no for this machine, from a file of tune.TRIALS or by ask(), once: all seeds take the same way.
 
     ask: () -> whether it is faster.
     """

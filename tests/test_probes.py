@@ -285,7 +285,7 @@ def test_responses_of_runs_and_of_a_clone_without_weights(trained, tmp_path):
         )
         patch.setattr(kind, "sample", lambda self, images, size: samples.append(images) or sample(self, images, size))
         probes.responses_of_runs(runs)
-        assert set(parts) == {"test"} and set(samples) == {min(probes.STATISTICS_IMAGES, 256)}
+        assert set(parts) == {"test"} and set(samples) == {256}  # all that smoke has
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probes, "_responses", None)  # what is known of these weights is not measured again
         again, missing = probes.responses_of_runs(runs, known=frame)

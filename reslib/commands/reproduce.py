@@ -33,7 +33,8 @@ def add_arguments(parser) -> None:
         "--workers",
         type=number(int, 0, 1024),
         default=0,
-        help="processes of --executor local (default: one per GPU, or up to four that share the CPU cores)",
+        help="processes of --executor local (default: one per GPU, or up to four that share the CPU cores); runs at a "
+        "time of --executor together (default: 5)",
     )
     parser.add_argument("--address", default="auto", help="Ray cluster of --executor ray")
     parser.add_argument(

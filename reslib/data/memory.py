@@ -200,8 +200,8 @@ class MemoryBatches:
 
 
 class CapturedCrops:
-    """Drawn images as batches, on a GPU, as one CUDA graph: Python would need as long for its fifteen kernels as a thin
-    net for a fifth of its step. What it returns is overwritten by the next call. It does without where none can be had.
+    """Drawn images as batches, on a GPU as one CUDA graph: launching the fifteen kernels from Python costs a fifth of a
+    thin net's step. Without a graph where it cannot be captured. What it returns is overwritten by the next call.
     """
 
     def __init__(self, batches: MemoryBatches):

@@ -9,8 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from .style import GREY
 
-CLOSER_FROM = 2 / 3  # of the training on is enlarged where test curves end close to each other
-CLOSER_SPAN = 0.2  # of the panel's height: curves that then lie further apart are told apart without
+CLOSER_FROM = 2 / 3  # of the training: what comes after is enlarged where test curves end close to each other
+CLOSER_SPAN = 0.2  # of the panel's height: where the ends lie further apart nothing need be enlarged
 CLOSER_PLACE = (0.56, 0.5)  # where it stands in the panel: left edge, and what must be free above the curves
 
 

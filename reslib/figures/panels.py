@@ -19,6 +19,7 @@ DROP = "_drop"  # a line where the learning rate falls
 
 
 def drawn_runs(runs: pd.DataFrame, models: list[str]) -> pd.DataFrame:
+    """The main runs of these networks that can be drawn."""
     return evidence.drawable(evidence.main_runs(runs[runs["model"].isin(models)]))
 
 
@@ -100,6 +101,7 @@ def share_limits(axes: np.ndarray, shown: pd.DataFrame, paper_top: float | None,
 
 
 def set_limits(ax: Axes, limits: list[tuple[float, float]]) -> None:
+    """One range of errors that holds all of these (low, high), with ticks at round numbers."""
     ax.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
     ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 
@@ -151,6 +153,7 @@ def why_absent(missing: Iterable[str], runs: pd.DataFrame) -> list[str]:
 
 
 def notes(runs: pd.DataFrame, shown: pd.DataFrame) -> str:
+    """What the footer says of the runs: vertical lines, bands, what diverged and what is not drawn."""
     notes = ["vertical lines: the learning rate falls"] if _drops(shown) else []
     if len(shown) and shown.groupby("model")["seed"].nunique().max() > 1:
         notes.append("lines: mean of the seeds; bands: smallest to largest")
@@ -164,6 +167,7 @@ def notes(runs: pd.DataFrame, shown: pd.DataFrame) -> str:
 
 
 def joined(*parts: str) -> str:
+    """The parts of a footer that are not empty."""
     return " · ".join(filter(None, parts))
 
 

@@ -2,8 +2,8 @@
 
 Trained directly by default; with hints from a teacher that was trained here:
 
-    reslib train maxout --preset medium                                          # its run folder: maxout-cifar10-s0-...
-    reslib train fitnet19 --preset medium --teacher maxout-cifar10-s0-7ad1f0a6   # its own row: FitNet-19 [teacher=true]
+    reslib train maxout --preset medium                                # it prints the name of its run folder
+    reslib train fitnet19 --preset medium --teacher maxout-cifar10-s0-...     # its own row: FitNet-19 [teacher=true]
 
 Shapes: N images, C channels, H rows, W columns, K classes.
 """
