@@ -17,7 +17,9 @@ from . import data, evidence, imagenet_scale, paper, stats
 from .distributed import ALONE, Group
 from .errors import UserError, choose
 from .evaluate import SIZES
+from .given_weights import find_weights
 from .imagenet_scores import Network, Scores, imagenet_runs
+from .recipe import Recipe
 from .studies import PAPER_SIX
 
 LIMITS = {"smoke": 16, "quick": 64}  # test images, where a table has to be quick; elsewhere all of the recipe's
@@ -67,6 +69,15 @@ def tables(
     frames = {name: _frame(rows) for name, rows in result.items()}
     frames["table5"] = frames["table5"].rename(columns={"n": "models"})
     return frames
+
+
+def check_ensemble(names: list[str], recipes: list[Recipe], runs_dir: Path, weights: str = "") -> None:
+    """Raise UserError for a member that is no run of these recipes, no run that is there and no weights file given."""
+    known = [recipe.run_name for recipe in recipes]
+    known += sorted(path.name for path in Path(runs_dir).glob("*") if path.is_dir())
+    known += [file.name for file in find_weights(weights)] if weights else []
+    for name in names:
+        choose("member of the ensemble", name, dict.fromkeys(known))
 
 
 def caption(name: str, table: pd.DataFrame, runs: pd.DataFrame) -> str:

@@ -11,7 +11,7 @@ from . import artefacts, figures, imagenet_scale, tables
 from .cli import MAX_SEEDS
 from .errors import UserError, choose, shown
 from .executor import execute, missing
-from .files import folder_of
+from .files import folder_of, make_folder
 from .frames import find_measurement, load_measurement, save_measurement
 from .frames import frames as load_frames
 from .injected import check_injected
@@ -20,6 +20,7 @@ from .numerics import resolve_device
 from .presets import preset_of
 from .progress import Progress, is_quiet
 from .provenance import environment
+from .recipe import Recipe
 from .runs import results_root
 from .stand_ins import dataset_for
 from .studies import STUDIES
@@ -63,6 +64,7 @@ class Folder:
         self.preset, self.data_root, self.device = preset_of(preset), data_root or None, resolve_device(device)
         self.folder = results_root(results or None) / self.preset.name
         self.runs_dir = self.folder / "runs"
+        make_folder(self.folder)  # where nothing can be kept, nothing is computed first
 
     def dataset(self, kind: str) -> str:
         """The data set of kind "cifar" or "imagenet" that this preset computes on."""
@@ -80,9 +82,9 @@ class Folder:
             "commit": here["commit"][:12] + (" with uncommitted changes" if here["dirty"] else ""),
         }
 
-    def describe(self) -> pd.DataFrame:
-        """What this notebook computes, on what."""
-        return pd.DataFrame({"": self.facts()})
+    def describe(self):
+        """What this notebook computes, on what: a table that a notebook shows in full, as a pandas Styler."""
+        return pd.DataFrame({"": self.facts()}).style.set_properties(**{"text-align": "left", "white-space": "normal"})
 
     def save_figure(self, figure, stem: str) -> list[Path]:
         """Write figures/<stem>.png and .pdf."""
@@ -100,6 +102,15 @@ class Folder:
     def load_measurement(self, stem: str) -> pd.DataFrame | None:
         """What `save_measurement` wrote, or None."""
         return find_measurement(self.folder, stem)
+
+
+SHOWN = ("lr", "schedule", "lr_drops", "momentum", "weight_decay", "augmentation", "preprocessing")
+
+
+def _shared(recipes: list[Recipe]) -> str:
+    """Those fields of the protocol that all recipes have the same value of."""
+    same = [name for name in SHOWN if len({getattr(recipe, name) for recipe in recipes}) == 1]
+    return ", ".join(f"{name} {getattr(recipes[0], name)}" for name in same)
 
 
 class Study(Folder):
@@ -128,7 +139,9 @@ class Study(Folder):
             "data set": self.dataset_name + (" (SYNTHETIC DATA)" if self.synthetic else ""),
             "runs": f"{len(self.recipes)}, of which {len(todo)} are still to be trained",
             "networks": ", ".join(dict.fromkeys(r.model for r in self.recipes)),
+            "seeds": ", ".join(map(str, sorted({r.seed for r in self.recipes}))),
             "iterations": ", ".join(sorted({f"{r.iterations:,} of {r.batch_size} images" for r in self.recipes})),
+            "recipe of all": _shared(self.recipes),
             **({"scale": scale} if scale else {}),
             **super().facts(),
         }

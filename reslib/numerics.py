@@ -25,6 +25,8 @@ def resolve_device(name: str = "auto") -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, _, index = name.partition(":")
+    if name == "gpu":
+        raise UserError("device 'gpu' is unknown: allowed are auto, cpu, mps, cuda and cuda:N; did you mean 'cuda'?")
     choose("device", kind, ("auto", "cpu", "cuda", "mps"))
     if kind != name and not (kind == "cuda" and index.isascii() and index.isdigit()):
         raise UserError(f"device {name!r} is unknown: allowed are auto, cpu, mps, cuda and cuda:N")

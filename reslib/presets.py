@@ -128,6 +128,11 @@ def _changed(preset: Preset, text: str) -> Preset:
         field = field.replace("-", "_")  # as options are written
         if not equals or not value:
             raise UserError(f"preset {preset.name}+{shown(text)}: {shown(part)} is not of the form field=value")
+        if field in FIXED:
+            asked = f"preset {preset.name}+{shown(text)}"
+            raise UserError(
+                f"{asked}: recipe field {field!r} cannot be changed for all runs; allowed are {', '.join(fields)}"
+            )
         choose("recipe field", field, fields)
         if field in changes:
             raise UserError(f"preset {preset.name}+{shown(text)}: {field} is given twice: allowed is once")

@@ -27,9 +27,7 @@ def test_pools_and_dropout_are_where_the_papers_have_them():
     ]
     assert (nin.drop.p, dsn.drop.p, highway.drop.p) == (0.5, 0.5, 0.2)
     assert len(inputs_of(nin, nin.drop, lambda: nin(x))) == 2  # before the second and third block, not on the image
-    assert (
-        len(inputs_of(highway, highway.drop, lambda: highway(x))) == 4
-    )  # the image, twice between, the end
+    assert len(inputs_of(highway, highway.drop, lambda: highway(x))) == 4  # the image, twice between, the end
     stages = [inputs_of(highway, stage, lambda: highway(x))[0] for stage in highway.stages]
     with torch.no_grad():
         assert torch.equal(stages[0], x)
