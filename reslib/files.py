@@ -93,6 +93,15 @@ def make_folder(path: Path) -> None:
         raise UserError(f"cannot write to {path}: it may only be read")
 
 
+def check_place(path: Path) -> None:
+    """Raise UserError naming a folder that could not be made or written to; nothing is made."""
+    above = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if not above.is_dir():
+        raise UserError(f"cannot write to {path}: {above} is in the way, not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {path}: {above} may only be read")
+
+
 def sign(file) -> None:
     """Write into a lock file which process holds it; a full disk must not stop that one here."""
     with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ from . import artefacts, figures, imagenet_scale, tables
 from .cli import MAX_SEEDS
 from .errors import UserError, choose, shown
 from .executor import execute, missing
-from .files import folder_of, make_folder
+from .files import check_place, folder_of
 from .frames import find_measurement, load_measurement, save_measurement
 from .frames import frames as load_frames
 from .injected import check_injected
@@ -64,7 +64,7 @@ class Folder:
         self.preset, self.data_root, self.device = preset_of(preset), data_root or None, resolve_device(device)
         self.folder = results_root(results or None) / self.preset.name
         self.runs_dir = self.folder / "runs"
-        make_folder(self.folder)  # where nothing can be kept, nothing is computed first
+        check_place(self.folder)  # where nothing can be kept, nothing is computed first
 
     def dataset(self, kind: str) -> str:
         """The data set of kind "cifar" or "imagenet" that this preset computes on."""

@@ -28,6 +28,8 @@ def test_results_that_cannot_be_written_are_named_at_once(tmp_path, open_it):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=f"cannot write to .*{tmp_path / 'file'} is in the way, not a folder"):
         open_it("smoke", *(["", str(tmp_path / "file")] if open_it is not open_folder else [str(tmp_path / "file")]))
+    assert open_folder("smoke", str(tmp_path / "new")).folder == tmp_path / "new" / "smoke"
+    assert not (tmp_path / "new").exists()  # who only looks leaves nothing
 
 
 def test_hints_at_what_was_meant():
