@@ -68,7 +68,7 @@ def fidelity_caption(runs: pd.DataFrame) -> str:
         "moving averages: of crops, as in training, or of whole images. Both errors of such a row are measured again "
         "from the weights, in fp32, and can differ from the record's by a few images; where the weights are not at "
         "hand, those of whole images are as each record has them, of up to all training images. Several networks: the "
-        "mean of their differences, each the mean of its seeds; n is then the number of networks. "
+        "mean of their differences, each the mean of its seeds. "
         "Rows of one network share a reference, so that their differences go together. "
         "n: trainings, after a slash those of the reference. Intervals are of 95 %; where "
         "both sides have one seed, four binomial standard errors to each side."
