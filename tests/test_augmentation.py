@@ -156,7 +156,10 @@ def test_validation_split():
         assert torch.equal(again[1].labels, validation.labels) and torch.equal(again[0].labels, train.labels)
     fewer, same, few = split(data, Recipe(val_size=60, train_size=100, test_size=10))
     assert torch.equal(same.labels, validation.labels) and set(fewer.labels.tolist()) < set(train.labels.tolist())
-    assert len(fewer) == 100 and few.labels.tolist() == list(range(10))
+    assert len(fewer) == 100 and len(set(few.labels.tolist())) == 10
+    assert max(few.labels.tolist()) > 25  # the labels rise, as those of a sorted set: not only the first classes
+    mixed = dataclasses.replace(data, test=data.test.take(torch.arange(49, -1, -1)))
+    assert split(mixed, Recipe(test_size=10))[2].labels.tolist() == list(range(49, 39, -1))
     assert all(torch.equal(part.images, data.train.images[part.labels]) for part in (train, validation, fewer))
     whole, none, _ = split(data, Recipe())
     assert len(whole) == 300 and none is None

@@ -202,6 +202,8 @@ def test_a_damaged_measurement_or_table_is_named(content, tmp_path, capsys):
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(content)
         code, said = main(["report", "--results", str(tmp_path)]), capsys.readouterr()
-        assert (code == 1 and f"{file} cannot be read" in said.err and said.err.count("\n") == 1) or content == b"\0\0"
+        told = said.err or said.out  # of a measurement beside the page, which is made without it
+        assert (code == 1 and told.count(f"{file} cannot be read") == 1) or content == b"\0\0"
+        assert said.err.count("\n") <= 1
         assert main(["verify", str(tmp_path)]) in (0, 1) and not capsys.readouterr().err
         file.unlink()

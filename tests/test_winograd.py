@@ -247,25 +247,25 @@ def test_a_compiler_that_fails_is_quoted(fresh, monkeypatch):
 @needs_compiler
 def test_they_are_made_once_and_again_when_damaged(fresh, monkeypatch):
     built = native.build()
-    (library,) = fresh.glob("loops-*.so")
+    (library,) = (fresh / "native").glob("loops-*.so")
     first = library.stat().st_mtime_ns
     assert native.build().lanes() == built.lanes() in LANES and library.stat().st_mtime_ns == first
-    damaged = fresh.with_name("other") / library.name
-    damaged.parent.mkdir()
+    damaged = fresh.with_name("other") / "native" / library.name
+    damaged.parent.mkdir(mode=0o700, parents=True)
     damaged.write_bytes(b"damaged")
-    monkeypatch.setenv("RESLIB_CACHE", str(damaged.parent))
+    monkeypatch.setenv("RESLIB_CACHE", str(damaged.parent.parent))
     assert native.build().lanes() == built.lanes() and damaged.stat().st_size > 1000
 
 
 @needs_compiler
 def test_what_others_could_have_written_is_not_loaded(fresh):
     native.build()
-    (library,) = fresh.glob("loops-*.so")
+    (library,) = (fresh / "native").glob("loops-*.so")
     assert native._safe(library)
-    fresh.chmod(0o777)
+    library.parent.chmod(0o777)
     assert not native._safe(library)
     assert native.build().lanes() in LANES  # made in a folder of its own
-    fresh.chmod(0o700)
+    library.parent.chmod(0o700)
     library.chmod(stat.S_IRWXU | stat.S_IWOTH)
     assert not native._safe(library)
 
