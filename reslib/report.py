@@ -67,6 +67,8 @@ def main(arguments) -> int:
             out = folder_of("out", arguments.out)
             if out.is_dir():
                 raise UserError(f"out {arguments.out!r} is a folder: allowed is the name of a file")
+            if out.suffix == ".csv":
+                raise UserError(f"out {arguments.out!r} would be the name of the records beside the page: name a .html")
     sections, problems = collect(root, preset)
     runs = pd.concat([s.runs for s in sections], ignore_index=True) if sections else pd.DataFrame()
     csv = out.with_suffix(".csv") if arguments.out else out.with_name("results.csv")  # no other file's name

@@ -112,6 +112,8 @@ def test_files_that_are_not_ours_stay(tmp_path, capsys):
     (thesis / "results.csv").write_text("mine")
     assert main(["report", f"--results={tmp_path / 'results'}", f"--out={thesis / 'page.html'}"]) == 0
     assert (thesis / "results.csv").read_text() == "mine" and (thesis / "page.csv").exists()
+    assert main(["report", f"--results={tmp_path / 'results'}", f"--out={thesis / 'page.csv'}"]) == 2
+    assert "name a .html" in capsys.readouterr().err and (thesis / "page.csv").read_text().startswith("run,")
     (tmp_path / "results" / "README.md").write_text("My notes\n")
     with pytest.raises(UserError, match=r"README.md is not an index of results"):
         write_index(tmp_path / "results")
