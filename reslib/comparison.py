@@ -29,7 +29,7 @@ def compare(
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two errors in points, and its 95% interval."""
+    """A difference of two errors in points, and its interval: of 95%, by BINOMIAL of SINGLE standard errors."""
 
     value: float
     low: float

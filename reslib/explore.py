@@ -19,7 +19,7 @@ from torch import nn
 from . import complexity, data, figures, paper
 from .data.draws import few_of
 from .errors import UserError
-from .evidence import main_runs
+from .evidence import evidence_line, finished, loud, main_runs
 from .figures.style import SYNTHETIC_NOTE, new_figure
 from .models import build_model, is_imagenet
 from .networks import load_network, make_model
@@ -158,18 +158,23 @@ class Net:
 
 
 def records(folder) -> pd.DataFrame:
-    """Every curve of a `reslib.notebook` folder as a tidy frame, a row per run, evaluation and kind of error.
+    """The curves of a `reslib.notebook` folder as a tidy frame, a row per run, evaluation and kind of error.
 
-    Columns: network, depth, seed, run, iteration, "of" (training images or test images), "error (%)".
+    Of the finished runs on CIFAR-10 or its stand-in, of each network those by the recipe nearest the paper's.
+    Columns: network, depth, seed, run, iteration, "of" (training images or test images), "error (%)". The line of
+    evidence is in `attrs["evidence"]`.
     """
     runs = load_runs(folder.runs_dir)
-    curves = load_curves(main_runs(runs)).sort_values(["family", "depth", "seed", "iteration"])
+    runs = main_runs(finished(runs[runs["dataset"] == folder.dataset("cifar")]))
+    curves = load_curves(runs).sort_values(["family", "depth", "seed", "iteration"])
     curves = curves.assign(network=curves["model"].map(paper.label))
     kinds = {"train_error": "training images", "test_error": "test images"}
     rows = curves.rename(columns=kinds).melt(
         ["network", "depth", "seed", "run", "iteration"], list(kinds.values()), "of", "error (%)"
     )
-    return rows.assign(**{"error (%)": 100 * rows["error (%)"]})
+    rows = rows.assign(**{"error (%)": 100 * rows["error (%)"]})
+    rows.attrs["evidence"] = loud(runs) + evidence_line(runs)
+    return rows
 
 
 class Nets:

@@ -135,10 +135,10 @@ class Scores:
             files, problem = _looked_for(weights)
         if problem := self._agreed(problem):
             raise UserError(problem)
-        marks = [sha256(file) for file in files]
+        marks = [mark for _, mark in files]
         if len(files) != count or len({tuple(theirs) for theirs in self.group.gather(marks)}) > 1:
             raise UserError(f"weights {str(weights)!r}: the processes of this job find different files there")
-        for file, mark in zip(files, marks, strict=True):
+        for file, mark in files:
             nets[mark] = self._given(file, mark)
         for row in self.known.values():
             here = self.source is None or self.source.fingerprint == row["data_fingerprint"]
@@ -281,8 +281,8 @@ def _text(value) -> str:
 
 
 def _looked_for(weights) -> tuple[list, str]:
-    """(files, ""), or ([], what is wrong): no process of a job may fail alone."""
+    """(files with their SHA-256, ""), or ([], what is wrong): no process of a job may fail alone."""
     try:
-        return given_weights.find_weights(weights), ""
-    except UserError as error:
+        return [(file, sha256(file)) for file in given_weights.find_weights(weights)], ""
+    except (UserError, OSError) as error:
         return [], str(error)

@@ -17,6 +17,7 @@ from . import data, evidence, imagenet_scale, paper, stats
 from .distributed import ALONE, Group
 from .errors import UserError, choose
 from .evaluate import SIZES
+from .frames import read_csv
 from .given_weights import find_weights
 from .imagenet_scores import Network, Scores, imagenet_runs
 from .recipe import Recipe
@@ -72,10 +73,14 @@ def tables(
 
 
 def check_ensemble(names: list[str], recipes: list[Recipe], runs_dir: Path, weights: str = "") -> None:
-    """Raise UserError for a member that is no run of these recipes, no run that is there and no weights file given."""
+    """Raise UserError for a member that is no run of these recipes or on disk, and no weights, given now or before."""
+    if not names:
+        return
     known = [recipe.run_name for recipe in recipes]
     known += sorted(path.name for path in Path(runs_dir).glob("*") if path.is_dir())
     known += [file.name for file in find_weights(weights)] if weights else []
+    measured = Path(runs_dir).parent / "measurements" / "imagenet_scores.csv"
+    known += read_csv(measured, dtype=str)["name"].tolist() if measured.exists() else []
     for name in names:
         choose("member of the ensemble", name, dict.fromkeys(known))
 

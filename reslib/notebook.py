@@ -55,6 +55,18 @@ def open_study(
     return Study(name, preset, data_root, results, seeds, device, models)
 
 
+class Facts(dict):
+    """What `describe` shows, in full: pandas by itself ends a cell after 50 characters."""
+
+    def __repr__(self) -> str:
+        width = max(map(len, self), default=0)
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in self.items())
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            return pd.DataFrame({"": self}).to_html(header=False, border=0)
+
+
 class Folder:
     """Where the results of one preset go."""
 
@@ -82,9 +94,9 @@ class Folder:
             "commit": here["commit"][:12] + (" with uncommitted changes" if here["dirty"] else ""),
         }
 
-    def describe(self):
-        """What this notebook computes, on what: a table that a notebook shows in full, as a pandas Styler."""
-        return pd.DataFrame({"": self.facts()}).style.set_properties(**{"text-align": "left", "white-space": "normal"})
+    def describe(self) -> Facts:
+        """What this notebook computes, on what."""
+        return Facts(self.facts())
 
     def save_figure(self, figure, stem: str) -> list[Path]:
         """Write figures/<stem>.png and .pdf."""

@@ -11,7 +11,7 @@ from .durations import in_words
 from .errors import UserError
 from .files import sha256
 from .job import Job
-from .measure import error_and_loss, exact_bn_error
+from .measure import GivenUp, error_and_loss, exact_bn_error
 from .provenance import environment, now
 from .recipe import Recipe
 from .runs import write_weights
@@ -37,8 +37,13 @@ def evaluate(job: Job, stop: StopSignal) -> dict:
     before = job.rows[-1] if job.rows else {"iteration": 0, "seconds": 0.0}
     train_seconds = job.seconds() - before["seconds"]
     train_images = (state.iteration - before["iteration"]) * job.recipe.batch_size
-    test_error, test_loss = _measure(job, "test", stop)
-    val_error, val_loss = _measure(job, "val", stop) if job.batches.has("val") else (None, 0.0)
+    begun = state.seconds
+    try:
+        test_error, test_loss = _measure(job, "test", stop)
+        val_error, val_loss = _measure(job, "val", stop) if job.batches.has("val") else (None, 0.0)
+    except GivenUp:
+        job.begun += job.seconds() - begun  # else the next session would count it as time of training
+        raise
     if not (math.isfinite(test_loss) and math.isfinite(val_loss)):  # of such logits argmax makes a plausible error
         raise NotFinite(f"the logits of whole images after iteration {state.iteration} are not finite")
     train_loss, train_error = job.window.close(group)

@@ -103,7 +103,8 @@ def check_record(path: Path, findings: Findings, name: str) -> tuple[Recipe, dic
         problem(f"lr_drops_at {summary['lr_drops_at']} of summary.json are not the {drops} of recipe.json")
     stated = sources.resolved(summary, sources.known(path.parents[2]))
     if stated.get("dirty"):
-        findings.warnings.append(f"{where}: trained with uncommitted changes to {str(stated.get('commit'))[:12]}")
+        head = str(stated["commit"])[:12] if stated.get("commit") else "an unknown commit"
+        findings.warnings.append(f"{where}: trained with uncommitted changes to {head}")
     elif (commit := str(stated.get("commit"))) != "unknown" and within_checkout(path) and not has_commit(commit):
         findings.warnings.append(f"{where}: commit {commit[:12]} is unknown to this checkout")
     if str(summary.get("message", "")).startswith("dead"):

@@ -1,4 +1,4 @@
-"""`reslib report`: one self-contained HTML page and results.csv from the records of every preset found.
+"""`reslib report`: one self-contained HTML page, and a table of the records of every preset beside it (.csv).
 
 Figures and tables are the files that the notebooks wrote; the scoreboard and the list of runs come from the records.
 The same files give the same page. Time: `python scripts/scale.py` measures it for 10,000 runs.
@@ -51,7 +51,8 @@ def add_arguments(parser) -> None:
         "--out",
         type=name_given,
         default=None,
-        help="where to write the page (default: report.html in the results, or in the preset's)",
+        help="where to write the page, PAGE.html, and PAGE.csv beside it (default: report.html and results.csv in the "
+        "results, or in the preset's)",
     )
 
 

@@ -16,9 +16,10 @@ from .records import load_runs
 from .runs import read_json
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
-HEAD = """# Results
+MADE = "Written by `reslib verify --write-index` from the records"
+HEAD = f"""# Results
 
-Written by `reslib verify --write-index` from the records; `reslib verify` checks them. Each folder is a preset:
+{MADE}; `reslib verify` checks them. Each folder is a preset:
 
 - `runs/<network>-<data>-s<seed>-<recipe>/`: a run's record: `recipe.json`, `metrics.csv` (a row per evaluation, errors
   as fractions) and `summary.json` (commit, hardware, data fingerprint). `reslib.records.load_runs` reads them into a
@@ -52,7 +53,7 @@ def write_index(results: Path) -> list[Path]:
     results = Path(results)
     folders = folders_of_presets(results)
     written = [results / "README.md"]
-    if written[0].exists() and not written[0].read_text(encoding="utf-8", errors="replace").startswith(HEAD[:9]):
+    if written[0].exists() and MADE not in written[0].read_text(encoding="utf-8", errors="replace"):
         raise UserError(f"{written[0]} is not an index of results: move it away, or write the index elsewhere")
     parts = [HEAD, *(section(folder) for folder in folders)]
     if any((results / "bench").glob("[!.]*.json")):

@@ -57,7 +57,7 @@ def measurements(results: Path, preset: str) -> list[Measurement]:
             continue
         try:
             s = json.loads(path.read_bytes())
-            if s.get("status") == "diverged":  # after a few steps: no measure of speed
+            if s.get("status") == "diverged" and s.get("test_error") is None:  # in its first steps: no speed
                 continue
             model, adds = path.parent.name.split("-")[0], int(s["multiply_adds"])
             for device, speed, images in _by_device(path.parent, s):

@@ -53,7 +53,7 @@ class StopSignal:
 
     def __exit__(self, *error):
         for number, handler in self.before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
+            _restore(number, handler)
 
 
 @contextlib.contextmanager
@@ -73,4 +73,9 @@ def sigterm_raises(error: Callable[..., BaseException], *arguments):
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _restore(signal.SIGTERM, before)
+
+
+def _restore(number: int, handler) -> None:
+    """Put a handler back; one that Python did not set, of a C library, it cannot (None): then the default."""
+    signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -26,7 +26,7 @@ from .stopping import Interrupted, StopSignal
 
 __all__ = ["Execution", "Interrupted", "train"]
 
-GROUP_PATIENCE = 60.0  # seconds: the processes of an earlier attempt of a torchrun job may still be ending
+GROUP_PATIENCE = 60.0  # seconds for an earlier attempt of a torchrun job to end; longer, and many devices would idle
 
 
 def train(
@@ -44,14 +44,10 @@ def train(
         return summary
     threads = torch.get_num_threads()
     stop = StopSignal(execution.time_limit, "" if group.rank else recipe.run_name)  # the limit is of the whole call
-    patience, while_waiting = execution.patience, stop
-    if group.world > 1:  # the others would wait for a first one that gave up, and many devices idle for another job
-        patience, while_waiting = min(patience, GROUP_PATIENCE), None
-    with contextlib.nullcontext() if group.rank else run.lock(patience, say, while_waiting):
+    with contextlib.ExitStack() as held:
+        _hold(run, held, execution, group, say, stop)
         if summary := ended(run, group, say, execution.deterministic):  # while this one waited
             return summary
-        if not group.rank and run.recipe_file.exists():
-            run.check_recipe()
         try:
             job = prepare(run, data_root, preset, execution, group, say)
             if not group.rank:
@@ -65,6 +61,21 @@ def train(
             raise
         finally:
             torch.set_num_threads(threads)  # the run's own number was for it alone
+
+
+def _hold(run: Run, held: contextlib.ExitStack, execution: Execution, group, say, stop: StopSignal) -> None:
+    """Lock the run, until `held` lets it go. What keeps the first process of a job from it is raised in all of them."""
+    problem = None
+    if not group.rank:
+        patience = execution.patience if group.world == 1 else min(execution.patience, GROUP_PATIENCE)
+        try:
+            held.enter_context(run.lock(patience, say, stop))
+            if not run.ended and run.recipe_file.exists():
+                run.check_recipe()
+        except (UserError, Interrupted) as error:
+            problem = error
+    if problem := group.broadcast(problem):
+        raise problem
 
 
 def steps(job: Job, execution: Execution, stop: StopSignal, say, on_row):

@@ -191,7 +191,10 @@ def test_records_are_tidy_and_in_percent(folder):
     for model, error in (("resnet20", 0.25), ("plain20", 0.5)):
         write_run(folder.runs_dir, Recipe(model, iterations=4, eval_every=2, dataset="synthetic"), error=error)
     write_run(folder.runs_dir, Recipe("plain20", iterations=4, eval_every=2, dataset="synthetic", nesterov=True))
+    write_run(folder.runs_dir, Recipe("resnet18", iterations=4, eval_every=2, dataset="imagenette"))
+    write_run(folder.runs_dir, Recipe("resnet32", iterations=4, eval_every=2, dataset="synthetic"), stop_at=2)
     rows = explore.records(folder)
+    assert "synthetic" in rows.attrs["evidence"] and rows.attrs["evidence"].startswith("SYNTHETIC DATA")
     assert len(rows) == 2 * 2 * 2 and list(rows["network"].unique()) == ["plain-20", "ResNet-20"]
     last = rows[(rows["iteration"] == 4) & (rows["of"] == "test images")].set_index("network")["error (%)"]
     assert last.to_dict() == {"plain-20": 50.0, "ResNet-20": 25.0}

@@ -139,7 +139,7 @@ def test_runs_stand_beside_reslibs_of_the_same_length(tmp_path, monkeypatch):
     row = next(line for line in text.splitlines() if line.startswith("| resnet20 | 64 | test"))
     assert row.startswith("| resnet20 | 64 | test | 31.00 ± 1.41 (n = 2) | 33.00 ± 2.83 (n = 2) | -2.00 | -")
     row = next(line for line in text.splitlines() if line.startswith("| resnet20 | 64 | training"))
-    assert row.endswith("| 20.00 ± 0.00 (n = 2) | -10.00 | -10.00 to -10.00 |") or "| 20.00 ± 0.00 (n = 2) |" in row
+    assert "| 20.00 ± 0.00 (n = 2) |" in row  # of the training errors, not of the test errors
     assert "`python scripts/plain_training.py DATA resnet20-64-s1.json 20 64 1 1`" in text
     assert "| torch 2.14, 1 thread, 2026-11-27 |" in text
     written(folder, 1, 0.32, device="NVIDIA H200")

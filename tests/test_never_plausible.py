@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -25,7 +26,7 @@ from reslib.recipe import Recipe
 from reslib.record_checks import metrics_faults
 from reslib.results_index import write_index
 from reslib.runs import Run
-from reslib.stopping import StopSignal
+from reslib.stopping import StopSignal, sigterm_raises
 from reslib.train import train
 
 CPU = torch.device("cpu")
@@ -102,7 +103,7 @@ def test_verify_names_a_record_without_a_commit(tmp_path, capsys):
     summary = run.summary() | {"commit": None}
     files.write_json(run.summary_file, summary)
     main(["verify", str(tmp_path)])
-    assert "trained with uncommitted changes to None" in capsys.readouterr().out
+    assert "trained with uncommitted changes to an unknown commit" in capsys.readouterr().out
 
 
 def test_files_that_are_not_ours_stay(tmp_path, capsys):
@@ -114,10 +115,10 @@ def test_files_that_are_not_ours_stay(tmp_path, capsys):
     assert (thesis / "results.csv").read_text() == "mine" and (thesis / "page.csv").exists()
     assert main(["report", f"--results={tmp_path / 'results'}", f"--out={thesis / 'page.csv'}"]) == 2
     assert "name a .html" in capsys.readouterr().err and (thesis / "page.csv").read_text().startswith("run,")
-    (tmp_path / "results" / "README.md").write_text("My notes\n")
+    (tmp_path / "results" / "README.md").write_text("# Results of my thesis\n")
     with pytest.raises(UserError, match=r"README.md is not an index of results"):
         write_index(tmp_path / "results")
-    assert (tmp_path / "results" / "README.md").read_text() == "My notes\n"
+    assert (tmp_path / "results" / "README.md").read_text() == "# Results of my thesis\n"
     for name in ("config.json", "model.safetensors"):
         (thesis / name).write_text("mine")
         with pytest.raises(UserError, match=f"has a {name} that is none of an export"):
@@ -141,8 +142,11 @@ def test_a_copy_of_a_preset_is_no_preset(tmp_path):
 
 
 def test_a_run_taken_out_of_its_results_has_no_sources(tmp_path):
-    (tmp_path / "sources.json").write_text("{}")
-    assert sources.beside(tmp_path / "run") == sources.beside(tmp_path.root / tmp_path / "quick" / "runs" / "x") == {}
+    known = {"0123456789ab": "c" * 40}
+    files.write_json(tmp_path / "sources.json", known)
+    assert sources.beside(tmp_path / "quick" / "runs" / "x") == known
+    assert sources.beside(tmp_path / "a" / "b" / "x") == {}  # as deep, in no folder of runs
+    assert sources.beside(Path("/x")) == sources.beside(Path("/runs/x")) == {}
 
 
 def test_notebooks_are_given_a_data_root_that_is_one(tmp_path, monkeypatch):
@@ -150,12 +154,16 @@ def test_notebooks_are_given_a_data_root_that_is_one(tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "data").mkdir()
-    monkeypatch.setattr(notebooks, "run_batch", lambda names, out, values, traceback: seen.update(values, names=names))
+
+    def run_batch(names, out, values, traceback):
+        seen.update(values, names=names)
+        return {}
+
+    monkeypatch.setattr(notebooks, "run_batch", run_batch)
     arguments = SimpleNamespace(
         notebooks=["figure1", "figure1"], preset="smoke", data_root="~/data", seeds=0, device="cpu", traceback=False
     )
-    with pytest.raises(TypeError):  # of the failures that it did not return
-        notebooks.run_notebooks(arguments, tmp_path / "results")
+    assert notebooks.run_notebooks(arguments, tmp_path / "results") == 0
     assert seen["data_root"] == str(tmp_path / "data") and seen["names"] == ["figure1"]
 
 
@@ -204,8 +212,20 @@ def test_machine_code_that_the_group_could_have_written_is_not_loaded(tmp_path):
         os.umask(mask)
 
 
-def test_handlers_that_python_did_not_set_are_put_back(monkeypatch):
-    with StopSignal(None) as stop:
-        stop.before = dict.fromkeys(stop.before)  # as signal.signal says of a handler of a C library
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def test_a_handler_that_python_did_not_set_is_no_error(monkeypatch):
+    """signal.signal says None of one that a C library has set, and cannot put it back."""
+    put, real = [], signal.signal
+
+    def as_of_a_library(number, handler):
+        put.append((number, handler))
+        real(number, handler)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr("reslib.stopping.signal.signal", as_of_a_library)
+    try:
+        with StopSignal(None), sigterm_raises(KeyboardInterrupt):
+            pass
+        assert put[-3:] == [(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT)]
+    finally:
+        for number, handler in before.items():
+            real(number, handler)

@@ -39,12 +39,21 @@ def test_the_evaluation_is_left_to_the_next_session(tmp_path, monkeypatch, numbe
     recipe = tiny(val_size=10)
     train(recipe, tmp_path / "whole", execution=QUIET, say=silent)
     with monkeypatch.context() as patch:
-        struck_in(patch, number, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        began = []
+
+        def strike():
+            began.append(time.perf_counter())
+            time.sleep(2)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        struck_in(patch, number, strike)
+        start = time.perf_counter()
         at = 3 * ((number + 1) // 2)
         with pytest.raises(Interrupted, match=f"SIGTERM received; checkpoint at iteration {at} of 12"):
             train(recipe, tmp_path / "struck", execution=QUIET, say=silent)
     run = Run(tmp_path / "struck", recipe)
     saved = torch.load(run.checkpoint_file, weights_only=True)
+    assert saved["state"]["seconds"] < began[0] - start + 1  # what was left is no time of training
     assert saved["state"]["iteration"] == at and len(saved["rows"]) == at // 3 - 1 and not run.ended
     said = []
     summary = train(recipe, tmp_path / "struck", execution=QUIET, say=said.append)
@@ -119,13 +128,19 @@ def test_the_processes_of_a_job_do_not_wait_for_another_one(tmp_path, monkeypatc
     try:
         while not is_locked(Run(tmp_path, recipe).path):
             assert other.is_alive()
-        group = SimpleNamespace(rank=0, world=2, broadcast=lambda value: value)
+        told = []
+        group = SimpleNamespace(rank=0, world=2, broadcast=lambda value: told.append(value) or value)
         monkeypatch.setattr(distributed, "group", lambda: group)
         monkeypatch.setattr("reslib.train.GROUP_PATIENCE", 0.5)
         said = []
         with pytest.raises(UserError, match=f"is being trained by process {other.pid} on "):
             train(recipe, tmp_path, execution=QUIET, say=said.append)
         assert len(said) == 1 and "waiting for it" in said[0]
+        assert isinstance(told[-1], UserError)  # the others hear of it, and raise the same
+        words = iter([None, told[-1]])
+        group = SimpleNamespace(rank=1, world=2, broadcast=lambda value: next(words))
+        with pytest.raises(UserError, match="is being trained by process"):
+            train(recipe, tmp_path, execution=QUIET, say=said.append)
     finally:
         other.kill()
         other.join()

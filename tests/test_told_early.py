@@ -4,6 +4,7 @@ import pytest
 
 from reslib import imagenet_tables
 from reslib.errors import UserError
+from reslib.files import write_text
 from reslib.notebook import open_folder, open_study
 from reslib.numerics import resolve_device
 from reslib.presets import PRESETS, imagenet_recipe, preset_of
@@ -11,9 +12,10 @@ from reslib.presets import PRESETS, imagenet_recipe, preset_of
 
 def test_a_notebook_says_in_full_what_it_trains(tmp_path):
     study = open_study("figure1", "medium+iterations=100", "", str(tmp_path), 2, "cpu")
-    page = study.describe().to_html()
+    page = study.describe()._repr_html_()
     assert all(model in page for model in ("plain20", "plain56", "resnet20", "resnet56"))
     assert "..." not in page and ">0, 1<" in page and "100 of 128 images" in page
+    assert repr(study.describe()).count("\n") == page.count("<tr>") - 1 and " at 0x" not in page
     words = "lr 0.1, schedule steps, lr_drops (0.5, 0.75), momentum 0.9, weight_decay 0.0001, augmentation crop-flip"
     assert words in page
 
@@ -43,9 +45,14 @@ def test_hints_at_what_was_meant():
 
 
 def test_members_of_an_ensemble_are_known_before_anything_is_trained(tmp_path):
+    tmp_path = tmp_path / "runs"
+    tmp_path.mkdir()
     recipes = [imagenet_recipe("resnet18", PRESETS["smoke"], "synthetic-imagenet")]
     (tmp_path / "resnet34-imagenette-s0-00000000").mkdir()
     names = [recipes[0].run_name, "resnet34-imagenette-s0-00000000"]
     imagenet_tables.check_ensemble(names, recipes, tmp_path)
+    write_text(tmp_path.parent / "measurements" / "imagenet_scores.csv", "name\nresnet50-given.pth\n")
+    imagenet_tables.check_ensemble(["resnet50-given.pth"], recipes, tmp_path)  # measured before
+    imagenet_tables.check_ensemble([], recipes, tmp_path, weights="/nowhere")  # looked for only where needed
     with pytest.raises(UserError, match="member of the ensemble 'resnet18' is unknown: allowed are resnet18-synth"):
         imagenet_tables.check_ensemble(["resnet18"], recipes, tmp_path)

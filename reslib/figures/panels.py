@@ -154,16 +154,16 @@ def why_absent(missing: Iterable[str], runs: pd.DataFrame) -> list[str]:
 
 def notes(runs: pd.DataFrame, shown: pd.DataFrame) -> str:
     """What the footer says of the runs: vertical lines, bands, what diverged and what is not drawn."""
-    notes = ["vertical lines: the learning rate falls"] if _drops(shown) else []
+    lines = ["vertical lines: the learning rate falls"] if _drops(shown) else []
     if len(shown) and shown.groupby("model")["seed"].nunique().max() > 1:
-        notes.append("lines: mean of the seeds; bands: smallest to largest")
+        lines.append("lines: mean of the seeds; bands: smallest to largest")
     if "status" in runs and len(diverged := runs.loc[runs["status"] == "diverged", "model"].unique()):
         names = _list([paper.label(m) for m in diverged])
-        notes.append(f"diverged, not drawn: {names}")
+        lines.append(f"diverged, not drawn: {names}")
     same = runs[runs["model"].isin(shown["model"])]
     if left := len(same) - len(evidence.main_runs(same)):
-        notes.append(f"{left} run{'s' * (left > 1)} of these nets under other settings not drawn")
-    return " · ".join(notes)
+        lines.append(f"{left} run{'s' * (left > 1)} of these nets under other settings not drawn")
+    return " · ".join(lines)
 
 
 def joined(*parts: str) -> str:
