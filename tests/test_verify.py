@@ -1,96 +1,21 @@
 """`reslib verify`: a sound results folder passes; each kind of damage is found, once, and named."""
 
+# ruff: noqa: F811 (pytest takes the imported fixtures by the names of arguments)
+
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from fake_records import change_summary, write_run
 from PIL import Image
+from verified import QUICK, ROOT, fast, figure, found, only, results, rewrite, runs_of, sound  # noqa: F401
 
 from reslib import artefacts, verify
 from reslib.cli import main
-from reslib.files import sha256
 from reslib.measured_checks import write_pages
 from reslib.presets import PRESETS
 from reslib.results_index import END, START
 from reslib.studies import figure1
-
-ROOT = Path(__file__).parent.parent
-QUICK = PRESETS["quick"]
-LENGTH = QUICK.scale["iterations"]
-
-
-def write_results(root):
-    for i, recipe in enumerate(figure1(QUICK, "cifar10", 2)):
-        error = (0.1 if recipe.model == "plain20" else 0.2) + i / 100  # far enough apart for a claim to hold
-        write_run(root / "results" / "quick" / "runs", recipe, error=error, weights=b"w")
-    artefacts.write_all(root / "results" / "quick")
-    (root / "README.md").write_text(f"{START}\n{END}\n")
-    assert main(["verify", str(root / "results"), "--write-index"]) == 0
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    root = tmp_path_factory.mktemp("sound")
-    write_results(root)
-    return root
-
-
-@pytest.fixture
-def results(sound, tmp_path):
-    shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
-    return tmp_path / "results"
-
-
-@pytest.fixture
-def fast(monkeypatch):
-    """Records only: figures and tables are not drawn again."""
-    monkeypatch.setattr(verify, "check_drawings", lambda *a: None)
-
-
-@pytest.fixture
-def tables(monkeypatch, results):
-    """Of the artefacts the tables alone that the README quotes."""
-    keep(monkeypatch, results, "cifar10", "by_depth", "claims")
-
-
-@pytest.fixture
-def figure(monkeypatch, results):
-    """Of the artefacts Figure 1 alone."""
-    keep(monkeypatch, results, "figure1")
-
-
-def keep(monkeypatch, results, *names):
-    (results / "README.md").unlink()
-    (results.parent / "README.md").unlink() if "figure1" in names else None
-    written = [p.name for n in names for p in artefacts.write(n, results / "quick", results.parent / "fresh")]
-    for path in (results / "quick").glob("[ft]*/*.*"):
-        if path.name not in written:
-            path.unlink()
-    monkeypatch.setattr(artefacts, "ARTEFACTS", {name: artefacts.ARTEFACTS[name] for name in names})
-
-
-def runs_of(results):
-    from reslib.runs import Run
-
-    return [Run(results / "quick" / "runs", recipe) for recipe in figure1(QUICK, "cifar10", 2)]
-
-
-def rewrite(run, change):
-    """Change metrics.csv and sign the summary anew, so that only the rows themselves are at fault."""
-    header, *rows = run.metrics_file.read_text().splitlines()
-    run.metrics_file.write_text("\n".join([header, *change(rows)]) + "\n")
-    change_summary(run, metrics_sha256=sha256(run.metrics_file))
-
-
-def found(results):
-    return verify.verify(results)
-
-
-def only(findings):
-    (problem,) = findings.problems
-    return problem
 
 
 def test_a_sound_folder_passes(results, capsys):
@@ -248,72 +173,6 @@ def test_what_cannot_be_drawn_does_not_hide_the_rest(results, figure, monkeypatc
     assert "figure7 cannot be drawn from the records" in only(findings) and findings.files == 2
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "number"),
-    [
-        ("22.50 ±", "12.50 ±", "12.50"),
-        ("269,722", "269,723", "269,723"),
-        (f"· {LENGTH} iterations", f"· {LENGTH}7 iterations", f"{LENGTH}7"),
-    ],
-)
-def test_a_number_in_the_readme_that_no_record_gives(results, tables, old, new, number):
-    readme = results.parent / "README.md"
-    assert old in readme.read_text()
-    readme.write_text(readme.read_text().replace(old, new, 1))
-    assert f"README.md: {number} in" in only(found(results))
-
-
-def test_a_number_of_another_network_does_not_count(results, tables):
-    readme = results.parent / "README.md"
-    rows = {line.split("|")[1].strip(): line for line in readme.read_text().splitlines() if line.startswith("| R")}
-    own, other = (rows[name].split("|")[3].split()[0] for name in ("ResNet-20", "ResNet-56"))
-    assert own != other
-    readme.write_text(readme.read_text().replace(rows["ResNet-20"], rows["ResNet-20"].replace(own, other)))
-    assert "in the row of ResNet-20" in found(results).problems[0]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda rows: rows[:1] + rows[2:],
-        lambda rows: [rows[0], rows[2], rows[1], *rows[3:]],
-        lambda rows: rows + rows[:1],
-    ],
-)
-def test_a_readme_with_rows_left_out_or_moved(results, tables, change):
-    readme = results.parent / "README.md"
-    lines = readme.read_text().splitlines()
-    nets = [i for i, line in enumerate(lines) if line.startswith(("| plain-", "| ResNet-"))]
-    lines[nets[0] : nets[-1] + 1] = change([lines[i] for i in nets])
-    readme.write_text("\n".join(lines))
-    assert "the results are not those of the records" in only(found(results))
-
-
-def test_a_readme_that_turns_a_verdict_round(results, tables):
-    readme = results.parent / "README.md"
-    assert "Claims that hold at" in readme.read_text()
-    readme.write_text(readme.read_text().replace("Claims that hold at", "Claims that do not hold at"))
-    assert "the results are not those of the records" in only(found(results))
-
-
-def test_a_readme_with_a_second_table_of_results(results):
-    readme = results.parent / "README.md"
-    block = "<!-- results:start -->\n| resnet20 | 1.00 |\n<!-- results:end -->\n"
-    readme.write_text(readme.read_text() + block)
-    assert "<!-- results:start --> 2 and <!-- results:end --> 2 times" in only(found(results))
-    readme.write_text("<!-- results:end -->")
-    assert "<!-- results:start --> 0 and <!-- results:end --> 1 times" in only(found(results))
-
-
-def test_a_readme_without_markers_and_an_old_index(results, fast):
-    (results.parent / "README.md").write_text("no table")
-    index = results / "README.md"
-    index.write_text(index.read_text().replace("runs: 8", "runs: 9"))
-    findings = found(results)
-    assert "README.md has no <!-- results:start -->" in "\n".join(findings.warnings)
-    assert "is old on quick" in only(findings)
-
-
 def test_a_run_with_uncommitted_changes_is_a_warning(results, fast):
     change_summary(runs_of(results)[0], dirty=True)
     for folder in (results, results.parent):
@@ -349,8 +208,3 @@ def test_the_results_of_this_repository():
     # another matplotlib than theirs may be installed here, and a clone may lack old commits; nothing else
     rest = [text for text in findings.warnings if "drawn with matplotlib" not in text]
     assert not rest and findings.records > 10
-
-
-def test_numbers_of_a_text():
-    text = "| **8.75** | 0.27M, 269,722 | 7.54 (7.72 \u00b1 0.16) | \u22120.5 to +1.2% | CIFAR-10, 3c2d | 4, 6 |"
-    assert verify.numbers(text) == ["8.75", "0.27M", "269,722", "7.54", "7.72", "0.16", "-0.5", "1.2", "4", "6"]
