@@ -1,5 +1,6 @@
 """What only a CUDA GPU can show: the captured step is the eager step, a resumed run is the same run."""
 
+import json
 import math
 
 import pytest
@@ -310,12 +311,22 @@ def test_how_the_step_ran_is_in_the_record(tmp_path):
         assert summary["sessions"][0]["step"] == step
 
 
-def test_bench_smoke(tmp_path):
+@pytest.mark.parametrize(
+    "part",
+    [
+        "--models resnet8 --contenders usual,fp32,fast,compiled --workers 0",
+        "--models resnet8 --contenders fast --tried",
+        "--models none --scaling --depths 8 --batches 16 --widths 8",
+        "--models none --seeds-at-once 2 --seed-models resnet8",
+        "--models none --loader --loader-model resnet18 --loader-dataset synthetic-imagenet --loader-steps 1",
+        "--models none --start",
+    ],
+)
+def test_bench_smoke(tmp_path, part):
     from reslib.cli import main
 
     torch.use_deterministic_algorithms(False)
-    argv = "bench --models resnet8 --batch-sizes 16 --devices cuda --dataset synthetic --rounds 1 --seconds 0.05"
-    argv += f" --workers 0 --results {tmp_path} --scaling --depths 8 --batches 16 --widths 8 --start --tried"
-    argv += " --contenders usual,fp32,fast,compiled --seeds-at-once 2 --seed-models resnet8"
-    assert main(argv.split()) == 0
-    assert len(list((tmp_path / "bench").glob("*.json"))) == 1
+    common = f"--batch-sizes 16 --devices cuda --dataset synthetic --rounds 1 --seconds 0.05 --results {tmp_path}"
+    assert main(["bench", *part.split(), *common.split()]) == 0
+    (record,) = (tmp_path / "bench").glob("*.json")
+    assert json.loads(record.read_text())["failed"] == {}

@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_frames import texts
+from torch import nn
 
 from reslib import figures
 from reslib.errors import UserError
+from reslib.models import build_model
 
 
 def test_figure7_orders():
@@ -19,6 +21,16 @@ def test_figure7_orders():
     assert "ResNet-20" in texts(fig) and "the paper prints no numbers of its Figure 7" in texts(fig)
     assert "SYNTHETIC" in texts(figures.figure7(frame.assign(synthetic=True)))
     assert "no responses measured" in texts(figures.figure7(frame.iloc[:0]))
+
+
+@pytest.mark.parametrize("model", ["plain20", "resnet32"])
+def test_figure7_marks_where_the_filters_double(model):
+    widths = [m.out_channels for m in build_model(model).modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] == 3]
+    frame = pd.DataFrame({"model": model, "layer": range(1, len(widths) + 1), "std": 1.0})
+    fig = figures.figure7(frame)
+    marks = [segment[0][0] for segment in fig.axes[0].collections[0].get_segments()]
+    assert marks == [widths.index(32) + 1, widths.index(64) + 1]
+    assert "stages of 32 and of 64 filters begin" in texts(fig)
 
 
 def test_gradients_figure_panels_and_dead_layers():
