@@ -252,6 +252,12 @@ def study_frames(
     return (ended or found or [(pd.DataFrame(), pd.DataFrame(), DATASETS[kind][0])])[0]
 
 
+def recorded_dataset(name: str, folder: Path) -> str | None:
+    """The data set of a study's records at results/<preset>, as `study_frames` chooses it; None without any."""
+    runs, _, dataset = study_frames(name, folder, curves=False)
+    return dataset if len(runs) else None
+
+
 def _figure(figure, out: Path, stem: str) -> list[Path]:
     return figures.save_figure(figure, Path(out) / "figures" / stem)
 

@@ -44,15 +44,17 @@ def open_study(
     seeds: int = 0,
     device: str = "auto",
     models: str = "",
+    train: bool = True,
 ) -> Study:
     """Check a notebook's parameters and find its runs. preset "auto" is $RESLIB_PRESET, else quick.
 
     seeds: per network, 0 for the preset's number. models: networks of one's own for the CIFAR-10 table, names joined by
-    commas. Raises UserError naming a bad parameter, its value and what is allowed.
+    commas. train: False draws what is on record, and needs no images. Raises UserError naming a bad parameter, its
+    value and what is allowed.
     """
     check_injected()
-    _check(preset, data_root, results, seeds, device, models)
-    return Study(name, preset, data_root, results, seeds, device, models)
+    _check(preset, data_root, results, seeds, device, models, train)
+    return Study(name, preset, data_root, results, seeds, device, models, train)
 
 
 class Facts(dict):
@@ -78,17 +80,19 @@ class Folder:
         self.runs_dir = self.folder / "runs"
         check_place(self.folder)  # where nothing can be kept, nothing is computed first
 
-    def dataset(self, kind: str) -> str:
+    def dataset(self, kind: str, download: bool = True) -> str:
         """The data set of kind "cifar" or "imagenet" that this preset computes on."""
         quiet = {"say": lambda text: None} if is_quiet() else {}
-        return dataset_for(self.preset, kind, self.data_root, download=True, **quiet)
+        return dataset_for(self.preset, kind, self.data_root, download=download, **quiet)
 
     def facts(self) -> dict:
         """What `describe` shows."""
         here = environment(self.device)
         return {
             "preset": f"{self.preset.name} ({self.preset.purpose})",
-            "results": str(self.folder),
+            "results": str(
+                self.folder.relative_to(Path.cwd()) if self.folder.is_relative_to(Path.cwd()) else self.folder
+            ),
             "device": here["device_name"],
             "torch": here["torch"],
             "commit": here["commit"][:12] + (" with uncommitted changes" if here["dirty"] else ""),
@@ -126,14 +130,15 @@ def _shared(recipes: list[Recipe]) -> str:
 
 
 class Study(Folder):
-    """One figure or table at one preset: its recipes and its records."""
+    """One figure or table at one preset: its recipes and its records. training: whether what is missing is trained."""
 
-    def __init__(self, name, preset, data_root, results, seeds, device, models=""):
+    def __init__(self, name, preset, data_root, results, seeds, device, models="", train=True):
         choose("study", name, STUDIES)
         super().__init__(preset, data_root, results, device)
-        self.name = name
+        self.name, self.training = name, train
         study, self.kind = STUDIES[name]
-        self.dataset_name = self.dataset(self.kind)
+        there = None if train else artefacts.recorded_dataset(name, self.folder)
+        self.dataset_name = there or self.dataset(self.kind, download=train)
         own = ([m.strip() for m in models.split(",") if m.strip()],) if models else ()
         self.recipes = study(self.preset, self.dataset_name, seeds, *own)
 
@@ -145,11 +150,12 @@ class Study(Folder):
     def facts(self) -> dict:
         """What `describe` shows."""
         todo = {r.digest for r in missing(self.recipes, self.runs_dir)}
+        still = "are still to be trained" if self.training else "are not on record, and none is trained here"
         scale = imagenet_scale.in_words(pd.DataFrame([r.to_dict() for r in self.recipes]))
         return {
             "study": self.name,
             "data set": self.dataset_name + (" (SYNTHETIC DATA)" if self.synthetic else ""),
-            "runs": f"{len(self.recipes)}, of which {len(todo)} are still to be trained",
+            "runs": f"{len(self.recipes)}, of which {len(todo)} {still}",
             "networks": ", ".join(dict.fromkeys(r.model for r in self.recipes)),
             "seeds": ", ".join(map(str, sorted({r.seed for r in self.recipes}))),
             "iterations": ", ".join(sorted({f"{r.iterations:,} of {r.batch_size} images" for r in self.recipes})),
@@ -158,11 +164,20 @@ class Study(Folder):
             **super().facts(),
         }
 
+    @property
+    def expected(self) -> list[Recipe]:
+        """The recipes that must have ended after `train`: all, or those on record where nothing is trained."""
+        absent = [] if self.training else missing(self.recipes, self.runs_dir)
+        return [recipe for recipe in self.recipes if recipe not in absent]
+
     def train(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Train what is missing, with live progress; returns the frames of runs and of learning curves.
 
-        A failed run does not stop the others. Raises UserError naming the failed runs when all are through.
+        A failed run does not stop the others. Raises UserError naming the failed runs when all are through, or, where
+        nothing is to be trained, that there is no record.
         """
+        if not self.training:
+            return self._on_record()
         progress = Progress(len(missing(self.recipes, self.runs_dir)))
         failures = execute(
             self.recipes,
@@ -178,6 +193,17 @@ class Study(Folder):
         if failures:
             raise UserError("; ".join(failures))
         return self.frames()
+
+    def _on_record(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """What `train` returns where nothing is trained; what is missing is said."""
+        runs, curves = self.frames()
+        if runs.empty:
+            raise UserError(f"no records of {self.name} in {self.runs_dir}, and train=False trains none")
+        absent = pd.Series([r.model for r in missing(self.recipes, self.runs_dir)], dtype=str)
+        counts = [f"{model} ({number})" for model, number in absent.value_counts(sort=False).items()]
+        if counts:
+            print(f"drawn from the records there are; runs not on record: {', '.join(counts)}")
+        return runs, curves
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The ended records of this study, of every seed on disk; in the CIFAR-10 table networks of one's own too."""
@@ -201,7 +227,7 @@ class Study(Folder):
         return records(self.folder, self.dataset_name)
 
 
-def _check(preset, data_root, results, seeds, device, models="") -> None:
+def _check(preset, data_root, results, seeds, device, models="", train=True) -> None:
     """Raise UserError naming the first parameter of a wrong type or out of range."""
     texts = {"preset": preset, "data_root": data_root, "results": results, "device": device, "models": models}
     for name, value in texts.items():
@@ -209,6 +235,8 @@ def _check(preset, data_root, results, seeds, device, models="") -> None:
             raise UserError(f"{name} {shown(value)} is of type {type(value).__name__}: allowed is str")
     if type(seeds) is not int:
         raise UserError(f"seeds {shown(seeds)} is of type {type(seeds).__name__}: allowed is int")
+    if type(train) is not bool:
+        raise UserError(f"train {shown(train)} is of type {type(train).__name__}: allowed is bool")
     if not 0 <= seeds <= MAX_SEEDS:
         raise UserError(f"seeds {shown(seeds)} is out of range: allowed is 0 (the preset's) to {MAX_SEEDS}")
     if data_root and not folder_of("data_root", data_root).is_dir():

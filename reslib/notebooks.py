@@ -43,8 +43,11 @@ def notebook_names() -> list[str]:
     return sorted(names, key=lambda name: name == "cifar10_table")
 
 
-def run_notebooks(arguments, results: Path) -> int:
-    """Execute the chosen notebooks into results/<preset>/notebooks/; returns the exit code."""
+def run_notebooks(arguments, results: Path, train: bool = True) -> int:
+    """Execute the chosen notebooks into results/<preset>/notebooks/; returns the exit code.
+
+    train: False has those that draw the records of a study train nothing.
+    """
     names = list(dict.fromkeys(arguments.notebooks or notebook_names()))
     if not names:
         raise UserError(f"no notebooks in {notebook_folder()}: run this from a checkout")
@@ -59,6 +62,7 @@ def run_notebooks(arguments, results: Path) -> int:
         "results": str(results),
         "seeds": arguments.seeds,
         "device": arguments.device,
+        "train": train,
     }
     os.environ["RESLIB_DOWNLOAD"] = "off"  # the runs before this have tried; twelve kernels need not try again
     if is_locked(out.parent):

@@ -259,6 +259,7 @@ def test_unknown_notebook_is_refused_before_anything_runs(folder, tmp_path):
         ({"data_root": "/no/such/folder", "preset": "quick"}, "data_root '/no/such/folder' is not a folder"),
         ({"data_root": "a\0b"}, "data_root 'a.*' cannot be a folder"),
         ({"results": "a\0b"}, "results 'a.*' cannot be a folder"),
+        ({"train": "no"}, "train 'no' is of type str: allowed is bool"),
         ({"seeds": True}, "seeds True is of type bool: allowed is int"),
         ({"models": "no.such.module:Net"}, "model 'no.such.module:Net' cannot be imported"),
     ],

@@ -25,7 +25,8 @@ def test_figure7_orders():
 
 @pytest.mark.parametrize("model", ["plain20", "resnet32"])
 def test_figure7_marks_where_the_filters_double(model):
-    widths = [m.out_channels for m in build_model(model).modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] == 3]
+    convolutions = [m for m in build_model(model).modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] == 3]
+    widths = [m.out_channels for m in convolutions]
     frame = pd.DataFrame({"model": model, "layer": range(1, len(widths) + 1), "std": 1.0})
     fig = figures.figure7(frame)
     marks = [segment[0][0] for segment in fig.axes[0].collections[0].get_segments()]

@@ -41,12 +41,19 @@ def add_arguments(parser) -> None:
         "--gpus-per-run", type=number(float, 0.001, 1), default=1.0, help="fraction of a GPU per run on Ray"
     )
     parser.add_argument("--runs-only", action="store_true", help="train the runs, leave the notebooks")
+    parser.add_argument(
+        "--no-train",
+        action="store_true",
+        help="execute the notebooks that have records, each with train=False: they draw what is on record",
+    )
     parser.add_argument("--models", default="", help="with --runs-only: only these networks, joined by commas")
 
 
 def main(arguments) -> int:
     there = names_there(arguments.runs_only)
     arguments.notebooks = [name_of(text) for text in arguments.notebooks]
+    if arguments.runs_only and arguments.no_train:
+        raise ArgumentError("--runs-only trains and --no-train does not: one of them")
     if arguments.models and not arguments.runs_only:
         raise ArgumentError(
             f"--models {arguments.models} goes with --runs-only: a notebook draws all its networks. For one of your "
@@ -57,8 +64,10 @@ def main(arguments) -> int:
         choose("executor", arguments.executor, EXECUTORS)
         for name in arguments.notebooks:
             choose("study" if arguments.runs_only else "notebook", name, there)
-    execution = execution_of(arguments)
     results = results_of(arguments)
+    if arguments.no_train:
+        return draw(arguments, preset, results, there)
+    execution = execution_of(arguments)
     studies = [n for n in (arguments.notebooks or STUDIES) if n in STUDIES]
     datasets = datasets_of(preset.name, arguments.data_root, studies, download=True)
     reason = absent(datasets, arguments.data_root)
@@ -84,6 +93,22 @@ def main(arguments) -> int:
     if without:
         print(f"left out: {needs}")
     return 1 if failures or (not arguments.runs_only and code) else 0
+
+
+def draw(arguments, preset, results, there: list[str]) -> int:
+    """Execute the notebooks of studies that have records, or those asked for, and train nothing."""
+    from ..artefacts import recorded_dataset
+    from ..notebooks import run_notebooks
+
+    studies = [name for name in there if name in STUDIES]
+    with checking_arguments():
+        for name in arguments.notebooks:
+            choose("notebook that draws records", name, studies)
+    folder = results / preset.name
+    arguments.notebooks = arguments.notebooks or [n for n in studies if recorded_dataset(n, folder)]
+    if not arguments.notebooks:
+        raise UserError(f"no records of a study in {folder / 'runs'}: without --no-train they are trained")
+    return run_notebooks(arguments, results, train=False)
 
 
 def name_of(text: str) -> str:
