@@ -102,7 +102,7 @@ def fidelity(folder: Path, out: Path | None = None, dataset: str | None = None) 
 def future_work(folder: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
     """figures/future_work and tables/future_work, where both units have been trained."""
     runs, curves, dataset = study_frames("future_work", folder, dataset)
-    if runs.empty or runs["options"].nunique() < 2:
+    if not _both_units(runs):
         return []
     preset = preset_of(Path(folder).name)
     recipes = studies.future_work(preset, dataset, 0)
@@ -250,6 +250,19 @@ def study_frames(
             return found[-1]
     ended = [f for f in found if len(f[0])]
     return (ended or found or [(pd.DataFrame(), pd.DataFrame(), DATASETS[kind][0])])[0]
+
+
+def drawable(name: str, folder: Path) -> bool:
+    """Whether results/<preset> has what a study draws: records of its own, for Figure 7 what was measured of them."""
+    runs = study_frames(name, folder, curves=False)[0]
+    if name == "future_work":  # the original unit is in other studies too
+        return _both_units(runs)
+    return len(runs) > 0 and (name != "figure7" or find_measurement(folder, name) is not None)
+
+
+def _both_units(runs: pd.DataFrame) -> bool:
+    """Whether there are runs of the original unit and of the one with pre-activation."""
+    return len(runs) > 0 and runs["options"].nunique() > 1
 
 
 def recorded_dataset(name: str, folder: Path) -> str | None:

@@ -47,7 +47,9 @@ def _wrong(model: nn.Module, batches: Iterable) -> torch.Tensor:
     return torch.cat([(model(x).argmax(1) != y).cpu() for x, y in batches])
 
 
-def measure_runs(runs: pd.DataFrame, data_root=None, device="cpu", known: pd.DataFrame | None = None):
+def measure_runs(
+    runs: pd.DataFrame, data_root=None, device="cpu", known: pd.DataFrame | None = None, may_measure: bool = True
+):
     """`measure` of the finished runs: (frame of MEASURED, names of runs that could not be), as probes.of_runs."""
     prepared = {}
 
@@ -57,4 +59,4 @@ def measure_runs(runs: pd.DataFrame, data_root=None, device="cpu", known: pd.Dat
         batches = images_of(recipe, data_root, device, prepared)
         return measure(model, batches, recipe.iterations, torch.device(device))
 
-    return of_runs(runs, measured, MEASURED, device, known)
+    return of_runs(runs, measured, MEASURED, device, known, may_measure)

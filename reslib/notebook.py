@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,7 @@ from .frames import frames as load_frames
 from .injected import check_injected
 from .models import build_model
 from .numerics import resolve_device
-from .presets import preset_of
+from .presets import preset_of, settings_of, usual_recipe
 from .progress import Progress, is_quiet
 from .provenance import environment
 from .recipe import Recipe
@@ -80,10 +81,10 @@ class Folder:
         self.runs_dir = self.folder / "runs"
         check_place(self.folder)  # where nothing can be kept, nothing is computed first
 
-    def dataset(self, kind: str, download: bool = True) -> str:
+    def dataset(self, kind: str) -> str:
         """The data set of kind "cifar" or "imagenet" that this preset computes on."""
         quiet = {"say": lambda text: None} if is_quiet() else {}
-        return dataset_for(self.preset, kind, self.data_root, download=download, **quiet)
+        return dataset_for(self.preset, kind, self.data_root, download=True, **quiet)
 
     def facts(self) -> dict:
         """What `describe` shows."""
@@ -137,8 +138,7 @@ class Study(Folder):
         super().__init__(preset, data_root, results, device)
         self.name, self.training = name, train
         study, self.kind = STUDIES[name]
-        there = None if train else artefacts.recorded_dataset(name, self.folder)
-        self.dataset_name = there or self.dataset(self.kind, download=train)
+        self.dataset_name = self.dataset(self.kind) if train else self._recorded()
         own = ([m.strip() for m in models.split(",") if m.strip()],) if models else ()
         self.recipes = study(self.preset, self.dataset_name, seeds, *own)
 
@@ -173,11 +173,12 @@ class Study(Folder):
     def train(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Train what is missing, with live progress; returns the frames of runs and of learning curves.
 
-        A failed run does not stop the others. Raises UserError naming the failed runs when all are through, or, where
-        nothing is to be trained, that there is no record.
+        A failed run does not stop the others. Raises UserError naming the failed runs when all are through. Where
+        nothing is to be trained, what is missing is said.
         """
         if not self.training:
-            return self._on_record()
+            self._tell_missing()
+            return self.frames()
         progress = Progress(len(missing(self.recipes, self.runs_dir)))
         failures = execute(
             self.recipes,
@@ -194,16 +195,21 @@ class Study(Folder):
             raise UserError("; ".join(failures))
         return self.frames()
 
-    def _on_record(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """What `train` returns where nothing is trained; what is missing is said."""
-        runs, curves = self.frames()
-        if runs.empty:
-            raise UserError(f"no records of {self.name} in {self.runs_dir}, and train=False trains none")
-        absent = pd.Series([r.model for r in missing(self.recipes, self.runs_dir)], dtype=str)
-        counts = [f"{model} ({number})" for model, number in absent.value_counts(sort=False).items()]
+    def _recorded(self) -> str:
+        """The data set of the records. Raises UserError where there are none."""
+        if there := artefacts.recorded_dataset(self.name, self.folder):
+            return there
+        raise UserError(f"no records of {self.name} in {self.runs_dir}, and train=False trains none")
+
+    def _tell_missing(self) -> None:
+        """Print which runs have no record, or none that can be taken, by network and setting."""
+        counts: Counter[str] = Counter()
+        for recipe in missing(self.recipes, self.runs_dir):
+            settings = settings_of(recipe, usual_recipe(recipe, self.preset))
+            counts[recipe.model + f" [{settings}]" * bool(settings)] += 1
         if counts:
-            print(f"drawn from the records there are; runs not on record: {', '.join(counts)}")
-        return runs, curves
+            absent = ", ".join(f"{number} of {name}" for name, number in counts.items())
+            print(f"drawn from the records there are; runs without a record: {absent}")
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The ended records of this study, of every seed on disk; in the CIFAR-10 table networks of one's own too."""

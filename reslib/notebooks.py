@@ -20,7 +20,7 @@ from .errors import UserError, choose, tell_once
 from .files import alone, folder_of, holder, make_folder, write_json
 from .presets import preset_of
 from .provenance import source
-from .runs import is_locked
+from .runs import is_locked, results_root
 from .stopping import sigterm_raises
 
 TEMPORARY = ".running.ipynb"
@@ -59,7 +59,7 @@ def run_notebooks(arguments, results: Path, train: bool = True) -> int:
     values = {
         "preset": preset,
         "data_root": str(folder_of("data root", arguments.data_root)) if arguments.data_root else "",
-        "results": str(results),
+        "results": "" if results == results_root() else str(results),  # a copy executed again finds its own
         "seeds": arguments.seeds,
         "device": arguments.device,
         "train": train,

@@ -9,7 +9,7 @@ from pathlib import Path
 from . import imagenet_scale
 from .baseline_recipes import BASELINE_RECIPES
 from .errors import UserError, choose, shown
-from .names import family_and_depth
+from .names import family_and_depth, is_imagenet
 from .recipe import Recipe, field_types, parse_field
 
 BOTTLENECKS = 50  # layers from which the ImageNet nets are built of bottlenecks (Table 1)
@@ -200,3 +200,17 @@ def imagenet_recipe(model: str, preset: Preset, dataset: str = "imagenet", seed:
     shortcut = "B" if family == "resnet" and depth >= BOTTLENECKS else "A"
     values = {"model": model, "dataset": dataset, "seed": seed, "shortcut": shortcut, **preset.imagenet}
     return _recipe({**values, **preset.changes, **changes}, preset)
+
+
+def usual_recipe(recipe: Recipe, preset: Preset) -> dict:
+    """The fields of the preset's recipe of the same network on the same data, seed 0."""
+    of_its_kind = imagenet_recipe if is_imagenet(recipe.model) else cifar_recipe
+    return of_its_kind(recipe.model, preset, recipe.dataset).to_dict()
+
+
+def settings_of(recipe: Recipe, usual: dict) -> str:
+    """Where a recipe differs from such fields, but for its seed: "val_size=5000"; "" where nowhere."""
+    changed = {k: v for k, v in recipe.to_dict().items() if v != usual[k] and k != "seed"}
+    return ", ".join(
+        v if k == "options" else f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in changed.items()
+    )

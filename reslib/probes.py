@@ -107,7 +107,9 @@ class Moments:
         return (self.squares / self.count) ** 0.5
 
 
-def responses_of_runs(runs: pd.DataFrame, data_root=None, device="cpu", known: pd.DataFrame | None = None):
+def responses_of_runs(
+    runs: pd.DataFrame, data_root=None, device="cpu", known: pd.DataFrame | None = None, measure: bool = True
+):
     """Layer responses of the finished runs over their test images: (frame, names of runs that could not be measured).
 
     Batch norm holds exact statistics, of STATISTICS_IMAGES training images, as the ImageNet models that the authors
@@ -119,24 +121,26 @@ def responses_of_runs(runs: pd.DataFrame, data_root=None, device="cpu", known: p
     def measured(model: nn.Module, recipe: Recipe) -> pd.DataFrame:
         return _responses(model, images_of(recipe, data_root, device, prepared), torch.device(device))
 
-    frame, missing = of_runs(runs, measured, RESPONSES, device, known)
+    frame, missing = of_runs(runs, measured, RESPONSES, device, known, measure)
     return frame.astype({"std": float}), missing
 
 
 def of_runs(
-    runs: pd.DataFrame, measured: Callable, columns: list[str], device="cpu", known: pd.DataFrame | None = None
-):
+    runs: pd.DataFrame, measured: Callable, columns: list[str], device="cpu", known: pd.DataFrame | None = None,
+    measure: bool = True,
+):  # fmt: skip
     """What `measured(network, recipe)` gives of each finished run: (frame, names of runs without weights here).
 
     What `known`, an earlier frame, has of the same weights by the same code is not measured again; of a run without
-    weights here, as in a clone that holds the records only, it is taken as it is. columns: of the frame; those that
+    weights here, as in a clone that holds the records only, it is taken as it is, and of all where nothing is to be
+    measured (measure=False). columns: of the frame; those that
     a run's record has are its, the last is the key of the measurement.
     """
     frames, missing = [], []
     known = pd.DataFrame(columns=columns) if known is None else known.reindex(columns=columns)
     for row in evidence.finished(runs).sort_values(["family", "depth", "seed"]).to_dict("records"):
         weights, before = Path(row["path"]) / "weights.safetensors", known[known["run"] == row["run"]]
-        key = measurement_key(sha256(weights), device) if weights.exists() else ""
+        key = measurement_key(sha256(weights), device) if measure and weights.exists() else ""
         if len(before) and (not key or before["key"].eq(key).all()):
             frames.append(before)
         elif key:

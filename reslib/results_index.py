@@ -10,7 +10,7 @@ from . import artefacts, claims, equivalence_records, evidence, independent, sou
 from .bench.records import THREADS, hardware
 from .errors import UserError
 from .files import write_text
-from .notebooks import notebook_names
+from .notebooks import cells_of, notebook_names
 from .presets import folders_of_presets, preset_of
 from .records import load_runs
 from .runs import read_json
@@ -180,8 +180,16 @@ def section(folder: Path) -> str:
     for path in sorted((folder / "notebooks").glob("[!.]*.ipynb")):
         name = path.name.split(".")[0]
         link = f"[notebooks/{path.name}]({folder.name}/notebooks/{path.name})"
-        lines.append(f"| {link} | executed notebook | `reslib reproduce {name} --preset {folder.name}` |")
+        untrained = " --no-train" if _drew_records(path) else ""
+        made = f"reslib reproduce {name}{untrained} --preset {folder.name}"
+        lines.append(f"| {link} | executed notebook | `{made}` |")
     return "\n".join(lines) + "\n"
+
+
+def _drew_records(notebook: Path) -> bool:
+    """Whether an executed notebook was given train = False."""
+    given = [c for c in cells_of(notebook) if "injected-parameters" in c["metadata"].get("tags", [])]
+    return any("train = False\n" in "".join(c["source"]) + "\n" for c in given)
 
 
 WHAT = {

@@ -164,7 +164,8 @@ def test_figure6_enlarges_test_curves_that_end_close_to_each_other():
     (closer,) = residual.child_axes
     assert [line.get_ydata()[-1] for line in closer.lines] == pytest.approx([8.1, 6.9, 8.75, 6.97])
     assert closer.get_xlim() == pytest.approx((64 / 15, 6.4)) and closer.get_ylim() == pytest.approx(
-        (6.8, 8.85), abs=0.01
+        (6.7, 8.85),
+        abs=0.01,  # the lowest, a line of the paper's, is not on the frame
     )
     shorter = runs.assign(iterations=6400)  # no lines of the paper's there, and no plateau either
     assert not figures.figure6(shorter, curves).axes[1].child_axes

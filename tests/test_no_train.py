@@ -1,26 +1,43 @@
 """Notebooks that train nothing: what is on record is drawn, without images, and what is not is said."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 from fake_records import write_run
 
+from reslib import notebooks, results_index, studies
+from reslib.artefacts import drawable
 from reslib.cli import main
 from reslib.errors import UserError
+from reslib.files import write_json
 from reslib.notebook import open_study
-from reslib.presets import PRESETS
-from reslib.runs import Run
-from reslib.studies import figure1, figure6
+from reslib.presets import PRESETS, preset_of
+
+QUICK = PRESETS["quick"]
+DRAWN = {  # study: data set, which of its runs are on record, what its notebook then prints
+    "figure1": ("cifar10", lambda r: r.model == "plain20", "1 of plain56"),
+    "figure4": ("imagenette", lambda r: r.model != "plain34", "1 of plain34"),
+    "figure6": ("cifar10", lambda r: "56" not in r.model, "1 of resnet56"),
+    "fidelity": ("cifar10", lambda r: r.preprocessing == "channel-std", "1 of resnet20 ["),
+    "cifar10_table": ("cifar10", lambda r: r.model in ("resnet20", "nin") and not r.val_size, "resnet20 [val_size="),
+}
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """Of Figure 6 at quick the networks of 20 layers, on CIFAR-10, which is not here."""
+    """Records of the networks of 20 layers of Figure 6 at quick, on CIFAR-10, which is not here."""
     (tmp_path / "no images").mkdir()
     monkeypatch.setenv("RESLIB_DATA", str(tmp_path / "no images"))
     monkeypatch.setenv("RESLIB_DOWNLOAD", "off")
-    for recipe in figure6(PRESETS["quick"], "cifar10", 1):
-        if recipe.model.endswith("20"):
-            write_run(tmp_path / "quick" / "runs", recipe)
-    return tmp_path
+    return record(tmp_path, "figure6", "cifar10", lambda recipe: recipe.model.endswith("20"))
+
+
+def record(results, study, dataset, wanted, preset=QUICK):
+    make, _ = studies.STUDIES[study]
+    for recipe in filter(wanted, make(preset, dataset, 1)):
+        write_run(results / preset.name / "runs", recipe)
+    return results
 
 
 def test_records_are_drawn_and_what_is_missing_is_said(results, capsys):
@@ -29,7 +46,7 @@ def test_records_are_drawn_and_what_is_missing_is_said(results, capsys):
     runs, curves = study.train()
     assert set(runs["model"]) == {"plain20", "resnet20"} and len(curves)
     said = capsys.readouterr().out
-    assert "not on record: " in said and "resnet56 (1)" in said and "plain20 (" not in said
+    assert "runs without a record: " in said and "1 of resnet56" in said and "of plain20" not in said
     assert {r.model for r in study.expected} == set(runs["model"]) < {r.model for r in study.recipes}
     assert "not on record, and none is trained here" in study.facts()["runs"]
 
@@ -38,34 +55,69 @@ def test_nothing_is_begun(results):
     before = sorted(results.rglob("*"))
     open_study("figure1", "quick", results=str(results), train=False).train()
     assert sorted(results.rglob("*")) == before
-    runs = results / "quick" / "runs"
-    assert not any(Run(runs, r).path.exists() for r in figure1(PRESETS["quick"], "cifar10", 1) if "56" in r.model)
 
 
-def test_without_any_record_that_is_said(results):
+def test_without_any_record_that_is_said_at_once(results, capsys):
     with pytest.raises(UserError, match="no records of figure4 in .*runs, and train=False trains none"):
-        open_study("figure4", "quick", results=str(results), train=False).train()
+        open_study("figure4", "quick", results=str(results), train=False)
+    assert capsys.readouterr().out == ""  # of images neither
 
 
-def test_all_are_expected_where_they_are_trained(tmp_path):
-    study = open_study("figure1", "smoke", results=str(tmp_path), device="cpu")
-    assert study.expected == study.recipes and "still to be trained" in study.facts()["runs"]
+def test_settings_of_a_changed_preset_are_its_own(tmp_path, capsys):
+    preset = preset_of("quick+iterations=500")
+    record(tmp_path, "cifar10_table", "cifar10", lambda r: r.model == "nin", preset)
+    open_study("cifar10_table", preset.name, results=str(tmp_path), seeds=1, train=False).train()
+    said = capsys.readouterr().out
+    assert "1 of resnet20, " in said and "1 of resnet20 [val_size=" in said and "iterations" not in said
 
 
-def test_the_command_executes_notebooks_with_records_alone(results, capsys, monkeypatch):
-    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_command_executes_notebooks_with_records_alone(results, name):
+    dataset, wanted, said = DRAWN[name]
+    record(results, name, dataset, wanted)
     runs = sorted(results.glob("quick/runs/*"))
-    assert main(["reproduce", "figure6", "--no-train", "--preset=quick", f"--results={results}"]) == 0
+    assert main(["reproduce", name, "--no-train", "--preset=quick", "--seeds=1", f"--results={results}"]) == 0
     assert sorted(results.glob("quick/runs/*")) == runs
-    assert {p.stem for p in results.glob("quick/figures/*.png")} == {"figure6", "depth"}
-    assert "resnet56 (" in (results / "quick" / "notebooks" / "figure6.ipynb").read_text()
+    cells = json.loads((results / "quick" / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    assert said in "".join("".join(o.get("text", [])) for c in cells for o in c.get("outputs", []))
+    assert not (results / "quick" / "measurements").exists()
+
+
+def test_the_index_says_how_such_a_copy_is_made(results):
+    folder = results / "quick" / "notebooks"
+    for name, value in (("figure1", "False"), ("figure6", "True")):
+        given = {"cell_type": "code", "metadata": {"tags": ["injected-parameters"]}, "source": [f"train = {value}"]}
+        write_json(folder / f"{name}.ipynb", {"cells": [given]})
+    text = results_index.section(results / "quick")
+    assert "`reslib reproduce figure1 --no-train --preset quick`" in text
+    assert "`reslib reproduce figure6 --preset quick`" in text
+
+
+def test_a_copy_of_the_checkout_s_own_results_names_no_folder(monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(notebooks, "run_batch", lambda names, out, values, traceback: given.append(values) or {})
+    values = {"notebooks": ["figure1"], "preset": "smoke", "data_root": None, "seeds": 0, "device": "auto"}
+    arguments = SimpleNamespace(**values, traceback=False)
+    monkeypatch.setenv("RESLIB_RESULTS", str(tmp_path))
+    for results in (tmp_path, tmp_path / "other"):
+        notebooks.run_notebooks(arguments, results, train=False)
+    assert [v["results"] for v in given] == ["", str(tmp_path / "other")]
+    assert [v["train"] for v in given] == [False, False]
+
+
+def test_what_has_something_to_draw(results):
+    folder = results / "quick"
+    there = {name for name in studies.STUDIES if drawable(name, folder)}
+    assert there == {"figure1", "figure6", "cifar10_table"}  # no half of a comparison, nothing unmeasured
+    record(results, "future_work", "cifar10", lambda recipe: True)
+    assert drawable("future_work", folder)
 
 
 @pytest.mark.parametrize(
     "words, said",
     [
         (["--preset=medium"], "no records of a study in "),
-        (["gradients", "--preset=quick"], "notebook that draws records 'gradients' is unknown: allowed are"),
+        (["gradients", "--preset=quick"], "--no-train gradients: it has no training to leave out; allowed are"),
         (["--runs-only"], "--runs-only trains and --no-train does not"),
     ],
 )

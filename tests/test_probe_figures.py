@@ -31,7 +31,7 @@ def test_figure7_marks_where_the_filters_double(model):
     fig = figures.figure7(frame)
     marks = [segment[0][0] for segment in fig.axes[0].collections[0].get_segments()]
     assert marks == [widths.index(32) + 1, widths.index(64) + 1]
-    assert "stages of 32 and of 64 filters begin" in texts(fig)
+    assert "stages of 32 and 64 filters begin" in texts(fig)
 
 
 def test_gradients_figure_panels_and_dead_layers():

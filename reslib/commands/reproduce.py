@@ -44,7 +44,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--no-train",
         action="store_true",
-        help="execute the notebooks that have records, each with train=False: they draw what is on record",
+        help="execute the notebooks named, or all that have records, with train=False: they draw what is on record",
     )
     parser.add_argument("--models", default="", help="with --runs-only: only these networks, joined by commas")
 
@@ -97,15 +97,16 @@ def main(arguments) -> int:
 
 def draw(arguments, preset, results, there: list[str]) -> int:
     """Execute the notebooks of studies that have records, or those asked for, and train nothing."""
-    from ..artefacts import recorded_dataset
+    from ..artefacts import drawable
     from ..notebooks import run_notebooks
 
-    studies = [name for name in there if name in STUDIES]
-    with checking_arguments():
-        for name in arguments.notebooks:
-            choose("notebook that draws records", name, studies)
+    studies = [name for name in there if name in STUDIES and name != "imagenet_tables"]  # which evaluates weights
+    for name in arguments.notebooks:
+        if name not in studies:
+            allowed = ", ".join(studies)
+            raise ArgumentError(f"--no-train {name}: it has no training to leave out; allowed are {allowed}")
     folder = results / preset.name
-    arguments.notebooks = arguments.notebooks or [n for n in studies if recorded_dataset(n, folder)]
+    arguments.notebooks = arguments.notebooks or [name for name in studies if drawable(name, folder)]
     if not arguments.notebooks:
         raise UserError(f"no records of a study in {folder / 'runs'}: without --no-train they are trained")
     return run_notebooks(arguments, results, train=False)

@@ -10,9 +10,9 @@ from .. import schedule_plan, speeds
 from ..cli import ArgumentError, add_common, add_seeds, checking_arguments, number, results_of
 from ..durations import in_words
 from ..errors import UserError
-from ..models import build_model, is_imagenet
+from ..models import build_model
 from ..numerics import resolve_device
-from ..presets import cifar_recipe, imagenet_recipe, preset_of
+from ..presets import preset_of, settings_of, usual_recipe
 from ..provenance import device_name
 from ..recipe import Recipe
 from ..runs import Run
@@ -85,8 +85,8 @@ def report(
     usual: dict[tuple, dict] = {}  # the preset's recipe of a network, whatever the seed
     for recipe, state in zip(recipes, states, strict=True):
         network = recipe.model, recipe.dataset
-        usual[network] = usual.get(network) or _usual(recipe, preset)
-        settings = _settings(recipe, usual[network])
+        usual[network] = usual.get(network) or usual_recipe(recipe, preset)
+        settings = settings_of(recipe, usual[network])
         groups.setdefault((recipe.model, settings, recipe.dataset), []).append((recipe, state))
     rows = [("network", "data", "iterations", "M mult-adds", "images/s", "speed", "per run", "left", "runs")]
     left, names, sources = [], [], Counter()
@@ -231,20 +231,6 @@ def aligned(rows: list[tuple], right: tuple[int, ...] = ()) -> list[str]:
         cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
     return lines
-
-
-def _usual(recipe: Recipe, preset) -> dict:
-    return (imagenet_recipe if is_imagenet(recipe.model) else cifar_recipe)(
-        recipe.model, preset, recipe.dataset
-    ).to_dict()
-
-
-def _settings(recipe: Recipe, usual: dict) -> str:
-    """Where a recipe differs from the preset's usual one of its network."""
-    changed = {k: v for k, v in recipe.to_dict().items() if v != usual[k] and k != "seed"}
-    return ", ".join(
-        v if k == "options" else f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in changed.items()
-    )
 
 
 def _number(value: float) -> str:

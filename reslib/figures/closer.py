@@ -39,7 +39,7 @@ def closer_look(ax: Axes) -> None:
         for path in band.get_paths():
             inset.add_patch(PathPatch(path, **look))
     levels = np.append(late, [line.get_ydata()[0] for line in quoted])
-    inset.set(xlim=(CLOSER_FROM * end, end), ylim=(levels.min() - 0.1, levels.max() + 0.1))
+    inset.set(xlim=(CLOSER_FROM * end, end), ylim=(levels.min() - 0.2, levels.max() + 0.1))
     inset.tick_params(labelsize=7, length=2)
     inset.yaxis.tick_right()  # on the left are the curves at high rates
     inset.xaxis.set_major_locator(MaxNLocator(nbins=4))

@@ -120,7 +120,7 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     absent += sorted(planned_models(runs, ("figure6",)) - named - set(absent), key=family_and_depth)
     fig, axes = new_figure(11.5 * len(panels) / 3, 4.1, 1, len(panels))
     fig.get_layout_engine().set(wspace=0.06)  # between the labels of line ends and of the next axis
-    ends, columns = [], [("train_error", TRAIN), ("test_error", TEST)]
+    ends, means, columns = [], [], [("train_error", TRAIN), ("test_error", TEST)]
     for ax, (title, models) in zip(axes[0], panels, strict=True):
         ends.append(draw_panel(ax, runs, shown, curves, columns, models, absent))
         ax.set_title(title)
@@ -128,6 +128,8 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         for model in (m for m in models if compares and m in set(shown["model"])):
             if model in paper.TABLE6:
                 row = paper.TABLE6[model]
+                if row.mean is not None and not means:
+                    means.append(f"the paper's test error of {row.label}: {row.mean:g}%, the mean of its runs")
                 _paper_line(ax, row.mean if row.mean is not None else row.error, model, "_paper")
             if model in TRAINING_BOUNDS:
                 _paper_line(ax, TRAINING_BOUNDS[model][1], model, "_paper_train")
@@ -145,6 +147,7 @@ def figure6(runs: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     legend_above(fig, handles)
     bounds = [f"{paper.label(m)} {side} {level:g}%" for m, (side, level) in TRAINING_BOUNDS.items() if compares]
     words = [f"training errors that the paper gives: {', '.join(bounds)}"] if bounds else []
+    words += means
     words += ["each panel has its own axis of errors"] if len({ax.get_ylim() for ax in axes[0] if ax.lines}) > 1 else []
     sign(fig, shown, joined(*words, *why_absent(absent, runs), notes(runs, shown)))
     return fig

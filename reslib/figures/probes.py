@@ -38,10 +38,10 @@ def figure7(responses: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure
         }  # fmt: skip
         top.plot(std.index, std.values, **look)
         bottom.plot(np.arange(1, len(std) + 1), np.sort(std.values)[::-1], **look)
-    for depth in {_depth(model) for model in models}:
-        top.vlines(
-            stages_begin(depth), 0, 1, colour(depth), ":", transform=top.get_xaxis_transform(), linewidth=0.9, zorder=1
-        )
+    for i, depth in enumerate(sorted({_depth(model) for model in models})):
+        high = 1 - 0.06 * i  # below each other: those of 56 and of 110 layers share one
+        place = {"transform": top.get_xaxis_transform(), "linewidth": 2, "zorder": 1}
+        top.vlines(stages_begin(depth), high - 0.05, high, colour(depth), **place)
     for ax, order in ((top, "in layer order"), (bottom, "sorted by magnitude, largest first")):
         ax.set_xlabel(f"3x3 layer, {order}")
         ax.set_ylabel("standard deviation")
@@ -54,7 +54,7 @@ def figure7(responses: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure
     seeds = responses.groupby("model")["seed"].nunique().max() if "seed" in responses else 1
     extra = "response: after batch norm, before the nonlinearity or the addition"
     extra += "; means of the seeds" if seeds > 1 else ""
-    extra += "; dotted, in a depth's colour: where the stages of 32 and of 64 filters begin" if models else ""
+    extra += "; marks at the top, in a depth's colour: where the stages of 32 and 64 filters begin" if models else ""
     notes = [extra, "the paper prints no numbers of its Figure 7 to draw beside these"]
     measured = runs
     if runs is not None and "run" in responses:

@@ -104,6 +104,7 @@ def _parts(ax, group: pd.DataFrame) -> None:
 
 # Labels in each decade of an axis whose highest value is at most so many times its lowest: more would overlap.
 TICKS = ((50, (1, 2, 3, 5, 7)), (300, (1, 2, 5)), (10**5, (1, 3)), (float("inf"), (1,)))
+SLOPE = "slope of the multiply-adds"
 AXES = (  # axis of the measurement, column, title, x label, y label
     ("depth", "images_per_second", "speed against depth", "layers", "images/s"),
     ("depth", "peak_memory_mib", "memory against depth", "layers", "GiB at most (GPU, or process)"),
@@ -115,8 +116,8 @@ AXES = (  # axis of the measurement, column, title, x label, y label
 def scaling_figure(frame: pd.DataFrame) -> Figure:
     """Images/s against depth, batch size and width, and peak memory against depth, on logarithmic axes.
 
-    frame: rows of `bench.growth.scaling`, a line per device. A thin line in the panels of depth and width has the
-    slope of the multiply-adds: a net on it is bound by arithmetic.
+    frame: rows of `bench.growth.scaling`, a line per device. Thin lines in the panels of depth and width have the
+    slope of the multiply-adds: a net on one is bound by arithmetic.
     """
     fig, axes = new_figure(8.6, 6.2, 2, 2)
     devices = list(frame["device"].unique()) if len(frame) else []
@@ -136,7 +137,7 @@ def scaling_figure(frame: pd.DataFrame) -> Figure:
             if column == "images_per_second":
                 low, high = points["low"].astype(float), points["high"].astype(float)
                 ax.fill_between(points["value"], low, high, color=look["color"], alpha=0.18, linewidth=0)
-        _guide(ax, axis, column, part, part["device"].iloc[0])
+            _guide(ax, axis, column, points)
         _plain_ticks(ax, sorted(part["value"].unique()))
     handles, labels = axes[0][0].get_legend_handles_labels()
     if handles:
@@ -145,8 +146,8 @@ def scaling_figure(frame: pd.DataFrame) -> Figure:
     whose = {device: f" ({device})" * (len(devices) > 1) for device in devices}
     notes = [f"{r.axis} {r.value}{whose[r.device]}: {r.failed}" for r in failed.itertuples()]
     said = [
-        "median and range of the turns; batch 128, 16 filters, ResNet-20 where not varied; the slope is drawn through "
-        "the last point",
+        "median and range of the turns; batch 128, 16 filters, ResNet-20 where not varied; the slopes are drawn "
+        "through the last points",
         *filter(None, [evidence(frame)]),
         *notes,
     ]
@@ -159,14 +160,16 @@ def steps_of(contender: str | None) -> str:
     return {"eager": "eager steps", "fast": "fast path"}.get(contender or "", contender or "")
 
 
-def _guide(ax, axis: str, column: str, part: pd.DataFrame, device: str) -> None:
-    """The slope of the work: 1/layers, or 1/width squared."""
-    if column != "images_per_second" or axis == "batch":
+def _guide(ax, axis: str, column: str, points: pd.DataFrame) -> None:
+    """The slope of the work through the last point of a device: 1/layers, or 1/width squared."""
+    if column != "images_per_second" or axis == "batch" or points.empty:
         return
-    points = part[part["device"] == device].sort_values("value")
     x = points["value"].to_numpy(float)
     y = points[column].iloc[-1] * (x[-1] / x) ** (2 if axis == "width" else 1)
-    ax.plot(x, y, label="slope of the multiply-adds", color="#888888", linewidth=0.8, linestyle=(0, (4, 2)), zorder=0)
+    named = any(line.get_label() == SLOPE for line in ax.lines)
+    ax.plot(
+        x, y, label=f"_{SLOPE}" if named else SLOPE, color="#888888", linewidth=0.8, linestyle=(0, (4, 2)), zorder=0
+    )
 
 
 def _plain_ticks(ax, values) -> None:
