@@ -141,7 +141,8 @@ def scaling_figure(frame: pd.DataFrame) -> Figure:
         _plain_ticks(ax, sorted(part["value"].unique()))
     handles, labels = axes[0][0].get_legend_handles_labels()
     if handles:
-        legend_above(fig, handles, columns=3)
+        devices_first = sorted(zip(handles, labels, strict=True), key=lambda pair: pair[1] == SLOPE)
+        legend_above(fig, [handle for handle, _ in devices_first], columns=3)
     failed = frame[frame["failed"] != ""] if devices else frame
     whose = {device: f" ({device})" * (len(devices) > 1) for device in devices}
     notes = [f"{r.axis} {r.value}{whose[r.device]}: {r.failed}" for r in failed.itertuples()]
@@ -183,7 +184,7 @@ def _plain_ticks(ax, values) -> None:
         return
     ax.yaxis.set_major_locator(LogLocator(subs=next(subs for most, subs in TICKS if high <= most * low)))
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,g}"))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
 
 
 def seeds_figure(frame: pd.DataFrame) -> Figure:
