@@ -199,7 +199,9 @@ class Study(Folder):
         """The data set of the records. Raises UserError where there are none."""
         if there := artefacts.recorded_dataset(self.name, self.folder):
             return there
-        raise UserError(f"no records of {self.name} in {self.runs_dir}, and train=False trains none")
+        raise UserError(
+            f"train=False draws records, and {self.runs_dir} has none of {self.name}: allowed is True, which trains"
+        )
 
     def _tell_missing(self) -> None:
         """Print which runs have no record, or none that can be taken, by network and setting."""

@@ -58,7 +58,7 @@ def test_nothing_is_begun(results):
 
 
 def test_without_any_record_that_is_said_at_once(results, capsys):
-    with pytest.raises(UserError, match="no records of figure4 in .*runs, and train=False trains none"):
+    with pytest.raises(UserError, match="train=False draws records, and .*runs has none of figure4: allowed is True"):
         open_study("figure4", "quick", results=str(results), train=False)
     assert capsys.readouterr().out == ""  # of images neither
 
