@@ -117,7 +117,8 @@ def test_what_has_something_to_draw(results):
     "words, said",
     [
         (["--preset=medium"], "no records of a study in "),
-        (["gradients", "--preset=quick"], "--no-train gradients: it has no training to leave out; allowed are"),
+        (["gradients", "--preset=quick"], "--no-train draws records of a study, and gradients does not: allowed are"),
+        (["imagenet_tables"], "and imagenet_tables does not: allowed are"),
         (["--runs-only"], "--runs-only trains and --no-train does not"),
     ],
 )

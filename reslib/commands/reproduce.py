@@ -104,7 +104,7 @@ def draw(arguments, preset, results, there: list[str]) -> int:
     for name in arguments.notebooks:
         if name not in studies:
             allowed = ", ".join(studies)
-            raise ArgumentError(f"--no-train {name}: it has no training to leave out; allowed are {allowed}")
+            raise ArgumentError(f"--no-train draws records of a study, and {name} does not: allowed are {allowed}")
     folder = results / preset.name
     arguments.notebooks = arguments.notebooks or [name for name in studies if drawable(name, folder)]
     if not arguments.notebooks:
