@@ -20,7 +20,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from . import convolutions, fused_norm, trials
+from . import convolutions, fused_norm, tiles, trials
 from .engine import Step
 from .errors import first_line
 from .machine import cores
@@ -133,7 +133,8 @@ def accelerate(
     """Give a step on the processor the chosen threads and, where it pays, faster passes; what was done, as evidence.
 
     Faster: convolutions by other algorithms than the direct sum (reslib/convolutions), batch norm, addition and ReLU in
-    one go (fused_norm.py), and the whole pass compiled, which fuses by itself.
+    one go (fused_norm.py), these with their convolution on matrix tiles (reslib/tiles), and the whole pass compiled,
+    which fuses by itself.
 
     batch: () -> (x, y) of a step. left: steps still to go; limit: seconds, at most, that this process will train.
     before: the evidence of the session that the run continues: the same threads and kind of step give the same bits.
@@ -150,17 +151,19 @@ def accelerate(
             step.loss = convolutions.OtherLoss(step.loss, algorithms)
             step.convolutions = step.loss.convolutions
         step.loss = fused_norm.choose(step, chosen, batch, left, limit, before, say) or step.loss
+        step.loss = tiles.choose(step, chosen, batch, left, limit, before, say) or step.loss
     compiled, why = _decide(step, chosen, batch, left, limit, before, say)
     if compiled is not None:
         step.loss, step.way = compiled, "compiled"
-    fused = isinstance(step.loss, fused_norm.FusedLoss)
-    step.way = ", ".join([step.way, *dict.fromkeys(algorithms.values()), *["fused norms"] * fused])
+    units, fused = isinstance(step.loss, tiles.TilesLoss), isinstance(step.loss, fused_norm.FusedLoss)
+    others = [*dict.fromkeys(algorithms.values()), *["fused norms"] * fused, *[tiles.NAME] * units]
+    step.way = ", ".join([step.way, *others])
     evidence = {"threads": chosen.threads, "layout": chosen.layout, "compiled": compiled is not None, "why": why}
     for layer, name in algorithms.items():
         evidence.setdefault(name, []).append(str(layer))
-    evidence |= {"fused": True} if fused else {}
+    evidence |= ({"fused": True} if fused else {}) | ({"units": True} if units else {})
     evidence["set_up_seconds"] = round(time.perf_counter() - begun, 2)
-    same = ("threads", "layout", "compiled", *convolutions.ALGORITHMS, "fused")
+    same = ("threads", "layout", "compiled", *convolutions.ALGORITHMS, "fused", "units")
     if changed := [name for name in same if before and before.get(name) != evidence.get(name)]:
         was = ", ".join(f"{name} {before.get(name, 'none')}" for name in changed)
         say(f"note: it was begun with {was}; continued otherwise, its bits are not those of an undisturbed run")
@@ -174,6 +177,7 @@ def describe(precision: str, evidence: dict) -> str:
     counts = {name: len(evidence.get(key, ())) for key, name in NAMES.items()}
     other = "".join(f", {n} kind{'s' * (n > 1)} of convolution by {name}" for name, n in counts.items() if n)
     other += ", batch norm and ReLU in one go" if evidence.get("fused") else ""
+    other += ", with their convolution on matrix tiles" if evidence.get("units") else ""
     return f"{precision}, {evidence['layout']}, {threads}{other}, {way} ({evidence['why']})"
 
 
@@ -196,6 +200,7 @@ def _decide(step, chosen, batch, left, limit, before, say) -> tuple[CompiledLoss
     x, y = batch()
     x, y = x[: len(x) // step.parts], y[: len(y) // step.parts]
     key = trials.network_key(step, x, chosen) + " | fused norms" * isinstance(step.loss, fused_norm.FusedLoss)
+    key += f" | {tiles.NAME}" * isinstance(step.loss, tiles.TilesLoss)
     known = None if sure else known_trials().get(key)
     if known and not known.wins:
         return None, f"measured before: {known}"

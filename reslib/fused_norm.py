@@ -1,7 +1,7 @@
 """Batch norm, addition of the shortcut and ReLU in one go, on a processor where a trial finds that faster.
 
 Outside the convolutions these three are nearly all of a step, and done one after the other they read and write every
-map about twice as often as needed. The loops are C++ (fused_norm.cpp), compiled once
+map about twice as often as needed. The loops are C++ (norm_loops.h), compiled once
 per machine (native.py). Results are PyTorch's up to rounding; sums are joined in double precision.
 """
 

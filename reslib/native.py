@@ -24,8 +24,10 @@ from .errors import UserError
 from .files import whole_file
 from .tune import cache_file
 
-NAMES = "convolutions/winograd.cpp", "convolutions/winograd_bf16.cpp", "fused_norm.cpp"
-SOURCES = tuple(Path(__file__).parent / name for name in NAMES)
+HERE = Path(__file__).parent
+NAMES = "convolutions/winograd.cpp", "convolutions/winograd_bf16.cpp", "fused_norm.cpp", "tiles/units.cpp"
+SOURCES = tuple(HERE / name for name in NAMES)
+HEADERS = HERE / "norm_loops.h", HERE / "tiles/tiles.h"
 COMPILERS = ("g++", "clang++")
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 PATIENCE = 120.0  # seconds for a compiler
@@ -61,7 +63,7 @@ def build(*options: str) -> ctypes.CDLL:
     reason = None
     for parallel in PARALLEL:
         words = [*command, *parallel, *options]
-        text = [*(source.read_text() for source in SOURCES), target, *words]
+        text = [*(source.read_text() for source in (*SOURCES, *HEADERS)), target, *words]
         digest = hashlib.sha256("\n".join(text).encode()).hexdigest()
         path = cache_file().with_name("native") / f"loops-{digest[:16]}.so"
         if _safe(path):

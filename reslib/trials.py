@@ -12,13 +12,22 @@ from .provenance import digest
 from .tune import Choice, cache_file, machine_key
 
 HERE = Path(__file__).parent
-TRIED = ("compilation.py", "convolutions", "fused_norm.*", "gpu_compilation.py", "models", "thin")  # code of the passes
+TRIED = (  # code of the passes
+    "compilation.py",
+    "convolutions",
+    "fused_norm.*",
+    "gpu_compilation.py",
+    "models",
+    "norm_loops.h",
+    "thin",
+    "tiles",
+)
 
 
 def code() -> list[Path]:
     """The files of all passes that are tried."""
     found = [path for pattern in TRIED for path in HERE.glob(pattern)]
-    return [file for path in found for file in ([path] if path.is_file() else path.glob("*.[cp]*"))]
+    return [file for path in found for file in ([path] if path.is_file() else path.glob("*.[chp]*"))]
 
 
 @functools.cache

@@ -32,17 +32,17 @@ MARGIN = 1.03  # a candidate must beat the plainer one by this factor: noise mus
 PRECISIONS = ("fp32", "bf16")
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
 # Beside the cache: what was faster (trials.py). Compilations for a GPU take another time than those for the processor.
-COMPILE, COMPILE_GPU, UNITS_GPU, CONVOLUTIONS, FUSED = TRIALS = (
+COMPILE, COMPILE_GPU, UNITS, UNITS_GPU, CONVOLUTIONS, FUSED = TRIALS = (
     "compile.json",
     "compile-gpu.json",
+    "units.json",
     "units-gpu.json",
     "convolutions.json",
     "fused.json",
 )
 LONG = 500  # iterations from which a run is worth measuring for
-EAGER = dict.fromkeys(("compile", "fourier", "winograd", "fused"), False)  # of a Choice: no faster pass at all
-GPU_FIELDS = ("units",)  # of RESLIB_TUNE, not of a Choice: for a GPU alone
-FIELDS = ("precision", "layout", "threads", *EAGER, *GPU_FIELDS)  # of RESLIB_TUNE
+EAGER = dict.fromkeys(("compile", "fourier", "winograd", "fused", "units"), False)  # of a Choice: no faster pass
+FIELDS = ("precision", "layout", "threads", *EAGER)  # of RESLIB_TUNE
 MAX_THREADS = 1024  # far more than help; a request for very many of them ends the process without a word
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 DEFAULT_THREADS = torch.get_num_threads()  # before anything here asks for another number
@@ -59,6 +59,7 @@ class Choice:
     fourier: bool | None = None  # large convolutions by their transforms; None: where a trial finds that faster
     winograd: bool | None = None  # 3x3 convolutions by minimal filtering; None: as above
     fused: bool | None = None  # batch norm, addition and ReLU in one go; None: as above
+    units: bool | None = None  # these and the convolution on matrix tiles; None: as above
     seconds: dict = dataclasses.field(default_factory=dict)
     origin: str = "measured"  # "measured", "cached", "given" or "default"
     pinned: bool = False  # the threads were asked for: they stand above those that a run was begun with
@@ -86,7 +87,7 @@ def machine_key() -> str:
 
 def choice() -> Choice:
     """The fastest way to train on this processor: given by RESLIB_TUNE, cached, or measured now."""
-    given = _for_processor()
+    given = _given()
     known = None if given.pop("measure", False) else _cached().get(machine_key())
     if {"precision", "threads"} <= set(given):
         return Choice(**given, origin="given")
@@ -111,7 +112,7 @@ def choice_for(iterations: int, deterministic: bool = False, threads: int | None
 
     threads: what the caller shares out among processes; like RESLIB_TUNE it stands above what was measured.
     """
-    given = _for_processor()
+    given = _given()
     given.pop("measure", None)
     if not measures(iterations, deterministic):
         chosen = Choice("", torch.get_num_threads(), **EAGER, origin="default")
@@ -209,11 +210,6 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _for_processor() -> dict:
-    """Of `_given`, what a Choice can hold."""
-    return {name: value for name, value in _given().items() if name not in GPU_FIELDS}
-
-
 def _given() -> dict:
     """RESLIB_TUNE as a dictionary. Raises UserError naming it, the value and what is allowed."""
     text = os.environ.get("RESLIB_TUNE", "").strip()
@@ -232,7 +228,7 @@ def _given() -> dict:
             choose(f"RESLIB_TUNE {name}", value, PRECISIONS if name == "precision" else LAYOUTS)
         elif name == "threads" and (type(value) is not int or not 1 <= value <= MAX_THREADS):
             raise UserError(f"RESLIB_TUNE threads {shown(value)} is out of range: allowed is 1 to {MAX_THREADS}")
-        elif name in (*EAGER, *GPU_FIELDS) and type(value) is not bool:
+        elif name in EAGER and type(value) is not bool:
             raise UserError(f"RESLIB_TUNE {name} {shown(value)} is unknown: allowed are true, false")
     return values
 

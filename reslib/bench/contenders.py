@@ -31,6 +31,7 @@ NAMES = {  # contender: what it is
     "compiled": "reslib with the measured precision, layout and threads, through torch.compile",
     "convolved": "as eager, with other algorithms of convolution where a trial finds them faster",
     "fused": "as eager, with batch norm, addition and ReLU in one go where a trial finds that faster",
+    "tiles": "as fused, with whole units on matrix tiles where a trial finds that faster",
     "fast": "reslib as it trains a long run here",
     "contiguous": "as eager, but images and weights NCHW",
     "freed": "as eager, but memory goes back to the system after every step",
@@ -41,6 +42,7 @@ TRIALS = {  # contender: what it may try, of the fields of tune.EAGER
     "compiled": {"compile": True},
     "convolved": {"winograd": None, "fourier": None},
     "fused": {"fused": None},
+    "tiles": {"fused": None, "units": None},
 }
 LONG_RUN = 64_000  # iterations of the paper's recipe
 
