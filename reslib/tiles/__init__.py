@@ -58,7 +58,7 @@ def choose(step, chosen: Choice, batch, left: int, limit=None, before=None, say=
     if not sure and limit is not None and limit < 10 * ROUNDS * passes.seconds(step.loss):
         return None
     theirs = passes.run(loss)
-    if not loss.units or begun:  # which was judged then
+    if not loss.units or begun:  # it was judged then
         return loss if loss.units else None
     mine = passes.run(step.loss)
     if not sound(passes, mine, theirs):
@@ -71,4 +71,3 @@ def _known_to_win(passes: Passes, loss: TilesLoss, chosen: Choice) -> bool:
     """Whether passes on tiles take less time, tried once per machine and network."""
     key = trials.network_key(passes.step, passes.x, chosen)
     return trials.remembered(tune.UNITS, key, lambda: passes.gain(loss, ROUNDS) > MARGIN)
-

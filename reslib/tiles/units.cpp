@@ -16,8 +16,8 @@
 
 #if defined(AMX) || defined(EMULATED)
 
+#include <atomic>
 #include <cstdlib>
-#include <new>
 #include <vector>
 
 #include "../norm_loops.h"
@@ -30,7 +30,7 @@ constexpr int SLACK = 128;  // zero positions before and behind a map, which til
 
 // Memory of a thread, kept for the next call.
 class Space {
-    char *memory = nullptr;
+    void *memory = nullptr;
     size_t size = 0;
 
 public:
@@ -38,16 +38,22 @@ public:
     Space(const Space &) = delete;
     ~Space() { std::free(memory); }
 
-    char *of(size_t bytes, bool zero = true)
+    template <typename Number>
+    Number *of(long numbers)  // null where there is no memory
     {
+        const size_t bytes = (numbers * sizeof(Number) + 63) / 64 * 64;
         if (bytes > size) {
             std::free(memory);
-            memory = static_cast<char *>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+            memory = std::aligned_alloc(64, bytes);
             size = memory ? bytes : 0;
-            if (!memory) throw std::bad_alloc();
         }
-        if (zero) std::memset(memory, 0, bytes);
-        return memory;
+        return static_cast<Number *>(memory);
+    }
+    template <typename Number>
+    Number *zeros(long numbers)
+    {
+        Number *found = of<Number>(numbers);
+        return found ? static_cast<Number *>(std::memset(found, 0, numbers * sizeof(Number))) : found;
     }
 };
 
@@ -415,13 +421,21 @@ int unit_forward(const bf16 *x, const float *weight, bf16 *raw, const bf16 *adde
     const Parts parts(shape.pixels(), outputs, (long)shape.group * height * width);
     const Channels norm(channels, outputs);
     static thread_local Space kernels;
-    Convolution convolution(shape, inputs, outputs, (bf16 *)kernels.of(2 * Convolution::size(inputs, outputs)));
+    bf16 *kernel = kernels.of<bf16>(Convolution::size(inputs, outputs));
+    if (!kernel) return 1;
+    Convolution convolution(shape, inputs, outputs, kernel);
     convolution.pack(weight);
+    std::atomic<bool> failed(false);
     typedef Widest loops;
     const long each = parts.each / (shape.group * height * width);
     parts.all(threads, false, [&](long part) {
         static thread_local Space space;
-        bf16 *padded = (bf16 *)space.of(2 * shape.room() * inputs) + SLACK * inputs;
+        bf16 *padded = space.zeros<bf16>(shape.room() * inputs);
+        if (!padded) {
+            failed = true;
+            return;
+        }
+        padded += SLACK * inputs;
         {
             const Tiles::Use tiles;
             for (long number = part * each; number < std::min(shape.groups, (part + 1) * each); number++) {
@@ -433,13 +447,14 @@ int unit_forward(const bf16 *x, const float *weight, bf16 *raw, const bf16 *adde
         }
         loops::moments(raw, parts, part, outputs, work + part * 2 * outputs);
     });
+    if (failed) return 1;
     loops::settle(parts, outputs, scale, bias, running_mean, running_variance, momentum, epsilon, norm, work);
     parts.all(threads, true, [&](long part) { loops::activate(raw, added, y, parts, part, outputs, norm); });
     return 0;
 }
 
 // Gradients of x (null: not wanted), kernel, scale, bias and what was added, from the slopes of y. The rest as
-// norm_backward.
+// norm_backward. Both return 0, or 1 where there is no memory.
 int unit_backward(const bf16 *slopes, const bf16 *x, const float *weight, const bf16 *raw, const bf16 *y, bf16 *of_x,
                   float *of_kernel, bf16 *of_added, long images, int height, int width, int inputs, int outputs,
                   float *channels, float *of_scale, float *of_bias, double *work, int threads)
@@ -453,17 +468,25 @@ int unit_backward(const bf16 *slopes, const bf16 *x, const float *weight, const 
     back.settle(parts, outputs, of_scale, of_bias, work);
 
     static thread_local Space kernels, sums_space;
-    Convolution turned(shape, outputs, inputs, (bf16 *)kernels.of(2 * Convolution::size(outputs, inputs)));
+    bf16 *kernel = kernels.of<bf16>(Convolution::size(outputs, inputs));
+    if (!kernel) return 1;
+    Convolution turned(shape, outputs, inputs, kernel);
     if (of_x) turned.pack_turned(weight);
     const Correlation correlation(shape, inputs, outputs);
     const long lanes = std::min<long>(shape.groups, (threads + SUMS - 1) / SUMS * SUMS);
     const long size = (long)outputs * TAPS * inputs;
-    float *sums = (float *)sums_space.of(4 * size * lanes, false);
+    float *sums = sums_space.of<float>(size * lanes);
+    if (!sums) return 1;
+    std::atomic<bool> failed(false);
     shared_out(threads, lanes, [&](long lane) {
         static thread_local Space space;
         const long first = shape.room() * inputs, second = shape.room() * outputs;
         const long of_group = correlation.pairs_size() + correlation.turned_size();
-        bf16 *x_map = (bf16 *)space.of(2 * (first + second + of_group * correlation.batch));
+        bf16 *x_map = space.zeros<bf16>(first + second + of_group * correlation.batch);
+        if (!x_map) {
+            failed = true;
+            return;
+        }
         bf16 *slopes_map = x_map + first, *pairs = slopes_map + second;
         bf16 *rows = pairs + correlation.pairs_size() * correlation.batch;
         x_map += SLACK * inputs, slopes_map += SLACK * outputs;
@@ -497,6 +520,7 @@ int unit_backward(const bf16 *slopes, const bf16 *x, const float *weight, const 
             }
         }
     });
+    if (failed) return 1;
     shared_out(threads, outputs, [&](long k) {
         const long row = (long)TAPS * inputs;
         std::memcpy(of_kernel + k * row, sums + k * row, 4 * row);

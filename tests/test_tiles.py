@@ -1,0 +1,351 @@
+"""Units of thin nets on matrix tiles: PyTorch's numbers, in training alone, and only where a trial wins."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from convolving import CPU, stepper
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from training import rows_of, silent, tiny, train_in_pieces, weights_of
+
+from reslib import compilation, native, tiles, trials, tune
+from reslib.fused_norm import FusedLoss
+from reslib.job import Execution
+from reslib.models.conv_norm_relu import norm_relu, taken_over
+from reslib.numerics import autocast
+from reslib.passes import Passes, difference, sound
+from reslib.tiles import TilesLoss, unit
+from reslib.train import train
+
+pytestmark = pytest.mark.skipif(bool(compilation.cannot_compile()), reason="no C++ compiler")
+EMULATED = "-DEMULATED"  # tiles of plain loops, on any processor
+CHOSEN = tune.Choice("bf16", 1, compile=False, winograd=False, fourier=False)
+AS_BEGUN = {"threads": 1, "layout": "channels-last", "compiled": False}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path_factory.getbasetemp() / "tiles-cache"))
+    monkeypatch.delenv("RESLIB_TUNE", raising=False)
+    monkeypatch.setattr(trials, "known", lambda name: {})
+
+
+@pytest.fixture(params=[EMULATED, ""], ids=["emulated", "native"])
+def loops(request, monkeypatch):
+    """The loops on emulated tiles, and on those of this processor where it has some."""
+    built = native.build(*filter(None, [request.param]))
+    if not built.tile_units():
+        pytest.skip("this processor has no matrix tiles")
+    monkeypatch.setattr(native, "loops", lambda: built)
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    built = native.build(EMULATED)
+    monkeypatch.setattr(native, "loops", lambda: built)
+
+
+def drawn(images, inputs, outputs, height, width, added):
+    """Convolution, norm with weights and averages of its own, maps, what is added to them, slopes of the output."""
+    generator = torch.Generator().manual_seed(images + inputs + outputs + height + width)
+    conv, norm = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
+    conv.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) / (3 * inputs**0.5))
+        for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            values.copy_(torch.rand(outputs, generator=generator) + 0.1)
+        norm.bias.sub_(0.6)
+
+    def maps(channels):
+        values = torch.randn(images, channels, height, width, generator=generator).bfloat16()
+        return values.contiguous(memory_format=torch.channels_last)
+
+    x, other, slopes = maps(inputs), maps(outputs) if added else None, maps(outputs)
+    before = results(
+        lambda conv, norm, relu, *others: usually(conv, norm, nn.Identity(), *others), conv, norm, x, other
+    )
+    slopes[before[0].abs() < 0.05] = 0  # whether ReLU passes these, a rounding decides
+    return conv, norm, x, other, slopes
+
+
+def usually(conv, norm, relu, x, added):
+    return norm_relu(norm, relu, conv(x), added)
+
+
+def results(way, conv, norm, x, added, slopes=None, exact=False):
+    """Output, gradients and moving averages of one call: under autocast, or in double precision.
+
+    Without slopes the output in double precision alone.
+    """
+    exact = exact or slopes is None
+    conv, norm = copy.deepcopy(conv), copy.deepcopy(norm)
+    if exact:  # from the very numbers that are multiplied
+        conv.weight.data = conv.weight.data.bfloat16()
+        conv, norm, x = conv.double(), norm.double(), x.double()
+        added = None if added is None else added.double()
+    x = x.detach().clone().requires_grad_()
+    added = None if added is None else added.detach().clone().requires_grad_()
+    with autocast(CPU, "fp32" if exact else "bf16"):
+        y = way(conv, norm, nn.ReLU(inplace=True), x, added)
+    if slopes is None:
+        return [y.detach()]
+    leaves = [x, conv.weight, norm.weight, norm.bias, *([added] if added is not None else [])]
+    gradients = torch.autograd.grad(y, leaves, slopes.to(y.dtype))
+    return [y.detach(), *gradients, norm.running_mean, norm.running_var, norm.num_batches_tracked]
+
+
+def off(values, truth):
+    return float((values.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30))
+
+
+SIZES = [
+    (3, 16, 16, 32, 32),  # of the nets of section 4.2
+    (3, 32, 32, 16, 16),
+    (3, 64, 64, 8, 8),
+    (2, 16, 16, 3, 64),
+    (2, 32, 96, 5, 48),
+    (5, 64, 32, 4, 4),  # groups of four images, the last of one
+    (9, 32, 32, 3, 2),
+    (17, 32, 32, 1, 1),
+]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("added", [False, True])
+def test_output_gradients_and_averages_are_pytorchs(loops, size, added):
+    """Against double precision, and hardly further off than PyTorch's own operations, which round as often or more."""
+    arguments = drawn(*size, added)
+    exact = results(usually, *arguments, exact=True)
+    usual, mine = results(usually, *arguments), results(unit, *arguments)
+    assert len(mine) == len(usual) == 8 + added
+    for truth, theirs, values in zip(exact, usual, mine, strict=True):
+        assert values.shape == theirs.shape and values.dtype == theirs.dtype
+        assert off(values, truth) < max(1.1 * off(theirs, truth), 1e-4)
+    assert mine[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(1, 20),
+    st.sampled_from([(16, 16), (32, 32), (32, 64), (96, 32)]),
+    st.integers(1, 6),
+    st.sampled_from([1, 2, 4, 8, 16, 32, 48]),
+    st.booleans(),
+)
+def test_shapes_of_all_kinds(loops, images, channels, height, width, added):
+    assume(channels != (16, 16) or width == 32)
+    assume(images * height * width > 1)
+    arguments = drawn(images, *channels, height, width, added)
+    exact, usual, mine = results(usually, *arguments, exact=True), *(results(w, *arguments) for w in (usually, unit))
+    for truth, theirs, values in zip(exact, usual, mine, strict=True):
+        assert off(values, truth) < max(1.5 * off(theirs, truth), 0.01)
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("size", [(20, 16, 16, 4, 32), (50, 64, 32, 5, 8)], ids=str)
+def test_any_number_of_threads_gives_the_same_bits(loops, size, added):
+    arguments, before, found = drawn(*size, added), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5, 8):
+            torch.set_num_threads(threads)
+            found.append(results(unit, *arguments))
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+def test_an_input_that_needs_no_gradient_gets_none(loops):
+    conv, norm, x, _, slopes = drawn(2, 32, 32, 4, 8, False)
+    with autocast(CPU, "bf16"):
+        y = unit(conv, norm, nn.ReLU(), x)
+    y.backward(slopes)
+    whole = results(unit, conv, norm, x, None, slopes)
+    assert x.grad is None and torch.equal(conv.weight.grad, whole[2])
+
+
+def test_what_is_not_a_number_stays_so(loops):
+    """A diverged run must be seen to diverge."""
+    for value in (float("nan"), float("inf")):
+        conv, norm, x, other, slopes = drawn(4, 32, 32, 5, 8, True)
+        x[1, 3, 2, 2] = value
+        usual, mine = (results(way, conv, norm, x, other, slopes) for way in (usually, unit))
+        for theirs, values in zip(usual, mine, strict=True):
+            assert torch.equal(theirs.isfinite(), values.isfinite())
+
+
+def test_other_libraries_find_their_tiles_as_before(loops):
+    """PyTorch's own products use the same registers, and remember how they were set up."""
+    a, b = torch.randn(64, 96).bfloat16(), torch.randn(96, 80).bfloat16()
+    before = a @ b
+    arguments = drawn(3, 32, 32, 16, 16, True)
+    for _ in range(3):
+        results(unit, *arguments)
+        assert torch.equal(a @ b, before)
+
+
+def test_what_is_left_to_others(emulated):
+    def call(conv=None, norm=None, relu=None, x=None, added=None, precision="bf16"):
+        given = drawn(2, 32, 32, 4, 8, False)
+        conv, norm, x = (
+            mine if mine is not None else drawn for mine, drawn in zip((conv, norm, x), given, strict=False)
+        )
+        with autocast(CPU, precision):
+            return unit(conv, norm, relu or nn.ReLU(), x, added)
+
+    def conv(*sizes, **options):
+        return nn.Conv2d(*sizes, **{"kernel_size": 3, "padding": 1, "bias": False} | options)
+
+    def maps(channels, height, width, images=2):
+        values = torch.randn(images, channels, height, width).bfloat16()
+        return values.contiguous(memory_format=torch.channels_last)
+
+    assert call() is not None
+    others = {
+        "fp32": {"precision": "fp32"},
+        "evaluation": {"norm": nn.BatchNorm2d(32).eval()},
+        "no norm": {"norm": nn.Identity()},
+        "another activation": {"relu": nn.ReLU6()},
+        "stride": {"conv": conv(32, 32, stride=2)},
+        "kernel": {"conv": conv(32, 32, kernel_size=5, padding=2)},
+        "padding": {"conv": conv(32, 32, padding=0)},
+        "padding with what is there": {"conv": conv(32, 32, padding_mode="reflect")},
+        "dilation": {"conv": conv(32, 32, dilation=2, padding=2)},
+        "groups": {"conv": conv(32, 32, groups=2)},
+        "bias": {"conv": conv(32, 32, bias=True)},
+        "weights in bf16": {"conv": conv(32, 32).bfloat16()},
+        "maps in fp32": {"x": maps(32, 4, 8).float()},
+        "layout": {"x": maps(32, 4, 8).contiguous()},
+        "rows of 12": {"x": maps(32, 4, 12)},
+        "channels": {"conv": conv(16, 32), "x": maps(16, 4, 32)},
+        "few channels in short rows": {"conv": conv(16, 16), "norm": nn.BatchNorm2d(16), "x": maps(16, 4, 16)},
+        "one pixel": {"x": maps(32, 1, 1, 1)},
+        "another norm": {"norm": nn.BatchNorm2d(64)},
+        "other channels": {"x": maps(64, 4, 8)},
+        "what is added in fp32": {"added": maps(32, 4, 8).float()},
+        "what is added smaller": {"added": maps(32, 4, 4)},
+    }
+    watched = conv(32, 32)
+    watched.register_forward_hook(lambda *arguments: None)
+    others["somebody looks at the convolution"] = {"conv": watched}
+    for why, options in others.items():
+        assert call(**options) is None, why
+
+
+# --- In training ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "units", "norms"),
+    [
+        ("resnet20", {}, 16, 3),  # the first and those of stride 2 are left to fused norms
+        ("plain20", {}, 16, 3),
+        ("resnet8", {"shortcut": "B"}, 4, 3),
+        ("resnet8", {"batch_norm": False}, 0, 0),
+    ],
+)
+def test_networks_compute_the_same_loss_and_gradient(loops, model, options, units, norms):
+    step, batch = stepper(model, 4, "bf16", **options)
+    passes, loss = Passes(step, *batch()), TilesLoss(step.loss)
+    mine, theirs = passes.run(step.loss), passes.run(loss)
+    assert (loss.units, loss.fused) == (units, norms)
+    if units:
+        assert difference(mine, theirs) > 0
+    assert sound(passes, mine, theirs)
+    net, images = step.model.eval(), batch()[0]
+    with autocast(CPU, "bf16"):
+        evaluated = net(images)
+        with taken_over(loss._way):
+            assert torch.equal(net(images), evaluated)
+
+
+def chosen(monkeypatch, tiles_take=0.5, given=CHOSEN, precision="bf16", **options):
+    """(evidence, step) where a pass on tiles takes so many seconds, one with fused norms 0.8, any other 1."""
+    times = {TilesLoss: tiles_take, FusedLoss: 0.8}
+    monkeypatch.setattr(Passes, "seconds", lambda self, loss: times.get(type(loss), 1.0))
+    step, batch = stepper("resnet8", 4, precision)
+    return compilation.accelerate(step, given, batch, **{"left": 10_000, "say": silent} | options), step
+
+
+def test_a_trial_decides_and_the_record_says_so(emulated, monkeypatch):
+    evidence, step = chosen(monkeypatch)
+    assert evidence["units"] and evidence["fused"] and isinstance(step.loss, TilesLoss)
+    assert step.way == "eager, fused norms, tile units" and not isinstance(step.loss.loss, FusedLoss)
+    said = compilation.describe("bf16", evidence)
+    assert ", batch norm and ReLU in one go, with their convolution on matrix tiles, not compiled" in said
+    for not_now in (
+        {"tiles_take": 0.79},
+        {"left": 100},
+        {"limit": 0.001},
+        {"before": AS_BEGUN},
+        {"given": dataclasses.replace(CHOSEN, units=False)},
+        {"precision": "fp32", "given": dataclasses.replace(CHOSEN, precision="fp32", fused=False)},
+    ):
+        evidence, step = chosen(monkeypatch, **not_now)
+        assert "units" not in evidence and not isinstance(step.loss, TilesLoss), not_now
+    begun = {"before": AS_BEGUN | {"fused": True, "units": True}}
+    for surely in (begun, {"given": dataclasses.replace(CHOSEN, units=True)}):
+        assert chosen(monkeypatch, tiles_take=2.0, left=3, **surely)[0]["units"]
+
+
+def test_a_network_is_tried_once_per_machine(emulated, monkeypatch):
+    kept = {}
+    monkeypatch.setattr(trials, "known", lambda name: kept)
+    monkeypatch.setattr(trials, "keep", lambda name, entries: name == "units.json" and kept.update(entries))
+    given = dataclasses.replace(CHOSEN, fused=False)
+    assert "units" in chosen(monkeypatch, given=given)[0]
+    assert "units" in chosen(monkeypatch, given=given, tiles_take=2.0)[0]
+    assert list(kept) == ["resnet8  A | 4x3x32x32 | bf16 channels-last 1 threads"]
+
+
+def test_loops_that_compute_something_else_are_refused(emulated, monkeypatch):
+    right = unit
+    monkeypatch.setattr(tiles, "unit", lambda *call: None if (y := right(*call)) is None else 1.3 * y)
+    said = []
+    assert "units" not in chosen(monkeypatch, say=said.append)[0]
+    assert said[0].startswith("no tile units: loss or gradient would be off by ")
+
+
+def test_a_processor_without_tiles(emulated, monkeypatch):
+    """Nothing is said where nobody asked; a run that was begun on tiles goes on without, and says so."""
+    monkeypatch.setattr(tiles, "unavailable", lambda precision: "for processors alone that have matrix tiles")
+    said = []
+    assert "units" not in chosen(monkeypatch, say=said.append)[0] and not said
+    evidence, step = chosen(monkeypatch, before=AS_BEGUN | {"fused": True, "units": True}, say=said.append)
+    assert evidence["fused"] and "units" not in evidence and type(step.loss) is FusedLoss
+    assert said[0] == "no tile units: for processors alone that have matrix tiles"
+    assert said[1].startswith("note: it was begun with units True; continued otherwise")
+
+
+def test_why_there_are_none(emulated, monkeypatch):
+    assert tiles.unavailable("bf16") == "" and tiles.unavailable("fp32") == "in bf16 alone"
+    monkeypatch.setattr(native, "unavailable", lambda: "no C++ compiler (g++, clang++) is installed")
+    assert tiles.unavailable("bf16") == "no C++ compiler (g++, clang++) is installed"
+    without = type("Loops", (), {"tile_units": staticmethod(lambda: 0)})
+    monkeypatch.setattr(native, "unavailable", lambda: "")
+    monkeypatch.setattr(native, "loops", without)
+    assert "have matrix tiles (AMX)" in tiles.unavailable("bf16")
+
+
+def test_a_run_resumes_to_the_same_bits(loops, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESLIB_TUNE", "precision=bf16,threads=1,compile=false,winograd=false,fused=true,units=true")
+    recipe, execution = tiny(model="resnet8", precision="bf16"), Execution(device="cpu")
+    whole = train(recipe, tmp_path / "whole", execution=execution, say=silent)
+    assert whole["sessions"][0]["speed"]["units"] and whole["sessions"][0]["step"] == "eager, fused norms, tile units"
+    pieces, sessions = train_in_pieces(monkeypatch, recipe, tmp_path / "pieces", 5, execution)
+    assert sessions > 1
+    assert weights_of(tmp_path / "pieces", recipe) == weights_of(tmp_path / "whole", recipe)
+    assert rows_of(tmp_path / "pieces", recipe) == rows_of(tmp_path / "whole", recipe)
+
+
+def test_no_memory_is_an_error_of_python(emulated, monkeypatch):
+    class Loops:
+        unit_forward = staticmethod(lambda *arguments: 1)
+
+    conv, norm, x, *_ = drawn(2, 32, 32, 4, 8, False)
+    monkeypatch.setattr(native, "loops", Loops)
+    with autocast(CPU, "bf16"), pytest.raises(MemoryError, match="tiles of a convolution"):
+        unit(conv, norm, nn.ReLU(), x)
