@@ -98,9 +98,11 @@ inline void round_half(const float *from, bf16 *to)
 // a[0] b[0] a[1] b[1] ... of 16 numbers each
 inline void interleave(const bf16 *a, const bf16 *b, bf16 *to)
 {
-    const __m512i first = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)a));
-    const __m512i second = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)b));
-    _mm512_storeu_si512(to, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+    alignas(64) static constexpr bf16 ORDER[DEEP] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i first = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)a));
+    const __m512i both = _mm512_inserti64x4(first, _mm256_loadu_si256((const __m256i *)b), 1);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_load_si512(ORDER), both));
 }
 
 // 16x16 pairs, rows and columns exchanged: rows `from` are DEEP numbers apart, rows `to` so many as said
