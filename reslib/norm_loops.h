@@ -98,12 +98,11 @@ struct Parts {  // of a map: at most PARTS, all alike but the last, each of bloc
         }
     }
 
-    // call(first pixel, number of pixels) for every block of a part
+    // call(first pixel, number of pixels) for every block of these pixels
     template <typename Call>
-    void blocks(long part, Call call) const
+    void blocks(long begin, long end, Call call) const
     {
-        for (long first = begin(part); first < end(part); first += rows)
-            call(first, (int)std::min<long>(rows, end(part) - first));
+        for (long first = begin; first < end; first += rows) call(first, (int)std::min<long>(rows, end - first));
     }
 };
 
@@ -176,7 +175,7 @@ struct Loops : Register {
     {
         const long begin = parts.begin(part);
         std::fill_n(found, 2 * c, 0.0);
-        parts.blocks(part, [&](long first, int rows) {
+        parts.blocks(begin, parts.end(part), [&](long first, int rows) {
             for (int q = 0; q < c; q += W) {
                 vec pivot, sums[CHAINS] = {}, squares[CHAINS] = {};
                 if (first == begin) {
@@ -260,11 +259,11 @@ struct Loops : Register {
             return passed(y ? load(y + i) : off * scale + base, load(slopes + i));
         }
 
-        // Of one part: sums of the gradient, and of it times x less its mean. Stores what goes to what was added.
-        void sum_up(const Parts &parts, long part, int c, double *sums) const
+        // Adds to the sums of the gradient, and of it times x less its mean, those of these pixels. Stores what goes to
+        // what was added.
+        void sum_up(const Parts &parts, long begin, long end, int c, double *sums) const
         {
-            std::fill_n(sums, 2 * c, 0.0);
-            parts.blocks(part, [=](long first, int rows) {
+            parts.blocks(begin, end, [=](long first, int rows) {
                 for (int q = 0; q < c; q += W) {
                     const vec mean = load(norm.mean + q), scale = load(norm.scale + q), base = load(norm.bias + q);
                     vec gradients[CHAINS] = {}, products[CHAINS] = {};
@@ -280,17 +279,26 @@ struct Loops : Register {
             });
         }
 
-        // Sums of the parts joined in their order: the gradients of weight and bias, and what `leaving` needs.
-        void settle(const Parts &parts, int c, float *of_weight, float *of_bias, double *work) const
+        // The sums of all pixels, those of the parts joined in their order
+        void sum_up(const Parts &parts, int c, double *sums, int threads) const
         {
+            parts.all(threads, false, [=, &parts](long part) {
+                std::fill_n(sums + part * 2 * c, 2 * c, 0.0);
+                sum_up(parts, parts.begin(part), parts.end(part), c, sums + part * 2 * c);
+            });
             for (long part = 1; part < parts.count; part++)
-                for (int q = 0; q < 2 * c; q++) work[q] += work[part * 2 * c + q];
+                for (int q = 0; q < 2 * c; q++) sums[q] += sums[part * 2 * c + q];
+        }
+
+        // From the sums of all pixels the gradients of weight and bias, and what `leaving` needs
+        void settle(long pixels, int c, float *of_weight, float *of_bias, const double *sums) const
+        {
             for (int q = 0; q < c; q++) {
                 const double deviation = norm.deviation[q];
-                of_bias[q] = work[q];
-                of_weight[q] = work[c + q] / deviation;
-                slope[q] = norm.scale[q] * work[c + q] / parts.pixels / (deviation * deviation);
-                constant[q] = norm.scale[q] * work[q] / parts.pixels;
+                of_bias[q] = sums[q];
+                of_weight[q] = sums[c + q] / deviation;
+                slope[q] = norm.scale[q] * sums[c + q] / pixels / (deviation * deviation);
+                constant[q] = norm.scale[q] * sums[q] / pixels;
             }
         }
 
@@ -314,8 +322,8 @@ struct Loops : Register {
         const Parts parts(pixels, c);
         float *slope = after_sums(work, c);
         const Slopes<T> back{slopes, x, y, of_added, Channels(channels, c), slope, slope + c};
-        parts.all(threads, false, [=, &parts](long part) { back.sum_up(parts, part, c, work + part * 2 * c); });
-        back.settle(parts, c, of_weight, of_bias, work);
+        back.sum_up(parts, c, work, threads);
+        back.settle(pixels, c, of_weight, of_bias, work);
         parts.all(threads, true, [=, &parts](long part) {
             for (int q = 0; q < c; q += W) {
                 const auto leaving = back.leaving(q);

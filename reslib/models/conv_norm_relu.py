@@ -24,6 +24,15 @@ def conv_norm_relu(conv: nn.Module, norm: nn.Module, relu: nn.Module, x: Tensor,
     return norm_relu(norm, relu, conv(x), added)
 
 
+def two_units(first, second, x: Tensor, added: Tensor | None = None) -> Tensor:
+    """conv_norm_relu of `second` after that of `first`, each (conv, norm, relu): added is what the second adds."""
+    if not torch.compiler.is_compiling() and (other := getattr(_active, "two", None)) is not None:
+        y = other(first, second, x, added)
+        if y is not None:
+            return y
+    return conv_norm_relu(*second, conv_norm_relu(*first, x), added)
+
+
 def norm_relu(norm: nn.Module, relu: nn.Module, y: Tensor, added: Tensor | None = None) -> Tensor:
     """relu(norm(y) + added); y may be overwritten where norm is the identity."""
     out = norm(y)
@@ -47,14 +56,19 @@ def watched(*modules: nn.Module) -> bool:
 
 
 class UnitsLoss(nn.Module):
-    """`loss(x, y, progress)` whose calls of conv_norm_relu go through `_way`, which returns None for what it leaves."""
+    """`loss(x, y, progress)` whose calls of conv_norm_relu go through `_way`, which returns None for what it leaves.
+
+    Those of two_units go through `_two` before.
+    """
+
+    _two = None
 
     def __init__(self, loss: nn.Module):
         super().__init__()
         self.loss = loss
 
     def forward(self, x, y, progress):
-        with taken_over(self._way):
+        with taken_over(self._way, self._two):
             return self.loss(x, y, progress)
 
 
@@ -64,11 +78,14 @@ def without(loss):
 
 
 @contextlib.contextmanager
-def taken_over(way):
-    """Within the block `way(conv, norm, relu, x, added)` of this thread's calls counts, where it is not None."""
-    before = getattr(_active, "way", None)
-    _active.way = way
+def taken_over(way, two=None):
+    """Within the block `way(conv, norm, relu, x, added)` of this thread's calls counts, where it is not None.
+
+    two: likewise (first, second, x, added) -> the result of two units.
+    """
+    before = {name: getattr(_active, name, None) for name in ("way", "two")}
+    _active.way, _active.two = way, two
     try:
         yield
     finally:
-        _active.way = before
+        _active.way, _active.two = before["way"], before["two"]

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError, choose
-from .conv_norm_relu import conv_norm_relu
+from .conv_norm_relu import conv_norm_relu, two_units
 
 IMAGENET_BLOCKS = {  # depth: (blocks per stage, bottleneck), Table 1
     18: ((2, 2, 2, 2), False),
@@ -185,11 +185,13 @@ class Block(nn.Module):
         return self._preactivated(x) if self.preactivation else self._original(x)
 
     def _original(self, x):
-        out = conv_norm_relu(self.conv1, self.bn1, self.relu, x)
-        last = self.conv2, self.bn2
+        units = [(self.conv1, self.bn1, self.relu), (self.conv2, self.bn2, self.relu)]
         if self.conv3 is not None:
-            out, last = conv_norm_relu(self.conv2, self.bn2, self.relu, out), (self.conv3, self.bn3)
-        return conv_norm_relu(*last, self.relu, out, self.identity(x) if self.residual else None)
+            units.append((self.conv3, self.bn3, self.relu))
+        added = self.identity(x) if self.residual else None
+        for unit in units[:-2]:
+            x = conv_norm_relu(*unit, x)
+        return two_units(*units[-2:], x, added)
 
     def _preactivated(self, x):
         ready = F.relu(self.bn1(x))  # not in place: without batch norm this is x, which the identity still needs

@@ -11,7 +11,7 @@ from .. import native, trials, tune
 from ..fused_norm import FusedLoss
 from ..passes import Passes, difference, sound
 from ..tune import LONG, MARGIN, Choice
-from .unit import unit
+from .unit import two_units, unit
 
 NAME = "tile units"  # in records and messages
 ROUNDS = 9  # turns of both ways of a whole pass
@@ -28,6 +28,11 @@ class TilesLoss(FusedLoss):
         y = unit(conv, norm, relu, x, added)
         self.units += y is not None
         return super()._way(conv, norm, relu, x, added) if y is None else y
+
+    def _two(self, first, second, x, added):
+        y = two_units(first, second, x, added)
+        self.units += 2 * (y is not None)
+        return y
 
 
 def unavailable(precision: str) -> str:

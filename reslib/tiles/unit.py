@@ -21,32 +21,44 @@ def unit(conv: nn.Module, norm: nn.Module, relu: nn.Module, x: Tensor, added: Te
     averages, all in fp32; between maps of a multiple of 32 channels, in rows of 1, 2, 4, 8 or a multiple of 16 pixels,
     and from 16 channels to 16, in rows of a multiple of 32.
     """
-    if not _fits(conv, x) or not normalises(norm, relu) or norm.num_features != conv.out_channels:
+    if not _takes(x) or not _fits(conv, norm, relu, x.shape) or not _adds(added, conv, x):
         return None
-    if added is not None:
-        if added.dtype != x.dtype or added.shape != (len(x), conv.out_channels, *x.shape[2:]):
-            return None
-        added = added.contiguous(memory_format=torch.channels_last)
-    norm.num_batches_tracked.add_(1)
-    averages = norm.running_mean, norm.running_var
-    weight = conv.weight.contiguous(memory_format=torch.channels_last)
-    return _Unit.apply(x, weight, norm.weight, norm.bias, added, averages, norm.momentum, norm.eps)
+    return _Unit.apply(x, added, *_parameters(conv, norm))
 
 
-def _fits(conv: nn.Module, x: Tensor) -> bool:
+def two_units(first, second, x: Tensor, added: Tensor | None = None) -> Tensor | None:
+    """`unit` of `second` after that of `first`, each (conv, norm, relu): added is what the second adds.
+
+    What the first leaves is not stored: the second makes it from the first one's convolution, and makes it anew on the
+    way back. A shortcut that is x itself has its gradient added to that of the first convolution.
+    """
+    if not _takes(x) or not _fits(*first, x.shape) or not _adds(added, second[0], x):
+        return None
+    if not _fits(*second, (len(x), first[0].out_channels, *x.shape[2:])):
+        return None
+    shortcut = "none" if added is None else "identity" if added is x else "other"
+    other = added if shortcut == "other" else None
+    return _TwoUnits.apply(x, other, shortcut, *_parameters(*first[:2]), *_parameters(*second[:2]))
+
+
+def _takes(x: Tensor) -> bool:
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    maps = (x.device.type, x.dtype, x.ndim) == ("cpu", torch.bfloat16, 4)
+    if not autocast or not maps or x.numel() == x.shape[1] or not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return not native.unavailable() and bool(native.loops().tile_units())
+
+
+def _fits(conv: nn.Module, norm: nn.Module, relu: nn.Module, shape) -> bool:
     return (
         type(conv) is nn.Conv2d
         and (conv.kernel_size, conv.padding, conv.padding_mode) == ((3, 3), (1, 1), "zeros")
         and (conv.stride, conv.dilation, conv.groups, conv.bias) == ((1, 1), (1, 1), 1, None)
         and not watched(conv)
         and conv.weight.dtype == torch.float32
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and (x.device.type, x.dtype, x.ndim) == ("cpu", torch.bfloat16, 4)
-        and x.shape[1] == conv.in_channels
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and x.numel() > x.shape[1]
-        and _sizes_fit(conv.in_channels, conv.out_channels, x.shape[3])
+        and normalises(norm, relu)
+        and (shape[1], conv.out_channels) == (conv.in_channels, norm.num_features)
+        and _sizes_fit(conv.in_channels, conv.out_channels, shape[3])
     )
 
 
@@ -56,31 +68,91 @@ def _sizes_fit(inputs: int, outputs: int, width: int) -> bool:
     return inputs % DEEP == outputs % DEEP == 0 and (width % SIDE == 0 or SIDE % width == 0)
 
 
+def _adds(added: Tensor | None, conv: nn.Module, x: Tensor) -> bool:
+    shape = len(x), conv.out_channels, *x.shape[2:]
+    return added is None or (added.dtype == x.dtype and added.shape == shape)
+
+
+def _parameters(conv: nn.Module, norm: nn.Module) -> tuple:
+    """(kernel, scale, shift, (running mean, running variance), momentum, epsilon) of a unit that is computed now."""
+    norm.num_batches_tracked.add_(1)
+    kernel = conv.weight.contiguous(memory_format=torch.channels_last)
+    return kernel, norm.weight, norm.bias, (norm.running_mean, norm.running_var), norm.momentum, norm.eps
+
+
 class _Unit(torch.autograd.Function):
-    """(x, weight, scale, shift, added, (running mean, running variance), momentum, epsilon) -> maps, channels last."""
+    """(x, added, *_parameters) -> maps, channels last."""
 
     @staticmethod
-    def forward(ctx, x, weight, scale, shift, added, averages, momentum, epsilon):
-        size = len(x), len(weight), *x.shape[2:]
-        raw = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
-        y = torch.empty_like(raw)
-        moments = scale.new_empty(4, len(weight))  # mean, deviation, scale, bias
-        settings = ctypes.c_double(momentum), ctypes.c_double(epsilon)
-        _call("unit_forward", (x, weight, raw, added, y), x, weight, (scale, shift, *averages), settings, (moments,))
-        ctx.save_for_backward(x, weight, raw, moments, None if added is None else y)
+    def forward(ctx, x, added, *parameters):
+        raw, moments, y = _forward(x, parameters, added)
+        ctx.save_for_backward(x, parameters[0], raw, moments, None if added is None else y)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, slopes):
-        x, weight, raw, moments, y = ctx.saved_tensors
-        slopes = slopes.contiguous(memory_format=torch.channels_last)
-        of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        of_weight, of_added = torch.empty_like(weight), None if y is None else torch.empty_like(raw)
-        of_scale, of_shift = moments.new_empty(len(weight)), moments.new_empty(len(weight))
-        maps = slopes, x, weight, raw, y, of_x, of_weight, of_added
-        _call("unit_backward", maps, x, weight, (moments,), (), (of_scale, of_shift))
-        return of_x, of_weight, of_scale, of_shift, of_added, None, None, None
+        x, kernel, raw, moments, y = ctx.saved_tensors
+        of_x, of_added, _, *of_parameters = _backward(slopes, x, kernel, raw, moments, y, ctx.needs_input_grad[0])
+        return of_x, of_added, *of_parameters, None, None, None
+
+
+class _TwoUnits(torch.autograd.Function):
+    """(x, added, shortcut, *_parameters of the first, *_parameters of the second) -> maps, channels last.
+
+    shortcut: "none", "identity" (x is what is added), "other" (`added` is).
+    """
+
+    @staticmethod
+    def forward(ctx, x, added, shortcut, *parameters):
+        first, second = parameters[:6], parameters[6:]
+        middle, before, _ = _forward(x, first, stores=False)
+        raw, moments, y = _forward(middle, second, x if shortcut == "identity" else added, before)
+        ctx.shortcut = shortcut
+        kept = x, first[0], middle, before, second[0], raw, moments, None if shortcut == "none" else y
+        ctx.save_for_backward(*kept)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slopes):
+        x, first, middle, before, second, raw, moments, y = ctx.saved_tensors
+        found = _backward(slopes, middle, second, raw, moments, y, before=before)
+        of_middle, of_added, sums, *of_second = found
+        plus = of_added if ctx.shortcut == "identity" else None
+        wanted = ctx.needs_input_grad[0]
+        of_x, _, _, *of_first = _backward(of_middle, x, first, middle, before, None, wanted, plus=plus, sums=sums)
+        others = None, None, None
+        return of_x, of_added if ctx.shortcut == "other" else None, None, *of_first, *others, *of_second, *others
+
+
+def _forward(x, parameters, added=None, before=None, stores=True):
+    """(convolution, moments, output) of a unit; before: moments of the norm that x, a convolution, still needs."""
+    kernel, scale, shift, averages, momentum, epsilon = parameters
+    raw = torch.empty(len(x), len(kernel), *x.shape[2:], dtype=x.dtype, memory_format=torch.channels_last)
+    y = torch.empty_like(raw) if stores else None
+    moments = scale.new_empty(4, len(kernel))  # mean, deviation, scale, bias
+    added = None if added is None else added.contiguous(memory_format=torch.channels_last)
+    settings = ctypes.c_double(momentum), ctypes.c_double(epsilon)
+    _call(
+        "unit_forward", (x, kernel, raw, added, y, before), x, kernel, (scale, shift, *averages), settings, (moments,)
+    )
+    return raw, moments, y
+
+
+def _backward(slopes, x, kernel, raw, moments, y, wanted=True, before=None, plus=None, sums=None):
+    """Gradients of (x, what was added, -, kernel, scale, shift); in the third place sums for the norm of `before`.
+
+    wanted: whether that of x is. The rest is as unit_backward in units.cpp has it.
+    """
+    slopes = slopes.contiguous(memory_format=torch.channels_last)
+    of_x = torch.empty_like(x) if wanted else None
+    of_kernel, of_added = torch.empty_like(kernel), None if y is None else torch.empty_like(raw)
+    below = None if before is None else torch.empty(2 * x.shape[1], dtype=torch.float64)
+    of_scale, of_shift = moments.new_empty(len(kernel)), moments.new_empty(len(kernel))
+    maps = slopes, x, kernel, raw, y, plus, of_x, of_kernel, of_added, before, sums, below
+    _call("unit_backward", maps, x, kernel, (moments,), (), (of_scale, of_shift))
+    return of_x, of_added, below, of_kernel, of_scale, of_shift
 
 
 def _call(function: str, maps, x: Tensor, weight: Tensor, channels, settings, results) -> None:

@@ -224,12 +224,12 @@ struct Convolution {
         });
     }
 
-    // A group of padded maps, from its first position on, to maps in memory.
-    void run(const bf16 *padded, long number, bf16 *to, Ahead &ahead) const
+    // A group of padded maps, from its first position on, to maps in memory; `added` (or null) are other such maps.
+    void run(const bf16 *padded, long number, const bf16 *added, bf16 *to, Ahead &ahead) const
     {
         int t = 0;
-        for (; t + 2 <= shape.tiles(); t += 2) block<2>(padded, number, t, to, ahead);
-        if (t < shape.tiles()) block<1>(padded, number, t, to, ahead);
+        for (; t + 2 <= shape.tiles(); t += 2) block<2>(padded, number, t, added, to, ahead);
+        if (t < shape.tiles()) block<1>(padded, number, t, added, to, ahead);
     }
 
 private:
@@ -246,7 +246,7 @@ private:
     }
 
     template <int M>
-    void block(const bf16 *padded, long number, int t, bf16 *to, Ahead &ahead) const
+    void block(const bf16 *padded, long number, int t, const bf16 *added, bf16 *to, Ahead &ahead) const
     {
         alignas(64) float sums[M][SIDE][DEEP];
         const bf16 *a[M];
@@ -270,7 +270,10 @@ private:
             }
             store<2 * M>(c, 2 * ROW);
             for (int m = 0; m < M; m++)
-                shape.pixels_of(number, t + m, [&](int i, long pixel) { round_row(sums[m][i], to + pixel * outputs + n); });
+                shape.pixels_of(number, t + m, [&](int i, long pixel) {
+                    const long at = pixel * outputs + n;
+                    added ? round_sum(sums[m][i], added + at, to + at) : round_row(sums[m][i], to + at);
+                });
         }
     }
 };
@@ -384,49 +387,88 @@ private:
     }
 };
 
-void copy_in(const Shape &shape, long number, const bf16 *x, int channels, bf16 *padded)
-{
-    const long each = shape.group == 1 ? (long)shape.width * channels : channels;  // numbers that stay together
-    shape.rows(number, [&](long position, long pixel) {
-        bf16 *to = padded + position * channels;
-        for (const bf16 *from = x + pixel * channels, *end = from + (long)shape.width * channels; from < end;
-             from += each, to += shape.group * each)
-            std::memcpy(to, from, 2 * each);
-    });
-}
+// Inputs of a unit: maps, or with `norm` what a unit before it left, of which max(0, norm(x)) is the input.
+struct Inputs {
+    typedef Widest loops;
+    const bf16 *x;
+    const int channels;
+    const bool raw;
+    const Channels norm;
 
-// call(part) for each of `count`, shared out among the threads, backwards as Parts::all does
+    Inputs(const bf16 *x, int channels, float *norm) : x(x), channels(channels), raw(norm), norm(norm, channels) {}
+
+    // A group into its padded map
+    void pad(const Shape &shape, long number, bf16 *padded) const
+    {
+        raw ? activate(shape, number, padded) : copy(shape, number, padded);
+    }
+
+private:
+    void copy(const Shape &shape, long number, bf16 *padded) const
+    {
+        const long each = shape.group == 1 ? (long)shape.width * channels : channels;  // numbers that stay together
+        shape.rows(number, [&](long position, long pixel) {
+            bf16 *to = padded + position * channels;
+            for (const bf16 *from = x + pixel * channels, *end = from + (long)shape.width * channels; from < end;
+                 from += each, to += shape.group * each)
+                std::memcpy(to, from, 2 * each);
+        });
+    }
+
+    void activate(const Shape &shape, long number, bf16 *padded) const
+    {
+        for (int q = 0; q < channels; q += loops::W) {
+            const auto mean = loops::load(norm.mean + q), scale = loops::load(norm.scale + q);
+            const auto bias = loops::load(norm.bias + q);
+            shape.rows(number, [&](long position, long pixel) {
+                const bf16 *from = x + pixel * channels + q;
+                bf16 *to = padded + position * channels + q;
+                for (int i = 0; i < shape.width; i++, from += channels, to += (long)shape.group * channels) {
+                    const auto v = (loops::load(from) - mean) * scale + bias;
+                    loops::store(to, loops::passed(v, v));
+                }
+            });
+        }
+    }
+};
+
+// call(part) for each of `count`, the last first, to whichever thread is free: neighbours may slow one of them
 template <typename Call>
 void shared_out([[maybe_unused]] int threads, long count, Call call)
 {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int thread = 0; thread < threads; thread++) {
-        const long from = count * thread / threads, to = count * (thread + 1) / threads;
-        for (long i = to - 1; i >= from; i--) call(i);
-    }
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (long i = 0; i < count; i++) call(count - 1 - i);
 }
 
 }  // namespace
 
 extern "C" {
 
-int tile_units() { return tiles_here(); }
-
-// y = max(0, norm(conv(x)) + added), added may be null; raw: conv(x). The rest as norm_forward.
-int unit_forward(const bf16 *x, const float *weight, bf16 *raw, const bf16 *added, bf16 *y, long images, int height,
-                 int width, int inputs, int outputs, const float *scale, const float *bias, float *running_mean,
-                 float *running_variance, double momentum, double epsilon, float *channels, double *work, int threads)
+int tile_units()
 {
+    static const bool here = tiles_here();
+    return here;
+}
+
+// raw = conv(x), y = max(0, norm(raw) + added). added: or null. y: null where the next unit makes it from `raw`, then and
+// here with the `channels` of this norm; before: those of the norm of the inputs, which then are such a `raw`, or null.
+// The rest as norm_forward.
+int unit_forward(const bf16 *x, const float *weight, bf16 *raw, const bf16 *added, bf16 *y, float *before, long images,
+                 int height, int width, int inputs, int outputs, const float *scale, const float *bias,
+                 float *running_mean, float *running_variance, double momentum, double epsilon, float *channels,
+                 double *work, int threads)
+{
+    typedef Widest loops;
     const Shape shape(images, height, width);
     const Parts parts(shape.pixels(), outputs, (long)shape.group * height * width);
     const Channels norm(channels, outputs);
+    const Inputs in(x, inputs, before);
     static thread_local Space kernels;
     bf16 *kernel = kernels.of<bf16>(Convolution::size(inputs, outputs));
     if (!kernel) return 1;
     Convolution convolution(shape, inputs, outputs, kernel);
     convolution.pack(weight);
     std::atomic<bool> failed(false);
-    typedef Widest loops;
     const long each = parts.each / (shape.group * height * width);
     parts.all(threads, false, [&](long part) {
         static thread_local Space space;
@@ -437,46 +479,54 @@ int unit_forward(const bf16 *x, const float *weight, bf16 *raw, const bf16 *adde
         }
         padded += SLACK * inputs;
         {
-            const Tiles::Use tiles;
+            [[maybe_unused]] const Tiles::Use tiles;
             for (long number = part * each; number < std::min(shape.groups, (part + 1) * each); number++) {
-                copy_in(shape, number, x, inputs, padded);
+                in.pad(shape, number, padded);
                 Ahead ahead;
-                if (number + 1 < shape.groups) ahead.add(x + shape.begin(number + 1) * inputs, shape.size(number + 1) * inputs);
-                convolution.run(padded, number, raw, ahead);
+                if (number + 1 < shape.groups)
+                    ahead.add(x + shape.begin(number + 1) * inputs, shape.size(number + 1) * inputs);
+                convolution.run(padded, number, nullptr, raw, ahead);
             }
         }
         loops::moments(raw, parts, part, outputs, work + part * 2 * outputs);
     });
     if (failed) return 1;
     loops::settle(parts, outputs, scale, bias, running_mean, running_variance, momentum, epsilon, norm, work);
-    parts.all(threads, true, [&](long part) { loops::activate(raw, added, y, parts, part, outputs, norm); });
+    if (y) parts.all(threads, true, [&](long part) { loops::activate(raw, added, y, parts, part, outputs, norm); });
     return 0;
 }
 
-// Gradients of x (null: not wanted), kernel, scale, bias and what was added, from the slopes of y. The rest as
+// Gradients of x (null: not wanted), kernel, scale, bias and what was added, from the slopes of y. y, of_added: null where
+// nothing was added. plus: what is added to the gradient of x, or null. sums: those of Slopes::sum_up, or null where they
+// are still to be taken; with `before` those of the norm of the inputs are stored in sums_before. The rest as
 // norm_backward. Both return 0, or 1 where there is no memory.
-int unit_backward(const bf16 *slopes, const bf16 *x, const float *weight, const bf16 *raw, const bf16 *y, bf16 *of_x,
-                  float *of_kernel, bf16 *of_added, long images, int height, int width, int inputs, int outputs,
-                  float *channels, float *of_scale, float *of_bias, double *work, int threads)
+int unit_backward(const bf16 *slopes, const bf16 *x, const float *weight, const bf16 *raw, const bf16 *y,
+                  const bf16 *plus, bf16 *of_x, float *of_kernel, bf16 *of_added, float *before, double *sums,
+                  double *sums_before, long images, int height, int width, int inputs, int outputs, float *channels,
+                  float *of_scale, float *of_bias, double *work, int threads)
 {
     typedef Widest loops;
     const Shape shape(images, height, width);
     const Parts parts(shape.pixels(), outputs, (long)shape.group * height * width);
     float *slope = after_sums(work, outputs);
     const loops::Slopes<bf16> back{slopes, raw, y, of_added, Channels(channels, outputs), slope, slope + outputs};
-    parts.all(threads, false, [&](long part) { back.sum_up(parts, part, outputs, work + part * 2 * outputs); });
-    back.settle(parts, outputs, of_scale, of_bias, work);
+    if (!sums) back.sum_up(parts, outputs, sums = work, threads);
+    back.settle(shape.pixels(), outputs, of_scale, of_bias, sums);
 
-    static thread_local Space kernels, sums_space;
+    static thread_local Space kernels, sums_space, norms_space;
     bf16 *kernel = kernels.of<bf16>(Convolution::size(outputs, inputs));
     if (!kernel) return 1;
     Convolution turned(shape, outputs, inputs, kernel);
     if (of_x) turned.pack_turned(weight);
     const Correlation correlation(shape, inputs, outputs);
+    const Inputs in(x, inputs, before);
+    const Parts blocks(shape.pixels(), inputs);
+    const loops::Slopes<bf16> below{of_x, x, nullptr, nullptr, in.norm, nullptr, nullptr};  // of the norm before
     const long lanes = std::min<long>(shape.groups, (threads + SUMS - 1) / SUMS * SUMS);
     const long size = (long)outputs * TAPS * inputs;
-    float *sums = sums_space.of<float>(size * lanes);
-    if (!sums) return 1;
+    float *of_lanes = sums_space.of<float>(size * lanes);
+    double *norms = norms_space.zeros<double>(before ? 2 * inputs * lanes : 0);
+    if (!of_lanes || (before && !norms)) return 1;
     std::atomic<bool> failed(false);
     shared_out(threads, lanes, [&](long lane) {
         static thread_local Space space;
@@ -490,13 +540,13 @@ int unit_backward(const bf16 *slopes, const bf16 *x, const float *weight, const 
         bf16 *slopes_map = x_map + first, *pairs = slopes_map + second;
         bf16 *rows = pairs + correlation.pairs_size() * correlation.batch;
         x_map += SLACK * inputs, slopes_map += SLACK * outputs;
-        std::memset(sums + lane * size, 0, 4 * size);
-        const Tiles::Use tiles;
+        std::memset(of_lanes + lane * size, 0, 4 * size);
+        [[maybe_unused]] const Tiles::Use tiles;
         const long begin = shape.groups * lane / lanes;
         int waiting = 0;
         // Downwards: the last group, where images may be missing, is the first in these maps, and finds zeros.
         for (long number = shape.groups * (lane + 1) / lanes; number-- > begin;) {
-            copy_in(shape, number, x, inputs, x_map);
+            in.pad(shape, number, x_map);
             for (int q = 0; q < outputs; q += loops::W) {
                 const auto leaving = back.leaving(q);
                 shape.rows(number, [&](long position, long pixel) {
@@ -507,15 +557,19 @@ int unit_backward(const bf16 *slopes, const bf16 *x, const float *weight, const 
             }
             Ahead ahead;
             if (number > 0)
-                for (const bf16 *map : {x, raw, of_added ? of_added : slopes}) {
-                    const int channels = map == x ? inputs : outputs;
-                    ahead.add(map + shape.begin(number - 1) * channels, shape.size(number - 1) * channels);
+                for (const bf16 *map : {x, raw, of_added ? of_added : slopes, plus}) {
+                    const int channels = map == x || map == plus ? inputs : outputs;
+                    if (map) ahead.add(map + shape.begin(number - 1) * channels, shape.size(number - 1) * channels);
                 }
-            if (of_x) turned.run(slopes_map, number, of_x, ahead);
+            if (of_x) turned.run(slopes_map, number, plus, of_x, ahead);
+            if (before) {
+                const long pixel = shape.begin(number);
+                below.sum_up(blocks, pixel, pixel + shape.size(number), inputs, norms + lane * 2 * inputs);
+            }
             correlation.pair(x_map, pairs + waiting * correlation.pairs_size());
             correlation.turn(slopes_map, rows + waiting * correlation.turned_size());
             if (++waiting == correlation.batch || number == begin) {
-                correlation.run(pairs, rows, waiting, sums + lane * size, ahead);
+                correlation.run(pairs, rows, waiting, of_lanes + lane * size, ahead);
                 waiting = 0;
             }
         }
@@ -523,10 +577,15 @@ int unit_backward(const bf16 *slopes, const bf16 *x, const float *weight, const 
     if (failed) return 1;
     shared_out(threads, outputs, [&](long k) {
         const long row = (long)TAPS * inputs;
-        std::memcpy(of_kernel + k * row, sums + k * row, 4 * row);
+        std::memcpy(of_kernel + k * row, of_lanes + k * row, 4 * row);
         for (long lane = 1; lane < lanes; lane++)
-            for (long i = k * row; i < (k + 1) * row; i++) of_kernel[i] += sums[lane * size + i];
+            for (long i = k * row; i < (k + 1) * row; i++) of_kernel[i] += of_lanes[lane * size + i];
     });
+    if (before) {
+        std::memcpy(sums_before, norms, 16L * inputs);
+        for (long lane = 1; lane < lanes; lane++)
+            for (int q = 0; q < 2 * inputs; q++) sums_before[q] += norms[lane * 2 * inputs + q];
+    }
     return 0;
 }
 
