@@ -87,15 +87,13 @@ struct Parts {  // of a map: at most PARTS, all alike but the last, each of bloc
     long end(long part) const { return std::min(pixels, begin(part) + each); }
     long size(long part) const { return end(part) - begin(part); }
 
-    // call(part) for each, shared out among the threads; backwards, so that each begins with what it read last
+    // call(part) for each, to whichever thread is free: neighbours may slow one of them. Backwards begins with what was
+    // read last.
     template <typename Call>
     void all([[maybe_unused]] int threads, bool backwards, Call call) const
     {
-#pragma omp parallel for schedule(static) num_threads(threads)
-        for (int thread = 0; thread < threads; thread++) {
-            const long from = count * thread / threads, to = count * (thread + 1) / threads;
-            for (long i = 0; i < to - from; i++) call(backwards ? to - 1 - i : from + i);
-        }
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+        for (long part = 0; part < count; part++) call(backwards ? count - 1 - part : part);
     }
 
     // call(first pixel, number of pixels) for every block of these pixels

@@ -14,7 +14,7 @@ from training import rows_of, silent, tiny, train_in_pieces, weights_of
 from reslib import compilation, fused_norm, native, trials, tune
 from reslib.fused_norm import FusedLoss, norm_add_relu
 from reslib.job import Execution
-from reslib.models.conv_norm_relu import conv_norm_relu, norm_relu, taken_over
+from reslib.models.conv_norm_relu import conv_norm_relu, norm_relu, taken_over, two_units
 from reslib.passes import Passes, difference, sound
 from reslib.train import train
 
@@ -191,6 +191,13 @@ def test_a_way_counts_within_its_block_and_thread():
         conv_norm_relu(nn.Identity(), norm, nn.ReLU(), x)
     conv_norm_relu(nn.Identity(), norm, nn.ReLU(), x)
     assert calls == ["inner", "outer"] and norm.num_batches_tracked == 3  # None: PyTorch computes
+    calls.clear()
+    unit = nn.Identity(), norm, nn.ReLU()
+    with taken_over(outer, two=inner):
+        two_units(unit, unit, x)
+    assert calls == ["inner", "outer", "outer"] and norm.num_batches_tracked == 5
+    with taken_over(outer, two=lambda *call: "both"):
+        assert two_units(unit, unit, x) == "both"
 
 
 # --- In training ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from reslib.job import Execution
 from reslib.models.conv_norm_relu import norm_relu, taken_over
 from reslib.numerics import autocast
 from reslib.passes import Passes, difference, sound
-from reslib.tiles import TilesLoss, unit
+from reslib.tiles import TilesLoss, two_units, unit
 from reslib.train import train
 
 pytestmark = pytest.mark.skipif(bool(compilation.cannot_compile()), reason="no C++ compiler")
@@ -144,6 +144,45 @@ def test_shapes_of_all_kinds(loops, images, channels, height, width, added):
         assert off(values, truth) < max(1.5 * off(theirs, truth), 0.01)
 
 
+@pytest.mark.parametrize("size", [(5, 16, 16, 4, 32), (5, 64, 64, 8, 8), (3, 32, 96, 5, 16)], ids=str)
+@pytest.mark.parametrize("shortcut", ["none", "identity", "other"])
+def test_two_units_are_one_after_the_other(loops, size, shortcut):
+    """The same bits but for the gradient of an identity, which is rounded once less."""
+    images, inputs, outputs, height, width = size
+    last = inputs if shortcut == "identity" else outputs
+    conv, norm, x, _, _ = drawn(*size, False)
+    conv2, norm2, _, added, slopes = drawn(images, outputs, last, height, width, True)
+    found = []
+    for together in (True, False):
+        first = *copy.deepcopy((conv, norm)), nn.ReLU(inplace=True)
+        second = *copy.deepcopy((conv2, norm2)), nn.ReLU(inplace=True)
+        start, other = (t.detach().clone().requires_grad_() for t in (x, added))
+        plus = {"none": None, "identity": start, "other": other}[shortcut]
+        with autocast(CPU, "bf16"):
+            y = two_units(first, second, start, plus) if together else unit(*second, unit(*first, start), plus)
+        y.backward(slopes)
+        parameters = [p.grad for module in (*first, *second) for p in module.parameters()]
+        buffers = [b for module in (*first, *second) for b in module.buffers()]
+        found.append([start.grad, other.grad, y.detach(), *parameters, *buffers])
+    mine, theirs = found
+    assert (mine[1] is None) == (shortcut != "other")
+    for values, truth in zip(mine[1:], theirs[1:], strict=True):
+        # sums for the first norm are joined in another order: in the last digits, of what is fp32
+        assert values is truth is None or torch.allclose(values, truth, rtol=1e-4, atol=1e-5)
+    assert off(mine[0], theirs[0]) < (3e-3 if shortcut == "identity" else 1e-4)
+
+
+def test_where_one_of_two_units_does_not_fit_neither_is_taken(emulated):
+    fits, strided = (nn.Conv2d(32, 32, 3, stride, 1, bias=False) for stride in (1, 2))
+    x = torch.randn(2, 32, 4, 8).bfloat16().contiguous(memory_format=torch.channels_last)
+    norms = [nn.BatchNorm2d(32) for _ in range(3)]
+    with autocast(CPU, "bf16"):
+        for first, second, added in ((strided, fits, None), (fits, strided, None), (fits, fits, x[:1])):
+            units = ((conv, norm, nn.ReLU()) for conv, norm in zip((first, second), norms, strict=False))
+            assert two_units(*units, x, added) is None
+    assert [norm.num_batches_tracked for norm in norms] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("size", [(20, 16, 16, 4, 32), (50, 64, 32, 5, 8)], ids=str)
 def test_any_number_of_threads_gives_the_same_bits(loops, size, added):
@@ -228,6 +267,9 @@ def test_what_is_left_to_others(emulated):
         "what is added in fp32": {"added": maps(32, 4, 8).float()},
         "what is added smaller": {"added": maps(32, 4, 4)},
     }
+    with pytest.MonkeyPatch.context() as patch:  # on tiles that are not there an instruction would be illegal
+        patch.setattr(native, "loops", type("Loops", (), {"tile_units": staticmethod(lambda: 0)}))
+        assert call() is None
     watched = conv(32, 32)
     watched.register_forward_hook(lambda *arguments: None)
     others["somebody looks at the convolution"] = {"conv": watched}
@@ -343,6 +385,7 @@ def test_a_run_resumes_to_the_same_bits(loops, tmp_path, monkeypatch):
 
 def test_no_memory_is_an_error_of_python(emulated, monkeypatch):
     class Loops:
+        tile_units = staticmethod(lambda: 1)
         unit_forward = staticmethod(lambda *arguments: 1)
 
     conv, norm, x, *_ = drawn(2, 32, 32, 4, 8, False)
