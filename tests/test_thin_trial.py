@@ -187,7 +187,17 @@ def test_other_code_is_tried_anew(monkeypatch, gpu):
 
 def test_the_code_that_is_tried_is_known_by_all_its_files(monkeypatch, tmp_path):
     names = {file.name for file in trials.code()}
-    assert {"kernels.py", "unit.py", "resnet.py", "winograd.cpp", "fourier.py", "fused_norm.cpp"} <= names
+    assert {
+        "kernels.py",
+        "unit.py",
+        "resnet.py",
+        "winograd.cpp",
+        "fourier.py",
+        "fused_norm.cpp",
+        "norm_loops.h",
+        "tiles.h",
+        "units.cpp",
+    } <= names
     monkeypatch.setattr(trials, "HERE", tmp_path)
     (tmp_path / "thin").mkdir()
     found = set()
@@ -197,9 +207,10 @@ def test_the_code_that_is_tried_is_known_by_all_its_files(monkeypatch, tmp_path)
     assert len(found) == 2
 
 
-def test_a_processor_takes_no_notice_of_units(monkeypatch):
+def test_units_are_chosen_on_a_processor_too(monkeypatch):
+    """There they are computed on matrix tiles (tests/test_tiles.py)."""
     monkeypatch.setenv("RESLIB_TUNE", "units=true,precision=fp32,threads=1")
-    assert tune.choice() == tune.Choice("fp32", 1, origin="given")
+    assert tune.choice() == tune.Choice("fp32", 1, units=True, origin="given")
     monkeypatch.setenv("RESLIB_TUNE", "units=1")
     with pytest.raises(UserError, match="RESLIB_TUNE units 1 is unknown: allowed are true, false"):
         tune.check_environment()

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from training import rows_of, silent, tiny, train_in_pieces, weights_of
 
-from reslib import compilation, native, tiles, trials, tune
+from reslib import compilation, data, native, tiles, trials, tune
+from reslib.bench.contenders import contender
+from reslib.errors import UserError
 from reslib.fused_norm import FusedLoss
 from reslib.job import Execution
 from reslib.models.conv_norm_relu import norm_relu, taken_over
@@ -370,6 +372,14 @@ def test_why_there_are_none(emulated, monkeypatch):
     monkeypatch.setattr(native, "unavailable", lambda: "")
     monkeypatch.setattr(native, "loops", without)
     assert "have matrix tiles (AMX)" in tiles.unavailable("bf16")
+
+
+def test_the_benchmark_says_why_it_cannot_measure_them(monkeypatch):
+    recipe = tiny(model="resnet8")
+    source = data.load("synthetic")
+    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1")
+    with pytest.raises(UserError, match="contender tiles: in bf16 alone"):
+        contender("tiles", recipe, source, CPU)
 
 
 def test_a_run_resumes_to_the_same_bits(loops, tmp_path, monkeypatch):

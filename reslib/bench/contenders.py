@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .. import compilation, data, gpu_trials, thin, tune
+from .. import compilation, data, gpu_trials, thin, tiles, tune
 from ..engine import Step, make_optimizer, make_step, set_learning_rate
 from ..errors import UserError
 from ..measure import error_and_loss
@@ -59,6 +59,8 @@ class Reslib:
         self.name, self.recipe, self.device, self.batch = way, recipe, device, recipe.batch_size
         fixed, cpu = way in ("fp32", "bf16"), device.type == "cpu"
         self.precision = way if fixed else resolve_precision("auto", device)
+        if reason := self._unavailable():
+            raise UserError(f"contender {way}: {reason}")
         chosen = tune.Choice(self.precision, torch.get_num_threads(), **tune.EAGER, origin="fixed")
         if cpu and not fixed:
             chosen = tune.choice()
@@ -76,8 +78,6 @@ class Reslib:
         self.captured = type(self.step) is not Step
         self.speed = {}
         if way == "thin":
-            if reason := thin.unavailable(device):
-                raise UserError(f"contender thin: {reason}")
             self.step.loss = thin.ThinLoss(self.step.loss, say)
         if way == "blocks":
             compilation.allow_many()
@@ -97,6 +97,14 @@ class Reslib:
             self.run(1)
         self.setup_seconds = time.perf_counter() - begun
         self.what = self._describe()
+
+    def _unavailable(self) -> str:
+        """Why this machine cannot compute so; empty if it can."""
+        if self.name == "thin":
+            return thin.unavailable(self.device)
+        if self.name == "tiles":
+            return tiles.unavailable(self.precision) if self.device.type == "cpu" else "on processors alone"
+        return ""
 
     def _describe(self) -> str:
         if self.speed:
