@@ -10,6 +10,7 @@ Nothing of a trial stays: weights, statistics, gradients and random state are as
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -152,10 +153,11 @@ def accelerate(
             step.convolutions = step.loss.convolutions
         step.loss = fused_norm.choose(step, chosen, batch, left, limit, before, say) or step.loss
         step.loss = tiles.choose(step, chosen, batch, left, limit, before, say) or step.loss
+        algorithms = _still_met(step, algorithms, batch)
     compiled, why = _decide(step, chosen, batch, left, limit, before, say)
     if compiled is not None:
         step.loss, step.way = compiled, "compiled"
-    units, fused = isinstance(step.loss, tiles.TilesLoss), isinstance(step.loss, fused_norm.FusedLoss)
+    units, fused = isinstance(step.loss, tiles.TilesLoss), getattr(step.loss, "fuses", False)
     others = [*dict.fromkeys(algorithms.values()), *["fused norms"] * fused, *[tiles.NAME] * units]
     step.way = ", ".join([step.way, *others])
     evidence = {"threads": chosen.threads, "layout": chosen.layout, "compiled": compiled is not None, "why": why}
@@ -168,6 +170,20 @@ def accelerate(
         was = ", ".join(f"{name} {before.get(name, 'none')}" for name in changed)
         say(f"note: it was begun with {was}; continued otherwise, its bits are not those of an undisturbed run")
     return evidence
+
+
+def _still_met(step: Step, algorithms: dict, batch) -> dict:
+    """Of the convolutions by other algorithms those that units on tiles leave; the step is left with these."""
+    if not algorithms or not isinstance(step.loss, tiles.TilesLoss):
+        return algorithms
+    x, y = batch()
+    step.loss.loss, step.convolutions = step.loss.loss.loss, contextlib.nullcontext
+    met = convolutions.layers_met(Passes(step, x[: len(x) // step.parts], y[: len(y) // step.parts]))
+    kept = {layer: name for layer, name in algorithms.items() if layer in met}
+    if kept:
+        step.loss.loss = convolutions.OtherLoss(step.loss.loss, kept)
+        step.convolutions = step.loss.loss.convolutions
+    return kept
 
 
 def describe(precision: str, evidence: dict) -> str:
@@ -199,7 +215,7 @@ def _decide(step, chosen, batch, left, limit, before, say) -> tuple[CompiledLoss
         return None, reason
     x, y = batch()
     x, y = x[: len(x) // step.parts], y[: len(y) // step.parts]
-    key = trials.network_key(step, x, chosen) + " | fused norms" * isinstance(step.loss, fused_norm.FusedLoss)
+    key = trials.network_key(step, x, chosen) + " | fused norms" * getattr(step.loss, "fuses", False)
     key += f" | {tiles.NAME}" * isinstance(step.loss, tiles.TilesLoss)
     known = None if sure else known_trials().get(key)
     if known and not known.wins:

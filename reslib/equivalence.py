@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import data, equivalence_records, gpu_trials
+from . import data, equivalence_records, gpu_trials, tiles
 from .cli import MAX_SEEDS, ArgumentError, add_common, add_execution, execution_of, number, results_of
 from .compilation import accelerate, cannot_compile
 from .convolutions import Convolutions, fourier
@@ -119,7 +119,9 @@ def _never_other(recipe: Recipe, execution) -> str:
     """Why every run of this recipe will take the plain passes; empty if one may not."""
     chosen = choice_for(recipe.iterations, execution.deterministic)
     transformed = chosen.fourier is not False and _large_kernels(recipe)  # they need no compiler
-    if chosen.compile is chosen.winograd is chosen.fused is False and not transformed:
+    precision = resolve_precision(recipe.precision, torch.device("cpu"))
+    on_tiles = chosen.units is not False and not tiles.unavailable(precision)
+    if chosen.compile is chosen.winograd is chosen.fused is False and not transformed and not on_tiles:
         return "such runs are neither compiled nor convolved otherwise, and nothing in them is fused"
     return "" if transformed else cannot_compile()
 

@@ -1,8 +1,8 @@
 """Batch norm, addition of the shortcut and ReLU in one go, on a processor where a trial finds that faster.
 
 Outside the convolutions these three are nearly all of a step, and done one after the other they read and write every
-map about twice as often as needed. The loops are C++ (norm_loops.h), compiled once
-per machine (native.py). Results are PyTorch's up to rounding; sums are joined in double precision.
+map about twice as often as needed. The loops are C++ (norm_loops.h), compiled once per machine (native.py). Results are
+PyTorch's up to rounding; sums are joined in double precision.
 """
 
 from __future__ import annotations
@@ -24,14 +24,11 @@ ROUNDS = 9  # what is gained can be a twentieth: fewer turns could not tell on a
 class FusedLoss(UnitsLoss):
     """`loss(x, y, progress)` with batch norm, addition and ReLU in one go; `fused` counts the calls that were."""
 
+    fuses = True
+
     def __init__(self, loss: nn.Module):
         super().__init__(loss)
         self.fused = 0
-
-    @property
-    def algorithms(self) -> dict:
-        """Of the convolutions, as of the loss within."""
-        return getattr(self.loss, "algorithms", {})
 
     def _way(self, conv, norm, relu, x, added):
         y = conv(x)
@@ -91,7 +88,7 @@ def norm_add_relu(norm: nn.Module, relu: nn.Module, x: Tensor, added: Tensor | N
     if not normalises(norm, relu):
         return None
     fits = x.device.type == "cpu" and x.dtype in TYPES and x.ndim == 4 and x.numel() > x.shape[1]
-    if not fits or not x.is_contiguous(memory_format=torch.channels_last) or x.shape[1] % _loops().norm_width():
+    if not fits or not x.is_contiguous(memory_format=torch.channels_last) or x.shape[1] % native.loops().norm_width():
         return None
     if added is not None and (added.dtype != x.dtype or added.shape != x.shape):
         return None
@@ -125,17 +122,18 @@ class _NormAddReLU(torch.autograd.Function):
         return of_x, of_weight, of_bias, of_added, None, None, None
 
 
-def _loops() -> ctypes.CDLL:
-    loops = native.loops()
-    loops.norm_work.restype = ctypes.c_long
-    return loops
+def work_for(channels: int) -> Tensor:
+    """Room for the sums of the loops over maps of so many channels."""
+    size = native.loops().norm_work
+    size.restype = ctypes.c_long
+    return torch.empty(size(channels), dtype=torch.float64)
 
 
 def _call(function: str, maps, channels, settings, results) -> None:
     """Run a function of fused_norm.cpp on maps, arrays per channel and numbers, with arrays per channel as results."""
     like = next(tensor for tensor in maps if tensor is not None)
     number = like.shape[1]
-    work = torch.empty(_loops().norm_work(number), dtype=torch.float64)
+    work = work_for(number)
     maps, channels, results = ([_address(t) for t in group] for group in (maps, channels, results))
     size = ctypes.c_long(like.numel() // number), number
     last = ctypes.c_void_p(work.data_ptr()), torch.get_num_threads()

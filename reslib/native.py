@@ -27,7 +27,7 @@ from .tune import cache_file
 HERE = Path(__file__).parent
 NAMES = "convolutions/winograd.cpp", "convolutions/winograd_bf16.cpp", "fused_norm.cpp", "tiles/units.cpp"
 SOURCES = tuple(HERE / name for name in NAMES)
-HEADERS = HERE / "norm_loops.h", HERE / "tiles/tiles.h"
+HEADERS = tuple(sorted(HERE.rglob("*.h")))
 COMPILERS = ("g++", "clang++")
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 PATIENCE = 120.0  # seconds for a compiler
@@ -52,7 +52,7 @@ def loops() -> ctypes.CDLL:
 
 
 def build(*options: str) -> ctypes.CDLL:
-    """The loops: from the user's cache, else made now (about 3 s). options: more of them for the compiler."""
+    """The loops: from the user's cache, else made now (about 6 s). options: more of them for the compiler."""
     asked = os.environ.get("CXX")
     compiler = next((path for name in ([asked] if asked else COMPILERS) if (path := shutil.which(name))), None)
     if compiler is None:

@@ -6,7 +6,7 @@
 //
 // Arrays are dense: maps (pixels, c) as channels-last stores them, fp32 or bf16; c is a multiple of 8. Sums are taken
 // over parts of a map that do not depend on the number of threads and are joined in their order, in double precision:
-// the same bits for any number of threads. Plain C interface, built by native.py, called by fused_norm.py.
+// the same bits for any number of threads.
 
 #pragma once
 
@@ -135,7 +135,11 @@ inline float *after_sums(double *work, int c) { return reinterpret_cast<float *>
 struct Channels {
     float *mean, *deviation, *scale, *bias;
 
-    Channels(float *all, int c) : mean(all), deviation(all + c), scale(all + 2 * c), bias(all + 3 * c) {}
+    // all: or null, of no norm
+    Channels(float *all, int c)
+        : mean(all), deviation(all ? all + c : all), scale(all ? all + 2 * c : all), bias(all ? all + 3 * c : all)
+    {
+    }
 };
 
 template <typename Register>

@@ -69,7 +69,7 @@ def within_checkout(path: Path) -> bool:
 @cache
 def source() -> str:
     """Twelve hexadecimal digits over the package's Python and C++ files: the code, whatever git knows of it."""
-    return digest([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.cpp")], PACKAGE)
+    return digest([file for kind in ("*.py", "*.cpp", "*.h") for file in PACKAGE.rglob(kind)], PACKAGE)
 
 
 def digest(files: Iterable[Path], root: Path) -> str:

@@ -27,7 +27,8 @@ TRIED = (  # code of the passes
 def code() -> list[Path]:
     """The files of all passes that are tried."""
     found = [path for pattern in TRIED for path in HERE.glob(pattern)]
-    return [file for path in found for file in ([path] if path.is_file() else path.glob("*.[chp]*"))]
+    files = [file for path in found for file in ([path] if path.is_file() else path.glob("*"))]
+    return [file for file in files if file.suffix in (".py", ".cpp", ".h")]
 
 
 @functools.cache

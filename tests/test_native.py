@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 import reslib
-from reslib import native
+from reslib import native, provenance
 
 PACKAGE = Path(reslib.__file__).parent
 
@@ -18,6 +18,14 @@ def test_an_installed_package_has_all_sources():
     for path in found:
         package = ".".join(["reslib", *path.parent.relative_to(PACKAGE).parts])
         assert any(fnmatch.fnmatch(path.name, pattern) for pattern in shipped[package]), path
+
+
+def test_the_digest_of_the_code_has_all_sources(monkeypatch):
+    """A record names the code that made it by this digest."""
+    seen = []
+    monkeypatch.setattr(provenance, "digest", lambda files, root: seen.extend(files))
+    provenance.source.__wrapped__()
+    assert {*native.SOURCES, *native.HEADERS, PACKAGE / "native.py"} <= set(seen)
 
 
 def test_every_header_that_is_read_counts():

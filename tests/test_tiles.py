@@ -1,5 +1,6 @@
 """Units of thin nets on matrix tiles: PyTorch's numbers, in training alone, and only where a trial wins."""
 
+import contextlib
 import copy
 import dataclasses
 
@@ -187,7 +188,7 @@ def test_where_one_of_two_units_does_not_fit_neither_is_taken(emulated):
 
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("size", [(20, 16, 16, 4, 32), (50, 64, 32, 5, 8)], ids=str)
-def test_any_number_of_threads_gives_the_same_bits(loops, size, added):
+def test_up_to_eight_threads_give_the_same_bits(loops, size, added):
     arguments, before, found = drawn(*size, added), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5, 8):
@@ -264,6 +265,9 @@ def test_what_is_left_to_others(emulated):
         "channels": {"conv": conv(16, 32), "x": maps(16, 4, 32)},
         "few channels in short rows": {"conv": conv(16, 16), "norm": nn.BatchNorm2d(16), "x": maps(16, 4, 16)},
         "one pixel": {"x": maps(32, 1, 1, 1)},
+        "no image": {"x": maps(32, 4, 8, 0)},
+        "no row": {"x": maps(32, 0, 8)},
+        "no column": {"x": maps(32, 4, 0)},
         "another norm": {"norm": nn.BatchNorm2d(64)},
         "other channels": {"x": maps(64, 4, 8)},
         "what is added in fp32": {"added": maps(32, 4, 8).float()},
@@ -275,6 +279,12 @@ def test_what_is_left_to_others(emulated):
     watched = conv(32, 32)
     watched.register_forward_hook(lambda *arguments: None)
     others["somebody looks at the convolution"] = {"conv": watched}
+    watched = conv(32, 32)
+    watched.register_full_backward_pre_hook(lambda *arguments: None)
+    others["somebody looks at its gradient"] = {"conv": watched}
+    strided, narrow = nn.BatchNorm2d(32), nn.BatchNorm2d(32)
+    strided.weight, narrow.bias = nn.Parameter(torch.rand(64)[::2]), nn.Parameter(torch.rand(32).bfloat16())
+    others |= {"weights apart": {"norm": strided}, "a bias in bf16": {"norm": narrow}}
     for why, options in others.items():
         assert call(**options) is None, why
 
@@ -293,7 +303,7 @@ def test_what_is_left_to_others(emulated):
 )
 def test_networks_compute_the_same_loss_and_gradient(loops, model, options, units, norms):
     step, batch = stepper(model, 4, "bf16", **options)
-    passes, loss = Passes(step, *batch()), TilesLoss(step.loss)
+    passes, loss = Passes(step, *batch()), TilesLoss(FusedLoss(step.loss))
     mine, theirs = passes.run(step.loss), passes.run(loss)
     assert (loss.units, loss.fused) == (units, norms)
     if units:
@@ -339,10 +349,42 @@ def test_a_network_is_tried_once_per_machine(emulated, monkeypatch):
     kept = {}
     monkeypatch.setattr(trials, "known", lambda name: kept)
     monkeypatch.setattr(trials, "keep", lambda name, entries: name == "units.json" and kept.update(entries))
-    given = dataclasses.replace(CHOSEN, fused=False)
-    assert "units" in chosen(monkeypatch, given=given)[0]
-    assert "units" in chosen(monkeypatch, given=given, tiles_take=2.0)[0]
-    assert list(kept) == ["resnet8  A | 4x3x32x32 | bf16 channels-last 1 threads"]
+    for fused, suffix in ((False, ""), (True, " | fused norms")):
+        kept.clear()
+        given = dataclasses.replace(CHOSEN, fused=fused)
+        assert "units" in chosen(monkeypatch, given=given)[0]
+        evidence, step = chosen(monkeypatch, given=given, tiles_take=2.0)
+        assert evidence["units"] and evidence.get("fused", False) == step.loss.fuses == fused
+        assert list(kept) == ["resnet8  A | 4x3x32x32 | bf16 channels-last 1 threads" + suffix]
+        step.loss(torch.randn(4, 3, 32, 32), torch.arange(4), step.progress)
+        assert bool(step.loss.fused) == fused
+
+
+@pytest.mark.parametrize("model", ["resnet8", "plain8"])
+def test_convolutions_otherwise_are_those_that_units_leave(emulated, monkeypatch, model):
+    """A record must not name an algorithm that no step takes."""
+    given = dataclasses.replace(CHOSEN, winograd=True, units=True, fused=True)
+    evidence, step = chosen(monkeypatch, given=given)
+    assert "winograd" not in evidence and step.way == "eager, fused norms, tile units"
+    assert not step.loss.algorithms and step.convolutions is contextlib.nullcontext
+    monkeypatch.setattr(tiles, "two_units", lambda *call: None)
+    right = unit
+    monkeypatch.setattr(tiles, "unit", lambda conv, *call: right(conv, *call) if conv.in_channels > 16 else None)
+    evidence, step = chosen(monkeypatch, given=given)
+    assert evidence["winograd"] == ["3x3 16 to 16, padding 1 1, on 32x32"]
+    assert step.way == "eager, winograd, fused norms, tile units"
+    with step.convolutions() as mode:
+        assert list(map(str, mode.algorithms)) == evidence["winograd"]
+
+
+def test_a_trial_without_memory_is_lost(emulated, monkeypatch):
+    def fail(*call):
+        raise MemoryError("no memory for the tiles of a convolution")
+
+    monkeypatch.setattr(tiles, "two_units", fail)
+    said = []
+    assert "units" not in chosen(monkeypatch, say=said.append)[0]
+    assert said == ["no tile units: no memory for the tiles of a convolution"]
 
 
 def test_loops_that_compute_something_else_are_refused(emulated, monkeypatch):
@@ -397,6 +439,7 @@ def test_no_memory_is_an_error_of_python(emulated, monkeypatch):
     class Loops:
         tile_units = staticmethod(lambda: 1)
         unit_forward = staticmethod(lambda *arguments: 1)
+        norm_work = native.loops().norm_work
 
     conv, norm, x, *_ = drawn(2, 32, 32, 4, 8, False)
     monkeypatch.setattr(native, "loops", Loops)

@@ -51,7 +51,7 @@ class Reslib:
     """`run(steps)` trains and returns the seconds it took. way: a name of NAMES but "usual".
 
     threads: of the processor, where they are shared out. cold: nothing that torch.compile made before is used again, so
-    that the time of setting up is that of a first run (but for the loops of native.py, about 3 s once).
+    that the time of setting up is that of a first run (but for the loops of native.py, about 6 s once).
     """
 
     def __init__(self, way: str, recipe: Recipe, source, device, threads=None, cold: bool = False, say=print):

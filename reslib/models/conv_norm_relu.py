@@ -47,12 +47,14 @@ def normalises(norm: nn.Module, relu: nn.Module) -> bool:
         return False
     if not norm.affine or not norm.track_running_stats or norm.momentum is None:
         return False
-    return norm.weight.dtype == norm.running_mean.dtype == torch.float32
+    values = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    return all(t.dtype == torch.float32 and t.is_contiguous() for t in values)
 
 
 def watched(*modules: nn.Module) -> bool:
     """Whether someone waits for a module's own call."""
-    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
+    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    return any(getattr(m, kind) for m in modules for kind in kinds)
 
 
 class UnitsLoss(nn.Module):
@@ -66,6 +68,11 @@ class UnitsLoss(nn.Module):
     def __init__(self, loss: nn.Module):
         super().__init__()
         self.loss = loss
+
+    @property
+    def algorithms(self) -> dict:
+        """Of the convolutions, as of the loss within."""
+        return getattr(self.loss, "algorithms", {})
 
     def forward(self, x, y, progress):
         with taken_over(self._way, self._two):

@@ -8,7 +8,9 @@ steps stays in a core's caches; the loops are C++ (units.cpp), compiled once per
 from __future__ import annotations
 
 from .. import native, trials, tune
+from ..errors import first_line
 from ..fused_norm import FusedLoss
+from ..models.conv_norm_relu import without
 from ..passes import Passes, difference, sound
 from ..tune import LONG, MARGIN, Choice
 from .unit import two_units, unit
@@ -18,16 +20,16 @@ ROUNDS = 9  # turns of both ways of a whole pass
 
 
 class TilesLoss(FusedLoss):
-    """`loss(x, y, progress)` with units on tiles, what these leave with fused norms; `units` counts the calls."""
+    """`loss(x, y, progress)` with units on tiles, which `units` counts; what they leave is computed as by `loss` alone."""
 
     def __init__(self, loss):
-        super().__init__(loss)
-        self.units = 0
+        super().__init__(without(loss))
+        self.fuses, self.units = isinstance(loss, FusedLoss), 0
 
     def _way(self, conv, norm, relu, x, added):
         y = unit(conv, norm, relu, x, added)
         self.units += y is not None
-        return super()._way(conv, norm, relu, x, added) if y is None else y
+        return super()._way(conv, norm, relu, x, added) if y is None and self.fuses else y
 
     def _two(self, first, second, x, added):
         y = two_units(first, second, x, added)
@@ -59,10 +61,14 @@ def choose(step, chosen: Choice, batch, left: int, limit=None, before=None, say=
         return None
     x, y = batch()
     passes = Passes(step, x[: len(x) // step.parts], y[: len(y) // step.parts])
-    loss = TilesLoss(step.loss.loss if isinstance(step.loss, FusedLoss) else step.loss)
+    loss = TilesLoss(step.loss)
     if not sure and limit is not None and limit < 10 * ROUNDS * passes.seconds(step.loss):
         return None
-    theirs = passes.run(loss)
+    try:
+        theirs = passes.run(loss)
+    except MemoryError as error:
+        say(f"no {NAME}: {first_line(error)}")
+        return None
     if not loss.units or begun:  # it was judged then
         return loss if loss.units else None
     mine = passes.run(step.loss)
@@ -73,6 +79,6 @@ def choose(step, chosen: Choice, batch, left: int, limit=None, before=None, say=
 
 
 def _known_to_win(passes: Passes, loss: TilesLoss, chosen: Choice) -> bool:
-    """Whether passes on tiles take less time, tried once per machine and network."""
-    key = trials.network_key(passes.step, passes.x, chosen)
+    """Whether passes on tiles take less time, tried once per machine, network and what else is done."""
+    key = trials.network_key(passes.step, passes.x, chosen) + " | fused norms" * loss.fuses
     return trials.remembered(tune.UNITS, key, lambda: passes.gain(loss, ROUNDS) > MARGIN)

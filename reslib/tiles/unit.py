@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import native
+from ..fused_norm import work_for
 from ..models.conv_norm_relu import normalises, watched
 
 SIDE, DEEP = 16, 32  # rows of a tile; numbers of such a row, which are channels
-NORM_MULTIPLE = 129  # doubles of work per filter, as norm_loops.h's `work_of`
 
 
 def unit(conv: nn.Module, norm: nn.Module, relu: nn.Module, x: Tensor, added: Tensor | None = None) -> Tensor | None:
@@ -44,7 +44,7 @@ def two_units(first, second, x: Tensor, added: Tensor | None = None) -> Tensor |
 def _takes(x: Tensor) -> bool:
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     maps = (x.device.type, x.dtype, x.ndim) == ("cpu", torch.bfloat16, 4)
-    if not autocast or not maps or x.numel() == x.shape[1] or not x.is_contiguous(memory_format=torch.channels_last):
+    if not autocast or not maps or x.numel() <= x.shape[1] or not x.is_contiguous(memory_format=torch.channels_last):
         return False
     return not native.unavailable() and bool(native.loops().tile_units())
 
@@ -158,7 +158,7 @@ def _backward(slopes, x, kernel, raw, moments, y, wanted=True, before=None, plus
 def _call(function: str, maps, x: Tensor, weight: Tensor, channels, settings, results) -> None:
     """Run a function of units.cpp for inputs x and kernels of this shape."""
     images, inputs, height, width = x.shape
-    work = torch.empty(NORM_MULTIPLE * len(weight), dtype=torch.float64)
+    work = work_for(len(weight))
     maps, channels, results = ([_address(t) for t in group] for group in (maps, channels, results))
     size = ctypes.c_long(images), height, width, inputs, len(weight)
     last = ctypes.c_void_p(work.data_ptr()), torch.get_num_threads()
