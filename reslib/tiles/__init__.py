@@ -20,7 +20,7 @@ ROUNDS = 9  # turns of both ways of a whole pass
 
 
 class TilesLoss(FusedLoss):
-    """`loss(x, y, progress)` with units on tiles, which `units` counts; what they leave is computed as by `loss` alone."""
+    """`loss(x, y, progress)` with units on tiles, which `units` counts; what these leave is as by `loss` alone."""
 
     def __init__(self, loss):
         super().__init__(without(loss))
