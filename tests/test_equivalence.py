@@ -46,14 +46,21 @@ def test_fast_path_follows_fp32_for_fifty_steps(reference):
     assert away["weights"] > 0 and within(away, "bf16"), away
 
 
+BF16_WAYS = [
+    pytest.param(Choice("bf16", 1, compile=False, winograd=True, fused=True, units=False), id="winograd"),
+    pytest.param(Choice("bf16", 1, compile=False, winograd=False, fused=True, units=True), id="tiles"),
+]
+
+
 @pytest.mark.skipif(bool(cannot_compile()), reason="no C++ compiler")
-def test_bf16_by_other_products_follows_fp32_for_fifty_steps(reference, monkeypatch):
+@pytest.mark.parametrize("way", BF16_WAYS)
+def test_bf16_by_other_products_follows_fp32_for_fifty_steps(reference, monkeypatch, way):
     loops = native.build("-DEMULATED")
     monkeypatch.setattr(native, "loops", lambda: loops)
-    way = Choice("bf16", 1, compile=False, winograd=True, fused=True)
     taken = first_steps(RECIPE, data.load("synthetic"), CPU, "bf16", fast=way)
     away = departure(reference, taken)
-    assert taken.speed["winograd"] and taken.speed["fused"] and within(away, "bf16"), away
+    assert [bool(taken.speed.get(name)) for name in ("winograd", "fused", "units")] == [way.winograd, True, way.units]
+    assert away["weights"] > 0 and within(away, "bf16"), away
 
 
 WAYS = [  # compilation takes half a minute

@@ -10,8 +10,9 @@ namespace {
 
 // A convolution from `inputs` to `outputs` channels of padded maps.
 //
-// A step multiplies 32 numbers of 16 positions. Where a position has but 16 channels, two beside each other are taken as
-// one with 32: what is convolved then has half the width, and a kernel of 3 x 2 such taps, some of whose weights are 0.
+// A step multiplies 32 numbers of 16 positions. Where a position has but 16 channels, two beside each other are taken
+// as one with 32: what is convolved then has half the width, and a kernel of 3 x 2 such taps, some of whose weights are
+// 0.
 struct Convolution {
     const Shape shape;  // of what is convolved
     const int fold, inputs, outputs, steps;
@@ -48,7 +49,8 @@ struct Convolution {
                     else
                         for (int half = 0; half < 2; half++)
                             if (const int tap = 2 * x + half - n / to; 0 <= tap && tap < 3)
-                                round_half(weight + ((long)j * TAPS + y * 3 + tap) * from, rows + j * DEEP + half * SIDE);
+                                round_half(weight + ((long)j * TAPS + y * 3 + tap) * from,
+                                           rows + j * DEEP + half * SIDE);
                 transpose(rows, tile(s, n), DEEP);
             }
         });

@@ -8,8 +8,8 @@ namespace {
 
 // The gradient of a kernel, (outputs, 3, 3, inputs): sums over positions of slopes times inputs, a tap displaced.
 //
-// Slopes are turned, so that their positions lie in rows; inputs lie in pairs of positions. A tap displaces the pairs by
-// whole rows of a tile; where it displaces them by an odd number of positions, those of a second copy that begin one
+// Slopes are turned, so that their positions lie in rows; inputs lie in pairs of positions. A tap displaces the pairs
+// by whole rows of a tile; where it displaces them by an odd number of positions, those of a second copy that begin one
 // position later. So all tiles lie on whole cache lines: loading others takes six times as long.
 struct Correlation {
     static constexpr int TOGETHER = 10;  // chunks whose products are summed in registers, about
@@ -19,7 +19,7 @@ struct Correlation {
 
     Correlation(const Shape &shape, int inputs, int outputs)
         : shape(shape), inputs(inputs), outputs(outputs), chunks((shape.height * shape.row + DEEP - 1) / DEEP),
-          batch(std::max(1, TOGETHER / chunks)), wide((chunks | 1) * DEEP),  // odd: rows do not share their cache's sets
+          batch(std::max(1, TOGETHER / chunks)), wide((chunks | 1) * DEEP),  // odd: rows do not share sets of a cache
           pairs((shape.group + 2L * shape.row + chunks * DEEP + shape.group + 3) / 2)
     {
     }

@@ -100,8 +100,8 @@ struct Shape {
     }
 };
 
-// What will be read next: it is fetched into the core's second cache while tiles are multiplied, which leaves the memory
-// idle. Maps of a step are many times larger than the caches.
+// What will be read next: it is fetched into the core's second cache while tiles are multiplied, which leaves the
+// memory idle. Maps of a step are many times larger than the caches.
 class Ahead {
     static constexpr int LINE = 64, AT_ONCE = 8, MOST = 4;
     const char *from[MOST], *end[MOST];

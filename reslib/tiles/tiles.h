@@ -1,7 +1,8 @@
 // Products of bf16 matrices on a processor's tiles (Intel AMX): eight registers of 16 rows of 64 bytes.
 //
-// A product adds to a tile C of 16x16 fp32 numbers A B, where A has 16 rows of 32 bf16 numbers, and row r of B the pairs
-// (B[2r][j], B[2r + 1][j]) of 16 columns j. EMULATED (for tests) makes the same of plain loops, for any processor.
+// A product adds to a tile C of 16x16 fp32 numbers A B, where A has 16 rows of 32 bf16 numbers, and row r of B the
+// pairs (B[2r][j], B[2r + 1][j]) of 16 columns j. EMULATED (for tests) makes the same of plain loops, for any
+// processor.
 
 #pragma once
 
@@ -100,7 +101,8 @@ inline void round_sum(const float *from, const bf16 *added, bf16 *to)
 {
     alignas(64) float sums[DEEP];
     for (int i = 0; i < DEEP; i += SIDE) {
-        const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(added + i))), 16);
+        const __m256i halves = _mm256_loadu_si256((const __m256i *)(added + i));
+        const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
         _mm512_store_ps(sums + i, _mm512_add_ps(_mm512_loadu_ps(from + i), _mm512_castsi512_ps(wide)));
     }
     round_row(sums, to);
@@ -136,8 +138,10 @@ inline void transpose(const bf16 *from, bf16 *to, long apart)
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {  // r[4 k + i]: columns i, 4 + i, 8 + i, 12 + i of rows 4 k and on
-        const __m512i low = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88), lower = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-        const __m512i high = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd), higher = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+        const __m512i low = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+        const __m512i lower = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+        const __m512i high = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+        const __m512i higher = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
         _mm512_storeu_si512(to + i * apart, _mm512_shuffle_i32x4(low, lower, 0x88));
         _mm512_storeu_si512(to + (4 + i) * apart, _mm512_shuffle_i32x4(high, higher, 0x88));
         _mm512_storeu_si512(to + (8 + i) * apart, _mm512_shuffle_i32x4(low, lower, 0xdd));

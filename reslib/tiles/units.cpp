@@ -5,12 +5,12 @@
 // the convolution's output is made, convolved and correlated with the input, and never written to memory.
 //
 // Within a group of images, positions (row, column, image) of a padded map lie one after the other with their channels
-// last. A tile has 16 positions of a row: of one image, or of so many narrow ones that they fill it. So a kernel's tap is
-// a displacement, the same for all positions, and no matrix has to be gathered: tiles are loaded where they lie.
+// last. A tile has 16 positions of a row: of one image, or of so many narrow ones that they fill it. So a kernel's tap
+// is a displacement, the same for all positions, and no matrix has to be gathered: tiles are loaded where they lie.
 //
-// Arrays are dense: maps (N, H, W, C) as channels-last stores them, bf16; kernels (K, 3, 3, C), fp32, channels last too.
-// Sums are of parts that do not depend on the number of threads, up to SUMS: the same bits for any such number. Plain C
-// interface, built by native.py, called by unit.py.
+// Arrays are dense: maps (N, H, W, C) as channels-last stores them, bf16; kernels (K, 3, 3, C), fp32, channels last
+// too. Sums are of parts that do not depend on the number of threads, up to SUMS: the same bits for any such number.
+// Plain C interface, built by native.py, called by unit.py.
 
 #include "tiles.h"
 
@@ -90,9 +90,9 @@ int tile_units()
     return here;
 }
 
-// raw = conv(x), y = max(0, norm(raw) + added). added: or null. y: null where the next unit makes it from `raw`, then and
-// here with the `channels` of this norm; before: those of the norm of the inputs, which then are such a `raw`, or null.
-// The rest as norm_forward.
+// raw = conv(x), y = max(0, norm(raw) + added). added: or null. y: null where the next unit makes it from `raw`, then
+// and here with the `channels` of this norm; before: those of the norm of the inputs, which then are such a `raw`, or
+// null. The rest as norm_forward.
 int unit_forward(const bf16 *x, const float *weight, bf16 *raw, const bf16 *added, bf16 *y, float *before, long images,
                  int height, int width, int inputs, int outputs, const float *scale, const float *bias,
                  float *running_mean, float *running_variance, double momentum, double epsilon, float *channels,
@@ -138,10 +138,10 @@ try {
     return 1;
 }
 
-// Gradients of x (null: not wanted), kernel, scale, bias and what was added, from the slopes of y. y, of_added: null where
-// nothing was added. plus: what is added to the gradient of x, or null. sums: those of Slopes::sum_up, or null where they
-// are still to be taken; with `before` those of the norm of the inputs are stored in sums_before. The rest as
-// norm_backward. Both return 0, or 1 where there is no memory.
+// Gradients of x (null: not wanted), kernel, scale, bias and what was added, from the slopes of y. y, of_added: null
+// where nothing was added. plus: what is added to the gradient of x, or null. sums: those of Slopes::sum_up, or null
+// where they are still to be taken; with `before` those of the norm of the inputs are stored in sums_before. The rest
+// as norm_backward. Both return 0, or 1 where there is no memory.
 int unit_backward(const bf16 *slopes, const bf16 *x, const float *weight, const bf16 *raw, const bf16 *y,
                   const bf16 *plus, bf16 *of_x, float *of_kernel, bf16 *of_added, float *before, double *sums,
                   double *sums_before, long images, int height, int width, int inputs, int outputs, float *channels,
