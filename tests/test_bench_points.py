@@ -58,6 +58,9 @@ def test_depths_of_comparisons_fill_the_axis():
     made = [on_gpu("a.json", 16, scaling=[point("depth", 20, 1000.0)]), on_gpu("b.json", 2, comparisons=compared)]
     frame = growth.scaling(made)
     assert rates_of(frame) == {("depth", 20): 1000.0, ("depth", 110): 200.0}
+    alone = [on_gpu("b.json", 2, comparisons=compared[:1])]
+    assert growth.scaling(alone).empty  # one point shows no growth
+    assert rates_of(growth.scaling(made[1:])) == {("depth", 20): 900.0, ("depth", 110): 200.0}
     assert set(frame.file) == {"a.json", "b.json"} and frame.peak_memory_mib.isna().all()
 
 

@@ -16,10 +16,16 @@ def scaling(records: list[dict]) -> pd.DataFrame:
     """A row per point of `--scaling`; of points measured again on one device the last that has a speed.
 
     The axes cross in one network; where that was measured along one of them alone, it stands on the others too that
-    have points of their own. A depth that only comparisons measured is a point as well.
+    have points of their own. A depth that only comparisons measured is a point as well, unless it is its device's only
+    one, which shows no growth.
     """
-    rows = [_point(record, point) for record in records for point in _compared_depths(record)]
-    rows += [_point(record, point) for record in records for point in record["scaling"]]
+    compared = [_point(record, point) for record in records for point in _compared_depths(record)]
+    asked = [_point(record, point) for record in records for point in record["scaling"]]
+    depths = {}
+    for row in compared:
+        depths.setdefault(row["device"], set()).add(row["value"])
+    grown = {row["device"] for row in asked} | {device for device, found in depths.items() if len(found) > 1}
+    rows = [row for row in compared if row["device"] in grown] + asked
     if not rows:
         return pd.DataFrame()
     frame = pd.DataFrame(rows)
