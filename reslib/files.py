@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .errors import UserError, shown
 
+CODE = (".py", ".cpp", ".h")  # endings of the package's own sources, which digests of the code are of
 ABANDONED = 3600.0  # seconds: no write takes as long; its process was killed, on this machine or another one
 
 

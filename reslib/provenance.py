@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from .files import CODE
 from .machine import cpuinfo, processor
 
 PACKAGE = Path(__file__).resolve().parent
@@ -69,7 +70,7 @@ def within_checkout(path: Path) -> bool:
 @cache
 def source() -> str:
     """Twelve hexadecimal digits over the package's Python and C++ files: the code, whatever git knows of it."""
-    return digest([file for kind in ("*.py", "*.cpp", "*.h") for file in PACKAGE.rglob(kind)], PACKAGE)
+    return digest([file for kind in CODE for file in PACKAGE.rglob(f"*{kind}")], PACKAGE)
 
 
 def digest(files: Iterable[Path], root: Path) -> str:

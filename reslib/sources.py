@@ -13,12 +13,11 @@ import subprocess
 from pathlib import Path
 
 from .errors import UserError
-from .files import write_json
+from .files import CODE, write_json
 from .runs import read_json
 
 FILE = "sources.json"
 COMMIT = re.compile("[0-9a-f]{40}")
-SUFFIXES = (".py", ".cpp")
 
 
 def known(results: Path) -> dict[str, str]:
@@ -96,7 +95,7 @@ def digest_of(commit: str, contents: dict[str, bytes] | None = None) -> str:
 
     contents = {} if contents is None else contents
     listed = [line.split("\t") for line in git("ls-tree", "-r", commit).splitlines()]  # names below the package
-    files = {Path(name): head.split()[2] for head, name in listed if name.endswith(SUFFIXES)}
+    files = {Path(name): head.split()[2] for head, name in listed if name.endswith(CODE)}
     digest = hashlib.sha256()
     for file, blob in sorted(files.items()):
         if blob not in contents:

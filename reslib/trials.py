@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from .errors import UserError, tell_once
-from .files import write_json
+from .files import CODE, write_json
 from .provenance import digest
 from .tune import Choice, cache_file, machine_key
 
@@ -28,7 +28,7 @@ def code() -> list[Path]:
     """The files of all passes that are tried."""
     found = [path for pattern in TRIED for path in HERE.glob(pattern)]
     files = [file for path in found for file in ([path] if path.is_file() else path.glob("*"))]
-    return [file for file in files if file.suffix in (".py", ".cpp", ".h")]
+    return [file for file in files if file.suffix in CODE]
 
 
 @functools.cache
