@@ -55,3 +55,31 @@ def mounted(tmp_path):
     yield mount
     for point in points:
         subprocess.run(["umount", "-l", point], check=False)
+
+
+@pytest.fixture
+def own_trials(monkeypatch, tmp_path_factory):
+    """Nothing is known of what is faster on this machine, and what is compiled is kept for these tests alone."""
+    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path_factory.getbasetemp() / "loops-cache"))
+    monkeypatch.delenv("RESLIB_TUNE", raising=False)
+    monkeypatch.setattr("reslib.trials.known", lambda name: {})
+
+
+@pytest.fixture
+def emulated_tiles(own_trials, monkeypatch):
+    """The loops in C++ on matrix tiles of plain loops, which any processor has."""
+    from reslib import native
+
+    built = native.build("-DEMULATED")
+    monkeypatch.setattr(native, "loops", lambda: built)
+
+
+@pytest.fixture(params=["emulated", "native"])
+def tile_loops(request, monkeypatch, own_trials):
+    """Those, and the loops on the tiles of this processor where it has some."""
+    from reslib import native
+
+    built = native.build(*["-DEMULATED"] * (request.param == "emulated"))
+    if not built.tile_units():
+        pytest.skip("this processor has no matrix tiles")
+    monkeypatch.setattr(native, "loops", lambda: built)

@@ -18,16 +18,12 @@ from reslib.models.conv_norm_relu import conv_norm_relu, norm_relu, taken_over, 
 from reslib.passes import Passes, difference, sound
 from reslib.train import train
 
-pytestmark = pytest.mark.skipif(bool(compilation.cannot_compile()), reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(bool(compilation.cannot_compile()), reason="no C++ compiler"),
+    pytest.mark.usefixtures("own_trials"),
+]
 CHOSEN = tune.Choice("fp32", 1, compile=False, winograd=False, fourier=False)
 AS_BEGUN = {"threads": 1, "layout": "channels-last", "compiled": False}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path_factory.getbasetemp() / "fused-cache"))
-    monkeypatch.delenv("RESLIB_TUNE", raising=False)
-    monkeypatch.setattr(trials, "known", lambda name: {})
 
 
 def drawn(shape, dtype, added):

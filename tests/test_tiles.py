@@ -1,54 +1,23 @@
-"""Units of thin nets on matrix tiles: PyTorch's numbers, in training alone, and only where a trial wins."""
+"""Units of thin nets on matrix tiles: PyTorch's numbers. In networks and runs: test_tiles_training.py."""
 
-import contextlib
 import copy
-import dataclasses
 
 import pytest
 import torch
-from convolving import CPU, stepper
+from convolving import CPU
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from training import rows_of, silent, tiny, train_in_pieces, weights_of
 
-from reslib import compilation, data, native, tiles, trials, tune
-from reslib.bench.contenders import contender
-from reslib.errors import UserError
-from reslib.fused_norm import FusedLoss
-from reslib.job import Execution
-from reslib.models.conv_norm_relu import norm_relu, taken_over
+from reslib import compilation, native
+from reslib.models.conv_norm_relu import norm_relu
 from reslib.numerics import autocast
-from reslib.passes import Passes, difference, sound
-from reslib.tiles import TilesLoss, two_units, unit
-from reslib.train import train
+from reslib.tiles import two_units, unit
 
-pytestmark = pytest.mark.skipif(bool(compilation.cannot_compile()), reason="no C++ compiler")
-EMULATED = "-DEMULATED"  # tiles of plain loops, on any processor
-CHOSEN = tune.Choice("bf16", 1, compile=False, winograd=False, fourier=False)
-AS_BEGUN = {"threads": 1, "layout": "channels-last", "compiled": False}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path_factory.getbasetemp() / "tiles-cache"))
-    monkeypatch.delenv("RESLIB_TUNE", raising=False)
-    monkeypatch.setattr(trials, "known", lambda name: {})
-
-
-@pytest.fixture(params=[EMULATED, ""], ids=["emulated", "native"])
-def loops(request, monkeypatch):
-    """The loops on emulated tiles, and on those of this processor where it has some."""
-    built = native.build(*filter(None, [request.param]))
-    if not built.tile_units():
-        pytest.skip("this processor has no matrix tiles")
-    monkeypatch.setattr(native, "loops", lambda: built)
-
-
-@pytest.fixture
-def emulated(monkeypatch):
-    built = native.build(EMULATED)
-    monkeypatch.setattr(native, "loops", lambda: built)
+pytestmark = [
+    pytest.mark.skipif(bool(compilation.cannot_compile()), reason="no C++ compiler"),
+    pytest.mark.usefixtures("own_trials"),
+]
 
 
 def drawn(images, inputs, outputs, height, width, added):
@@ -118,7 +87,7 @@ SIZES = [
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("added", [False, True])
-def test_output_gradients_and_averages_are_pytorchs(loops, size, added):
+def test_output_gradients_and_averages_are_pytorchs(tile_loops, size, added):
     """Against double precision, and hardly further off than PyTorch's own operations, which round as often or more."""
     arguments = drawn(*size, added)
     exact = results(usually, *arguments, exact=True)
@@ -138,7 +107,7 @@ def test_output_gradients_and_averages_are_pytorchs(loops, size, added):
     st.sampled_from([1, 2, 4, 8, 16, 32, 48]),
     st.booleans(),
 )
-def test_shapes_of_all_kinds(loops, images, channels, height, width, added):
+def test_shapes_of_all_kinds(tile_loops, images, channels, height, width, added):
     assume(channels != (16, 16) or width == 32)
     assume(images * height * width > 1)
     arguments = drawn(images, *channels, height, width, added)
@@ -149,7 +118,7 @@ def test_shapes_of_all_kinds(loops, images, channels, height, width, added):
 
 @pytest.mark.parametrize("size", [(5, 16, 16, 4, 32), (5, 64, 64, 8, 8), (3, 32, 96, 5, 16)], ids=str)
 @pytest.mark.parametrize("shortcut", ["none", "identity", "other"])
-def test_two_units_are_one_after_the_other(loops, size, shortcut):
+def test_two_units_are_one_after_the_other(tile_loops, size, shortcut):
     """The same bits but for the gradient of an identity, which is rounded once less."""
     images, inputs, outputs, height, width = size
     last = inputs if shortcut == "identity" else outputs
@@ -175,7 +144,7 @@ def test_two_units_are_one_after_the_other(loops, size, shortcut):
     assert off(mine[0], theirs[0]) < (3e-3 if shortcut == "identity" else 1e-4)
 
 
-def test_where_one_of_two_units_does_not_fit_neither_is_taken(emulated):
+def test_where_one_of_two_units_does_not_fit_neither_is_taken(emulated_tiles):
     fits, strided = (nn.Conv2d(32, 32, 3, stride, 1, bias=False) for stride in (1, 2))
     x = torch.randn(2, 32, 4, 8).bfloat16().contiguous(memory_format=torch.channels_last)
     norms = [nn.BatchNorm2d(32) for _ in range(3)]
@@ -188,7 +157,7 @@ def test_where_one_of_two_units_does_not_fit_neither_is_taken(emulated):
 
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("size", [(20, 16, 16, 4, 32), (50, 64, 32, 5, 8)], ids=str)
-def test_up_to_eight_threads_give_the_same_bits(loops, size, added):
+def test_up_to_eight_threads_give_the_same_bits(tile_loops, size, added):
     arguments, before, found = drawn(*size, added), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5, 8):
@@ -200,7 +169,7 @@ def test_up_to_eight_threads_give_the_same_bits(loops, size, added):
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
-def test_an_input_that_needs_no_gradient_gets_none(loops):
+def test_an_input_that_needs_no_gradient_gets_none(tile_loops):
     conv, norm, x, _, slopes = drawn(2, 32, 32, 4, 8, False)
     with autocast(CPU, "bf16"):
         y = unit(conv, norm, nn.ReLU(), x)
@@ -209,7 +178,7 @@ def test_an_input_that_needs_no_gradient_gets_none(loops):
     assert x.grad is None and torch.equal(conv.weight.grad, whole[2])
 
 
-def test_what_is_not_a_number_stays_so(loops):
+def test_what_is_not_a_number_stays_so(tile_loops):
     """A diverged run must be seen to diverge."""
     for value in (float("nan"), float("inf")):
         conv, norm, x, other, slopes = drawn(4, 32, 32, 5, 8, True)
@@ -219,7 +188,7 @@ def test_what_is_not_a_number_stays_so(loops):
             assert torch.equal(theirs.isfinite(), values.isfinite())
 
 
-def test_other_libraries_find_their_tiles_as_before(loops):
+def test_other_libraries_find_their_tiles_as_before(tile_loops):
     """PyTorch's own products use the same registers, and remember how they were set up."""
     a, b = torch.randn(64, 96).bfloat16(), torch.randn(96, 80).bfloat16()
     before = a @ b
@@ -229,7 +198,7 @@ def test_other_libraries_find_their_tiles_as_before(loops):
         assert torch.equal(a @ b, before)
 
 
-def test_what_is_left_to_others(emulated):
+def test_what_is_left_to_others(emulated_tiles):
     def call(conv=None, norm=None, relu=None, x=None, added=None, precision="bf16"):
         given = drawn(2, 32, 32, 4, 8, False)
         conv, norm, x = (
@@ -289,153 +258,7 @@ def test_what_is_left_to_others(emulated):
         assert call(**options) is None, why
 
 
-# --- In training ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("model", "options", "units", "norms"),
-    [
-        ("resnet20", {}, 16, 3),  # the first and those of stride 2 are left to fused norms
-        ("plain20", {}, 16, 3),
-        ("resnet8", {"shortcut": "B"}, 4, 3),
-        ("resnet8", {"batch_norm": False}, 0, 0),
-    ],
-)
-def test_networks_compute_the_same_loss_and_gradient(loops, model, options, units, norms):
-    step, batch = stepper(model, 4, "bf16", **options)
-    passes, loss = Passes(step, *batch()), TilesLoss(FusedLoss(step.loss))
-    mine, theirs = passes.run(step.loss), passes.run(loss)
-    assert (loss.units, loss.fused) == (units, norms)
-    if units:
-        assert difference(mine, theirs) > 0
-    assert sound(passes, mine, theirs)
-    net, images = step.model.eval(), batch()[0]
-    with autocast(CPU, "bf16"):
-        evaluated = net(images)
-        with taken_over(loss._way):
-            assert torch.equal(net(images), evaluated)
-
-
-def chosen(monkeypatch, tiles_take=0.5, given=CHOSEN, precision="bf16", **options):
-    """(evidence, step) where a pass on tiles takes so many seconds, one with fused norms 0.8, any other 1."""
-    times = {TilesLoss: tiles_take, FusedLoss: 0.8}
-    monkeypatch.setattr(Passes, "seconds", lambda self, loss: times.get(type(loss), 1.0))
-    step, batch = stepper("resnet8", 4, precision)
-    return compilation.accelerate(step, given, batch, **{"left": 10_000, "say": silent} | options), step
-
-
-def test_a_trial_decides_and_the_record_says_so(emulated, monkeypatch):
-    evidence, step = chosen(monkeypatch)
-    assert evidence["units"] and evidence["fused"] and isinstance(step.loss, TilesLoss)
-    assert step.way == "eager, fused norms, tile units" and not isinstance(step.loss.loss, FusedLoss)
-    said = compilation.describe("bf16", evidence)
-    assert ", batch norm and ReLU in one go, with their convolution on matrix tiles, not compiled" in said
-    for not_now in (
-        {"tiles_take": 0.79},
-        {"left": 100},
-        {"limit": 0.001},
-        {"before": AS_BEGUN},
-        {"given": dataclasses.replace(CHOSEN, units=False)},
-        {"precision": "fp32", "given": dataclasses.replace(CHOSEN, precision="fp32", fused=False)},
-    ):
-        evidence, step = chosen(monkeypatch, **not_now)
-        assert "units" not in evidence and not isinstance(step.loss, TilesLoss), not_now
-    begun = {"before": AS_BEGUN | {"fused": True, "units": True}}
-    for surely in (begun, {"given": dataclasses.replace(CHOSEN, units=True)}):
-        assert chosen(monkeypatch, tiles_take=2.0, left=3, **surely)[0]["units"]
-
-
-def test_a_network_is_tried_once_per_machine(emulated, monkeypatch):
-    kept = {}
-    monkeypatch.setattr(trials, "known", lambda name: kept)
-    monkeypatch.setattr(trials, "keep", lambda name, entries: name == "units.json" and kept.update(entries))
-    for fused, suffix in ((False, ""), (True, " | fused norms")):
-        kept.clear()
-        given = dataclasses.replace(CHOSEN, fused=fused)
-        assert "units" in chosen(monkeypatch, given=given)[0]
-        evidence, step = chosen(monkeypatch, given=given, tiles_take=2.0)
-        assert evidence["units"] and evidence.get("fused", False) == step.loss.fuses == fused
-        assert list(kept) == ["resnet8  A | 4x3x32x32 | bf16 channels-last 1 threads" + suffix]
-        step.loss(torch.randn(4, 3, 32, 32), torch.arange(4), step.progress)
-        assert bool(step.loss.fused) == fused
-
-
-@pytest.mark.parametrize("model", ["resnet8", "plain8"])
-def test_convolutions_otherwise_are_those_that_units_leave(emulated, monkeypatch, model):
-    """A record must not name an algorithm that no step takes."""
-    given = dataclasses.replace(CHOSEN, winograd=True, units=True, fused=True)
-    evidence, step = chosen(monkeypatch, given=given)
-    assert "winograd" not in evidence and step.way == "eager, fused norms, tile units"
-    assert not step.loss.algorithms and step.convolutions is contextlib.nullcontext
-    monkeypatch.setattr(tiles, "two_units", lambda *call: None)
-    right = unit
-    monkeypatch.setattr(tiles, "unit", lambda conv, *call: right(conv, *call) if conv.in_channels > 16 else None)
-    evidence, step = chosen(monkeypatch, given=given)
-    assert evidence["winograd"] == ["3x3 16 to 16, padding 1 1, on 32x32"]
-    assert step.way == "eager, winograd, fused norms, tile units"
-    with step.convolutions() as mode:
-        assert list(map(str, mode.algorithms)) == evidence["winograd"]
-
-
-def test_a_trial_without_memory_is_lost(emulated, monkeypatch):
-    def fail(*call):
-        raise MemoryError("no memory for the tiles of a convolution")
-
-    monkeypatch.setattr(tiles, "two_units", fail)
-    said = []
-    assert "units" not in chosen(monkeypatch, say=said.append)[0]
-    assert said == ["no tile units: no memory for the tiles of a convolution"]
-
-
-def test_loops_that_compute_something_else_are_refused(emulated, monkeypatch):
-    right = unit
-    monkeypatch.setattr(tiles, "unit", lambda *call: None if (y := right(*call)) is None else 1.3 * y)
-    said = []
-    assert "units" not in chosen(monkeypatch, say=said.append)[0]
-    assert said[0].startswith("no tile units: loss or gradient would be off by ")
-
-
-def test_a_processor_without_tiles(emulated, monkeypatch):
-    """Nothing is said where nobody asked; a run that was begun on tiles goes on without, and says so."""
-    monkeypatch.setattr(tiles, "unavailable", lambda precision: "for processors alone that have matrix tiles")
-    said = []
-    assert "units" not in chosen(monkeypatch, say=said.append)[0] and not said
-    evidence, step = chosen(monkeypatch, before=AS_BEGUN | {"fused": True, "units": True}, say=said.append)
-    assert evidence["fused"] and "units" not in evidence and type(step.loss) is FusedLoss
-    assert said[0] == "no tile units: for processors alone that have matrix tiles"
-    assert said[1].startswith("note: it was begun with units True; continued otherwise")
-
-
-def test_why_there_are_none(emulated, monkeypatch):
-    assert tiles.unavailable("bf16") == "" and tiles.unavailable("fp32") == "in bf16 alone"
-    monkeypatch.setattr(native, "unavailable", lambda: "no C++ compiler (g++, clang++) is installed")
-    assert tiles.unavailable("bf16") == "no C++ compiler (g++, clang++) is installed"
-    without = type("Loops", (), {"tile_units": staticmethod(lambda: 0)})
-    monkeypatch.setattr(native, "unavailable", lambda: "")
-    monkeypatch.setattr(native, "loops", without)
-    assert "have matrix tiles (AMX)" in tiles.unavailable("bf16")
-
-
-def test_the_benchmark_says_why_it_cannot_measure_them(monkeypatch):
-    recipe = tiny(model="resnet8")
-    source = data.load("synthetic")
-    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32,threads=1")
-    with pytest.raises(UserError, match="contender tiles: in bf16 alone"):
-        contender("tiles", recipe, source, CPU)
-
-
-def test_a_run_resumes_to_the_same_bits(loops, tmp_path, monkeypatch):
-    monkeypatch.setenv("RESLIB_TUNE", "precision=bf16,threads=1,compile=false,winograd=false,fused=true,units=true")
-    recipe, execution = tiny(model="resnet8", precision="bf16"), Execution(device="cpu")
-    whole = train(recipe, tmp_path / "whole", execution=execution, say=silent)
-    assert whole["sessions"][0]["speed"]["units"] and whole["sessions"][0]["step"] == "eager, fused norms, tile units"
-    pieces, sessions = train_in_pieces(monkeypatch, recipe, tmp_path / "pieces", 5, execution)
-    assert sessions > 1
-    assert weights_of(tmp_path / "pieces", recipe) == weights_of(tmp_path / "whole", recipe)
-    assert rows_of(tmp_path / "pieces", recipe) == rows_of(tmp_path / "whole", recipe)
-
-
-def test_no_memory_is_an_error_of_python(emulated, monkeypatch):
+def test_no_memory_is_an_error_of_python(emulated_tiles, monkeypatch):
     class Loops:
         tile_units = staticmethod(lambda: 1)
         unit_forward = staticmethod(lambda *arguments: 1)
