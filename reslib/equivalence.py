@@ -3,12 +3,15 @@
 Command: `reslib equivalence --model resnet20 --preset medium --seeds 5`. Time: twice that of the runs.
 The fast runs are those of the study itself, found again if they exist, and its tables draw every seed of them. The
 references are kept beside the record, in results/equivalence/<preset>, and so are both sides of a changed preset.
+With `--apart NAME` fast runs are kept there too, so that other kernels (RESLIB_TUNE) meet the same references.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -19,7 +22,7 @@ from .compilation import accelerate, cannot_compile
 from .convolutions import Convolutions, fourier
 from .engine import Step, make_optimizer, make_step, set_learning_rate
 from .equivalence_records import ways
-from .errors import UserError
+from .errors import UserError, shown
 from .files import write_json, write_text
 from .networks import check_network, make_model
 from .numerics import resolve_device, resolve_precision
@@ -41,6 +44,18 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("--dataset", default=None, help="cifar10 or synthetic (default: what is found)")
     parser.add_argument("--fast", default="auto", choices=("auto", "bf16"), help="precision of the fast path")
+    parser.add_argument(
+        "--apart", type=_part_of_names, default=None, metavar="NAME",
+        help="a record and fast runs of this name, not the study's: for kernels named by RESLIB_TUNE",
+    )  # fmt: skip
+
+
+def _part_of_names(text: str) -> str:
+    """A name for files; `runs` is taken by the references."""
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", text) or text == "runs":
+        words = "up to 40 small letters, digits and hyphens, a letter first, but not 'runs'"
+        raise argparse.ArgumentTypeError(f"{shown(text)}: allowed are {words}")
+    return text
 
 
 def main(arguments) -> int:
@@ -56,7 +71,10 @@ def main(arguments) -> int:
     root = results / equivalence_records.FOLDER / preset.name
     # a preset's own runs are those of the study; changed ones serve this comparison alone
     folder = (root if preset.changes else results / preset.name) / "runs"
-    while _both_there(next_one := recipes[-1].replace(seed=len(recipes)), arguments.fast, folder, root / "runs"):
+    references = (folder, root / "runs")
+    if arguments.apart:
+        folder = root / arguments.apart / "runs"
+    while _both_there(next_one := recipes[-1].replace(seed=len(recipes)), arguments.fast, folder, references):
         recipes.append(next_one)
     if more := range(arguments.seeds, len(recipes)):
         print(f"seeds trained both ways before count as well: {', '.join(map(str, more))}")
@@ -68,7 +86,7 @@ def main(arguments) -> int:
             return 0
     pairs, runs = [], {side: [] for side in equivalence_records.SIDES}
     for recipe in recipes:  # seed by seed, so that an interrupted comparison has both sides of what it has
-        reference, where = reference_run(recipe, (folder, root / "runs"), arguments.data_root, preset.name, execution)
+        reference, where = reference_run(recipe, references, arguments.data_root, preset.name, execution)
         chosen = recipe.replace(precision=arguments.fast)
         fast = train(chosen, folder, arguments.data_root, preset.name, execution)
         pairs.append((reference, fast))
@@ -77,12 +95,14 @@ def main(arguments) -> int:
         print(f"seed {recipe.seed}: fp32 {_percent(reference)}, fast path ({fast['precision']}) {_percent(fast)}")
     command = f"reslib equivalence --model {arguments.model} --preset {preset.name} --dataset {dataset}"
     command += f" --seeds {len(pairs)}" + f" --fast {arguments.fast}" * (arguments.fast != "auto")
+    command += f" --apart {arguments.apart}" * bool(arguments.apart)
     if tuned := os.environ.get("RESLIB_TUNE"):
         command = f'RESLIB_TUNE="{tuned}" {command}'
     record = equivalence_records.compare(arguments.model, preset.name, dataset, pairs)
     record |= {"runs": runs, "command": command}
     text = equivalence_records.markdown(record)
-    path = root / f"{arguments.model}-{dataset}{f'-{arguments.fast}' * (arguments.fast != 'auto')}.json"
+    name = f"{arguments.model}-{dataset}" + f"-{arguments.fast}" * (arguments.fast != "auto")
+    path = root / f"{name}{f'+{arguments.apart}' * bool(arguments.apart)}.json"
     write_json(path, record)
     write_text(path.with_suffix(".md"), text)
     print(f"\n{text}\nwritten: {path} and {path.with_suffix('.md').name}")
@@ -106,11 +126,11 @@ def reference_run(recipe: Recipe, folders: tuple[Path, Path], data_root, preset:
     raise UserError(f"remove {folder / exact.run_name}: the reference in it was trained by other than eager steps")
 
 
-def _both_there(recipe: Recipe, fast: str, study: Path, own: Path) -> bool:
+def _both_there(recipe: Recipe, fast: str, folder: Path, references: tuple[Path, Path]) -> bool:
     """Whether a seed was trained both ways before: a record of fewer seeds must not take the place of one with it."""
     reference = recipe.replace(precision="fp32")
-    there = [Run(folder, reference) for folder in dict.fromkeys([study, own])]
-    return Run(study, recipe.replace(precision=fast)).ended and any(
+    there = [Run(where, reference) for where in dict.fromkeys(references)]
+    return Run(folder, recipe.replace(precision=fast)).ended and any(
         run.ended and ways(run.summary()) == {"eager"} for run in there
     )
 

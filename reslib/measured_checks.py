@@ -47,8 +47,10 @@ def check_benchmarks(results: Path, findings: Findings) -> None:
 
 def check_equivalence(results: Path, findings: Findings) -> None:
     """Each record of `reslib equivalence` must be what its runs give, and its page what the record gives."""
-    for folder in sorted((results / equivalence_records.FOLDER).glob("[!.]*/")):
-        check_records(folder, findings, f"{equivalence_records.FOLDER}/{folder.name}")
+    presets = sorted((results / equivalence_records.FOLDER).glob("[!.]*/"))
+    apart = [folder.parent for preset in presets for folder in sorted(preset.glob("[!.]*/runs"))]
+    for folder in (*presets, *apart):
+        check_records(folder, findings, folder.relative_to(results).as_posix())
     for path in equivalence_records.paths(results):
         where, page = path.relative_to(results).as_posix(), path.with_suffix(".md")
         findings.files += 1

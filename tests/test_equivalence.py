@@ -194,6 +194,33 @@ def test_command_trains_both_ways(tmp_path, monkeypatch, capsys):
     assert "no difference found" in capsys.readouterr().out
 
 
+def test_other_kernels_meet_the_same_references(tmp_path, monkeypatch):
+    """`--apart`: the fast runs lie beside the references, the record beside the other, and verify reads them all."""
+    from reslib.cli import main
+
+    preset = "smoke+train_size=64"
+    argv = f"equivalence --preset {preset} --model resnet8 --seeds 2 --fast bf16 --dataset synthetic --device cpu"
+    argv = [*argv.split(), "--results", str(tmp_path)]
+    assert main(argv) in (0, 1)
+    monkeypatch.setenv("RESLIB_TUNE", "precision=bf16,threads=1,compile=false,winograd=false,fused=false,units=false")
+    root = tmp_path / "equivalence" / preset
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*.json")}
+    assert main([*argv, "--apart", "plain"]) in (0, 1)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    first, second = (json.loads((root / f"resnet8-synthetic-bf16{name}.json").read_text()) for name in ("", "+plain"))
+    assert first["runs"]["fp32"] == second["runs"]["fp32"] and first["sides"]["fp32"] == second["sides"]["fp32"]
+    assert all(run.startswith(f"equivalence/{preset}/plain/runs/") for run in second["runs"]["fast"])
+    assert second["sides"]["fast"]["steps"] == ["eager"] and second["command"].endswith("--fast bf16 --apart plain")
+    assert list(equivalence_records.frame(tmp_path)["side"]) == ["fp32", "fast"] * 2
+    findings = verify.Findings()
+    verify.check_equivalence(tmp_path, findings)
+    assert (findings.problems, findings.records) == ([], 6)
+    damaged = tmp_path / second["runs"]["fast"][0] / "metrics.csv"
+    damaged.write_text(damaged.read_text().replace("0.1", "0.2"))
+    verify.check_equivalence(tmp_path, findings)
+    assert any(f"equivalence/{preset}/plain/runs/" in text for text in findings.problems)
+
+
 @pytest.mark.parametrize("steps", [["CUDA graph"], ["eager", "eager, winograd"], []])
 def test_a_fast_run_in_fp32_is_no_reference(tmp_path, monkeypatch, steps):
     """It may lie among the preset's runs from `train --precision fp32`, or have been begun by it."""

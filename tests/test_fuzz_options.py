@@ -36,6 +36,7 @@ WRONG = {  # command: option ("": the argument without a name): texts that it ca
     },
     "equivalence": COMMON | EXECUTION | {
         "model": MODELS, "seeds": (*WHOLE, "0"), "dataset": NAME[:4], "fast": NAME, "preset": PRESET,
+        "apart": ("-1", "0", "", " ", "[]", "9" * 30, "a" * 41, "a\nb", "é±", "A", "a/b", "..", "runs"),
     },
     "report": {"results": PATH, "preset": NAME[:4], "out": PATH},
     "verify": {"": PATH, "results": PATH, "preset": [p for p in PRESET if p]},
