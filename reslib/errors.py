@@ -38,6 +38,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def reason(error: BaseException) -> str:
+    """Kind and words of an error in a line of a record: 200 characters at most."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
 def tell_once(text: str) -> None:
     """On standard error, the same line only once per process: the records, say, are read for every figure."""
     if text not in _told:

@@ -22,7 +22,7 @@ from .numerics import CUBLAS, resolve_device, resolve_precision, use
 from .provenance import environment, now
 from .recipe import Recipe
 from .runs import Run
-from .tune import EAGER, LAYOUTS, choice_for, keep_memory, measures
+from .tune import EAGER, LAYOUTS, Choice, choice_for, keep_memory, measures
 from .window import Window
 
 
@@ -99,12 +99,7 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
     device = group.device(resolve_device(execution.device))
     use(device)
     set_deterministic(execution.deterministic, device)
-    source = data.load(recipe.dataset, data_root)
-    if len(prints := set(group.gather(source.fingerprint))) > 1:
-        raise UserError(f"the processes of this job read different data: fingerprints {', '.join(sorted(prints))}")
-    batches = data.batches_for(recipe, source, device)
-    if recipe.batch_size > len(batches):  # it would hold some of them twice
-        raise UserError(f"batch_size {recipe.batch_size} is more than the {len(batches)} images to train on")
+    source, batches = _data(recipe, data_root, device, group)
     model = make_model(recipe, len(source.classes), run.path.parent)
     check_own(model, recipe, len(source.classes))
     costs = {
@@ -112,60 +107,87 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
         "multiply_adds": multiply_adds(model, recipe.crop_size),
         "layers": weighted_layers(model),
     }
-    chosen, layout = None, "channels-last"
+    chosen = None
     if device.type == "cpu":
         keep_memory()
         chosen = choice_for(recipe.iterations, execution.deterministic, execution.threads)
-        layout = chosen.layout
-    model.to(device, memory_format=LAYOUTS[layout]).train()
+    layout = LAYOUTS[chosen.layout if chosen else "channels-last"]
+    model.to(device, memory_format=layout).train()
     if execution.activation_checkpointing:
-        if hasattr(model, "activation_checkpointing"):
-            model.activation_checkpointing = True
-        else:  # the numbers are the same without it: no reason to leave the rest of a plan untrained
-            say(f"{recipe.run_name}: without activation checkpointing, which plain and residual nets alone have")
+        _checkpoint_activations(model, recipe, say)
     optimizer = make_optimizer(recipe, model, device)
     window = Window(recipe, device)
     state = State(warming_up=recipe.warmup_lr > 0, fingerprint=source.fingerprint)
     state.lr = recipe.warmup_lr if state.warming_up else recipe.lr
     rows, sessions = [], []
     restore(run, model, optimizer, window, state, rows, sessions, device, group)
+    _check_continued(recipe, state, source)
+    may_measure = measures(recipe.iterations, execution.deterministic)
+    state.precision = state.precision or group.broadcast(resolve_precision(recipe.precision, device, may_measure))
+    if device.type == "cuda" and state.precision == "fp32":  # fp32 is what the fast path is proved against: no TF32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    step = make_step(recipe, model, optimizer, device, state.precision, group, execution.eager)
+    step.layout = layout
+    job = Job(run, preset, group, device, source, batches, model, optimizer, step, window, state, costs, rows, sessions)
+    _accelerate(job, execution, chosen, may_measure, say)
+    job.begin_session()
+    return job
+
+
+def _data(recipe: Recipe, data_root, device: torch.device, group: distributed.Group):
+    """The data of a recipe, the same in all processes, and its batches on the device."""
+    source = data.load(recipe.dataset, data_root)
+    if len(prints := set(group.gather(source.fingerprint))) > 1:
+        raise UserError(f"the processes of this job read different data: fingerprints {', '.join(sorted(prints))}")
+    batches = data.batches_for(recipe, source, device)
+    if recipe.batch_size > len(batches):  # it would hold some of them twice
+        raise UserError(f"batch_size {recipe.batch_size} is more than the {len(batches)} images to train on")
+    return source, batches
+
+
+def _checkpoint_activations(model: nn.Module, recipe: Recipe, say) -> None:
+    if hasattr(model, "activation_checkpointing"):
+        model.activation_checkpointing = True
+    else:  # the numbers are the same without it: no reason to leave the rest of a plan untrained
+        say(f"{recipe.run_name}: without activation checkpointing, which plain and residual nets alone have")
+
+
+def _check_continued(recipe: Recipe, state: State, source: data.DataSource) -> None:
+    """A run goes on with the data and the network it was begun on."""
     if state.fingerprint != source.fingerprint:
         raise UserError(
             f"run {recipe.run_name} was begun on data {state.fingerprint}, but the data here is {source.fingerprint}"
         )
     own_network.check(recipe, state.network_source)
     state.network_source = state.network_source or own_network.source_of(recipe.model)
-    may_measure = measures(recipe.iterations, execution.deterministic)
-    state.precision = state.precision or group.broadcast(resolve_precision(recipe.precision, device, may_measure))
-    if device.type == "cuda" and state.precision == "fp32":  # fp32 is what the fast path is proved against: no TF32
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    step = make_step(recipe, model, optimizer, device, state.precision, group, execution.eager)
-    step.layout = LAYOUTS[layout]
-    if device.type == "cuda" and not execution.eager:
+
+
+def _accelerate(job: Job, execution: Execution, chosen: Choice | None, may_measure: bool, say) -> None:
+    """Make the job's step fast, as its device does; chosen: how, on a processor."""
+    recipe, state, sessions = job.recipe, job.state, job.sessions
+    left = recipe.iterations - state.iteration
+
+    def say_whose(text) -> None:
+        say(f"{recipe.run_name}: {text}")
+
+    if job.device.type == "cuda" and not execution.eager:
         gpu_trials.accelerate(
-            step,
-            left=recipe.iterations - state.iteration,
-            limit=execution.time_limit,
-            sessions=sessions,
-            measure=may_measure,
-            say=lambda text: say(f"{recipe.run_name}: {text}"),
+            job.step, left=left, limit=execution.time_limit, sessions=sessions, measure=may_measure, say=say_whose
         )
-    job = Job(run, preset, group, device, source, batches, model, optimizer, step, window, state, costs, rows, sessions)
     if chosen:
         chosen = dataclasses.replace(chosen, **EAGER) if execution.eager else chosen
+        at, rank, world = state.iteration, job.group.rank, job.group.world
         job.speed = compilation.accelerate(
-            step,
+            job.step,
             chosen,
-            batch=lambda: next(batches.stream(state.iteration, state.iteration + 1, group.rank, group.world)),
-            left=recipe.iterations - state.iteration,
+            batch=lambda: next(job.batches.stream(at, at + 1, rank, world)),
+            left=left,
             limit=execution.time_limit,
             before=sessions[-1].get("speed") if sessions else None,
-            say=lambda text: say(f"{recipe.run_name}: {text}"),
+            say=say_whose,
         )
         if chosen.origin != "default":
-            say(f"{recipe.run_name}: {compilation.describe(state.precision, job.speed)}")
-    job.begin_session()
-    return job
+            say_whose(compilation.describe(state.precision, job.speed))
 
 
 def set_deterministic(wanted: bool, device: torch.device) -> None:

@@ -16,7 +16,7 @@ import os
 import time
 
 from ..cli import ArgumentError, add_common, duration, number, results_of
-from ..errors import UserError, choose
+from ..errors import UserError, choose, reason
 from ..files import make_folder
 
 CONTENDERS = "usual,fp32,fast"
@@ -206,11 +206,6 @@ def _parts(arguments, device, asked, source, record, end, say, keep) -> dict:
         turns = functools.partial(loading, model, dataset, device, rounds, steps, root, preset)
         parts[f"loader: {model} on {dataset}"] = lambda: record["loading"].append(turns())
     return parts
-
-
-def reason(error: Exception) -> str:
-    """An error in a line of the record."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 GLANCES = {"smoke": "--models resnet8 --batch-sizes 16 --workers 0 --rounds 2 --seconds 0.1"}

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 
+from ..errors import reason
 from ..models import build_model
 from ..recipe import parse_options
 from .contenders import LONG_RUN, contender, recipe_for
@@ -23,41 +24,18 @@ def compare(
     A contender that cannot be set up is named with the reason; without the first, the measure, there is no comparison.
     end: no turn begins after it (time.monotonic), but for the first.
     """
-    from . import reason
-
     recipe = recipe_for(model, batch, source)
     made, failed = [], {}
     try:
         for name in names:
-            say(f"  {name}: setting up")
-            try:
-                made.append(contender(name, recipe, source, device, root, workers, cold=True, say=say))
-            except Exception as error:
-                if name == names[0]:
-                    raise
-                failed[name] = reason(error)
-                say(f"  {name}: failed, {failed[name]}")
-                continue
-            say(f"  {name}: {made[-1].what}; ready after {made[-1].setup_seconds:.1f} s")
+            _set_up(name, made, failed, (recipe, source, device, root, workers), say)
         roofline = Roofline(device, size=None if seconds >= 1 else 512)  # a glance waits for no large product
-        steps = {c.name: _steps_for(c, seconds) for c in made}
-        rates, parts = {c.name: [] for c in made}, {c.name: [] for c in made}
-        turns = 0
-        while turns < rounds and (not turns or time.monotonic() < end):
-            for c in made if turns % 2 == 0 else reversed(made):  # what drifts, drifts for all
-                c.run(_warm(c))
-                rates[c.name].append(steps[c.name] * batch / c.run(steps[c.name]))
-                if not getattr(c, "captured", False):
-                    parts[c.name].append(c.parts(2))  # of the same turn: they drift with the speed
-                c.settle()
-            roofline.measure()
-            turns += 1
+        rates, parts = _turns(made, rounds, seconds, batch, roofline, end)
         machine = roofline.summary()
         net = build_model(model, len(source.classes), **parse_options(recipe.options))
         rows = []
         for c in made:
-            reference = rates[names[0]]
-            row = _row(c, rates[c.name], reference, parts[c.name] or [c.parts(3)], batch)
+            row = _row(c, rates[c.name], rates[names[0]], parts[c.name] or [c.parts(3)], batch)
             limits = floors(net, recipe.crop_size, batch, c.precision, machine)
             row |= limits
             row["multiply_adds_per_second"] = limits["multiply_adds_per_step"] / row["seconds_per_step"]
@@ -76,11 +54,42 @@ def compare(
     return {
         "model": model,
         "batch_size": batch,
-        "rounds": turns,
+        "rounds": len(rates[names[0]]),
         "machine": machine,
         "contenders": rows,
         "failed": failed,
     }
+
+
+def _set_up(name: str, made: list, failed: dict, arguments: tuple, say) -> None:
+    """Add a contender to those made, or to `failed` with the reason; the first, the measure, must be there."""
+    say(f"  {name}: setting up")
+    try:
+        made.append(contender(name, *arguments, cold=True, say=say))
+    except Exception as error:
+        if not made and not failed:
+            raise
+        failed[name] = reason(error)
+        say(f"  {name}: failed, {failed[name]}")
+        return
+    say(f"  {name}: {made[-1].what}; ready after {made[-1].setup_seconds:.1f} s")
+
+
+def _turns(made, rounds: int, seconds: float, batch: int, roofline: Roofline, end: float) -> tuple[dict, dict]:
+    """Every contender's images/s and the parts of its step, turn by turn, and in each turn the machine's own rates."""
+    steps = {c.name: _steps_for(c, seconds) for c in made}
+    rates, parts = {c.name: [] for c in made}, {c.name: [] for c in made}
+    for number in range(rounds):
+        if number and time.monotonic() >= end:
+            break
+        for c in made if number % 2 == 0 else reversed(made):  # what drifts, drifts for all
+            c.run(_warm(c))
+            rates[c.name].append(steps[c.name] * batch / c.run(steps[c.name]))
+            if not getattr(c, "captured", False):
+                parts[c.name].append(c.parts(2))  # of the same turn: they drift with the speed
+            c.settle()
+        roofline.measure()
+    return rates, parts
 
 
 def _warm(c) -> int:

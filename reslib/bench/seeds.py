@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import data
+from ..errors import reason
 from ..machine import cores, multi_process_service
 from ..networks import make_model
 from ..numerics import autocast, resolve_precision, use
@@ -40,13 +41,10 @@ def seeds_at_once(
     The cost is taken turn by turn, so that a slow minute counts on both sides. A way that fails is named with the
     reason. end: no turn begins after it (time.monotonic), but for the first.
     """
-    from . import reason
-
     recipes = [recipe_for(model, batch, source).replace(seed=s) for s in range(count)]
     way = "fast" if device.type == "cuda" else "eager"
     alone = Reslib(way, recipes[0], source, device)
-    ways = {"one in turn": alone.run}
-    failed = {}
+    ways, failed = {"one in turn": alone.run}, {}
     for name, make in (
         ("together", lambda: Together(way, recipes, source, device)),
         ("stacked", lambda: Stacked(recipes, source, device)),  # vmap may lack a rule for what a network does
@@ -65,23 +63,47 @@ def seeds_at_once(
             ways["processes"], each["processes"], of["processes"] = shared.run, steps, at_once
         except Exception as error:
             failed["processes"] = reason(error)
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range(rounds):
-            if turn and time.monotonic() >= end:
-                break
-            for name in list(ways) if turn % 2 == 0 else list(reversed(ways)):
-                try:
-                    rates[name].append(of[name] * each[name] * batch / ways[name](each[name]))
-                except RuntimeError as error:  # a process has died; what has no turns is no way
-                    if name != "processes":
-                        raise
-                    failed[name] = reason(error)
-                    del ways[name], rates[name]
-            said = ", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items())
-            say(f"  turn {turn + 1}: {said}")
+        images = {name: batch * of[name] * each[name] for name in ways}
+        rates = _turns(ways, each, images, rounds, end, failed, say)
     precision = alone.precision
     ways.clear()
     del alone
+    return {
+        "model": model,
+        "batch_size": batch,
+        "seeds": count,
+        "processes_at_once": at_once,
+        "multi_process_service": multi_process_service() if device.type == "cuda" else None,
+        "precision": precision,
+        **_costs(rates, count, say),
+        "failed": failed,
+    }
+
+
+def _turns(ways, steps, images, rounds: int, end: float, failed: dict, say) -> dict[str, list[float]]:
+    """Images/s of every way, turn by turn, there and back; one whose process dies is moved to `failed`.
+
+    steps: of a turn, of each seed; images: of a turn, of all seeds.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds):
+        if number and time.monotonic() >= end:
+            break
+        for name in list(ways) if number % 2 == 0 else list(reversed(ways)):
+            try:
+                rates[name].append(images[name] / ways[name](steps[name]))
+            except RuntimeError as error:  # a process has died; what has no turns is no way
+                if name != "processes":
+                    raise
+                failed[name] = reason(error)
+                del ways[name], rates[name]
+        said = ", ".join(f"{name} {values[-1]:.0f}" for name, values in rates.items())
+        say(f"  turn {number + 1}: {said}")
+    return rates
+
+
+def _costs(rates: dict[str, list[float]], count: int, say) -> dict:
+    """The part of the record that the turns give: medians, and what all seeds cost in runs of one."""
     costs = {
         name: [count * one / rate for one, rate in zip(rates["one in turn"], values, strict=True)]
         for name, values in rates.items()
@@ -90,17 +112,10 @@ def seeds_at_once(
     for name, value in medians.items():
         say(f"  {name}: {value:.0f} images/s in all, {count} seeds cost {statistics.median(costs[name]):.2f} runs")
     return {
-        "model": model,
-        "batch_size": batch,
-        "seeds": count,
-        "processes_at_once": at_once,
-        "multi_process_service": multi_process_service() if device.type == "cuda" else None,
-        "precision": precision,
         "images_per_second": medians,
         "images_per_second_turns": rates,
         "cost_in_runs": {name: statistics.median(values) for name, values in costs.items()},
         "cost_in_runs_turns": costs,
-        "failed": failed,
     }
 
 
@@ -240,8 +255,6 @@ class Processes:
 
 
 def _process(recipe, way, device, root, threads, answers, orders):
-    from . import reason
-
     device = torch.device(device)
     use(device)
     if device.type == "cuda":

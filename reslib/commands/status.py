@@ -63,6 +63,9 @@ def _main(arguments) -> int:
     return 0
 
 
+HEAD = ("network", "data", "iterations", "M mult-adds", "images/s", "speed", "per run", "left", "runs")
+
+
 def report(
     recipes: list[Recipe], preset, results, given: dict[str, float] | None = None, gpus: int = 0, seeds: int = 0
 ) -> list[str]:
@@ -81,16 +84,8 @@ def report(
     slow = speeds.disturbed(networks)
     networks = [m for m in networks if m not in slow]
 
-    groups: dict[tuple, list] = {}
-    usual: dict[tuple, dict] = {}  # the preset's recipe of a network, whatever the seed
-    for recipe, state in zip(recipes, states, strict=True):
-        network = recipe.model, recipe.dataset
-        usual[network] = usual.get(network) or usual_recipe(recipe, preset)
-        settings = settings_of(recipe, usual[network])
-        groups.setdefault((recipe.model, settings, recipe.dataset), []).append((recipe, state))
-    rows = [("network", "data", "iterations", "M mult-adds", "images/s", "speed", "per run", "left", "runs")]
-    left, names, sources = [], [], Counter()
-    for (model, settings, dataset), members in groups.items():
+    rows, left, names, sources = [HEAD], [], [], Counter()
+    for (model, settings, dataset), members in _groups(recipes, states, preset).items():
         recipe = members[0][0]
         speed = schedule_plan.speed_of(recipe, preset.name, networks, given)
         sources[speed.source.split()[0]] += 1
@@ -98,19 +93,10 @@ def report(
         left += hours
         names += [recipe.model] * len(hours)
         whole = schedule_plan.hours_left(recipe, missing, speed)
-        rows.append(
-            (
-                f"{model} [{settings}]" if settings else model,
-                dataset,
-                f"{recipe.iterations:,}",
-                f"{schedule_plan.cost(recipe) / 1e6:,.0f}",
-                _number(speed.images_per_second),
-                speed.source,
-                in_words(3600 * whole),
-                in_words(3600 * sum(hours)),
-                describe([(r.seed, state) for r, state in members]),
-            )
-        )
+        cells = [f"{model} [{settings}]" if settings else model, dataset, f"{recipe.iterations:,}"]
+        cells += [f"{schedule_plan.cost(recipe) / 1e6:,.0f}", _number(speed.images_per_second), speed.source]
+        cells += [in_words(3600 * whole), in_words(3600 * sum(hours))]
+        rows.append((*cells, describe([(r.seed, state) for r, state in members])))
     damaged = [
         f"DAMAGED: {run.path} (`reslib verify` says how)"
         for run, state in zip(runs, states, strict=True)
@@ -127,6 +113,18 @@ def report(
     time = "unknown" if math.isnan(hours) else in_words(3600 * hours)
     further = f"beside the runs: the gradients notebook follows {count} networks: {time}"
     return [*lines, *_time(left, names, gpus, basis), further]
+
+
+def _groups(recipes: list[Recipe], states: list, preset) -> dict[tuple, list]:
+    """{(network, settings beside the preset's, data set): [(recipe, state) of each seed]}, as the plan has them."""
+    groups: dict[tuple, list] = {}
+    usual: dict[tuple, dict] = {}  # the preset's recipe of a network, whatever the seed
+    for recipe, state in zip(recipes, states, strict=True):
+        network = recipe.model, recipe.dataset
+        usual[network] = usual.get(network) or usual_recipe(recipe, preset)
+        settings = settings_of(recipe, usual[network])
+        groups.setdefault((recipe.model, settings, recipe.dataset), []).append((recipe, state))
+    return groups
 
 
 def _basis(sources: Counter, given: dict[str, float], measured: bool, device: str, slow) -> list[str]:
