@@ -26,8 +26,10 @@ from .studies import PAPER_SIX
 LIMITS = {"smoke": 16, "quick": 64}  # test images, where a table has to be quick; elsewhere all of the recipe's
 TOP1, TOP5, INTERVAL = "top-1 (%)", "top-5 (%)", "95% interval of top-1 (%)"
 CENTRE = "centre crop, top-1 (%)"
+PAPERS = ["top-1 (paper, %)", "top-5 (paper, %)"]
+ALL = "imagenet (1000 classes)"
 COLUMNS = [
-    "model", "source", "top-1 (paper, %)", "top-5 (paper, %)", "n", TOP1, TOP5, INTERVAL, CENTRE, "images", "data set",
+    "model", "source", *PAPERS, "n", TOP1, TOP5, INTERVAL, CENTRE, "images", "data set",
     "preset", "note",
 ]  # fmt: skip
 TITLES = {
@@ -126,8 +128,11 @@ def notes(tables: dict[str, pd.DataFrame]) -> list[str]:
             "Evaluated: shorter side 256, crops of 224; the images of a set that stores smaller ones are enlarged.",
             "Evaluated nets of 50 layers and more have the stride on the 3x3 convolution, unlike the paper's.",
         ]
-    if len(own) and not own["data set"].eq("imagenet (1000 classes)").all():
-        lines.append("Not all of ImageNet: these errors compare with each other, not with the paper's.")
+    if not own["data set"].eq(ALL).all():
+        lines.append(
+            "Not all of ImageNet: these errors compare with each other, not with the paper's, whose number is left out "
+            "of their rows."
+        )
     return lines
 
 
@@ -139,10 +144,17 @@ def _table(quoted: Iterable[paper.ImageNetRow], nets: list[Network], scores: Sco
     for line in quoted:
         cells = _quoted(line)
         matching = [g for g in groups.values() if line.model and g[0].key == (line.model, line.shortcut)]
-        measured = [cells | _measured(line.label, group, scores, how) for group in matching]
+        measured = [_beside(cells, _measured(line.label, group, scores, how)) for group in matching]
         rows += measured or [cells]
         shown |= {group[0].row for group in matching}
     return rows + [_measured(_name(g[0]), g, scores, how) for row, g in groups.items() if row not in shown]
+
+
+def _beside(quoted: dict, own: dict) -> dict:
+    """A row of a table with what was measured here: the paper's number stays where the two may be compared."""
+    scales = {preset.partition("+")[0] for preset in own["preset"].split(", ")}
+    may = own.get("data set", "") in ("", "imagenet", ALL) and scales <= {"", "paper"}
+    return {key: "" if key in PAPERS and not may else text for key, text in quoted.items()} | own
 
 
 def _measured(name: str, nets: list[Network], scores: Scores, how: str) -> dict:
@@ -181,7 +193,7 @@ def _ensembles(nets: list[Network], scores: Scores, asked: dict[str, list[str]])
     *rows, line = [_quoted(row) for row in paper.TABLE5]
     six = [n for wanted in PAPER_SIX for n in trained if (*n.key, n.seed) == wanted and not n.label][: len(PAPER_SIX)]
     complete = [(*n.key, n.seed) for n in six] == list(PAPER_SIX)
-    rows.append(line | _average(line["model"], six, scores) if complete else line)
+    rows.append(_beside(line, _average(line["model"], six, scores)) if complete else line)
     for source in ("trained here", "evaluated"):
         members = [n for n in residual if n.source == source and (n.load or n.weights in _marks(scores))]
         if len(members) > 1 and not (complete and members == six):
@@ -229,8 +241,8 @@ def wilson(error: float, images: int) -> tuple[float, float]:
 
 
 def _quoted(row: paper.ImageNetRow) -> dict:
-    top1, top5 = ("" if value is None else f"{value:.2f}" for value in (row.top1, row.top5))
-    return {"model": row.label, "source": "quoted", "top-1 (paper, %)": top1, "top-5 (paper, %)": top5}
+    errors = ("" if value is None else f"{value:.2f}" for value in (row.top1, row.top5))
+    return {"model": row.label, "source": "quoted", **dict(zip(PAPERS, errors, strict=True))}
 
 
 def _frame(rows: list[dict]) -> pd.DataFrame:
