@@ -1,13 +1,23 @@
-"""What the loops in C++ are made of."""
+"""What the loops in C++ are made of, and how they are made."""
 
 import fnmatch
+import functools
+import stat
+import time
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import reslib
 from reslib import native, provenance
+from reslib.compilation import cannot_compile
+from reslib.convolutions import Layer, winograd
+from reslib.errors import UserError
 
 PACKAGE = Path(reslib.__file__).parent
+LANES = (4, 8, 16)  # floats in a register of SSE and Neon, AVX, AVX-512
+needs_compiler = pytest.mark.skipif(bool(cannot_compile()), reason="no C++ compiler")
 
 
 def test_an_installed_package_has_all_sources():
@@ -37,3 +47,107 @@ def test_every_header_that_is_read_counts():
         if line.startswith('#include "')
     }
     assert included == set(native.HEADERS)
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    for function in (native.unavailable, native.loops):
+        monkeypatch.setattr(native, function.__name__, functools.cache(function.__wrapped__))
+    return tmp_path / "cache"
+
+
+def test_without_a_compiler_sums_are_direct(fresh, monkeypatch):
+    monkeypatch.setenv("PATH", str(fresh))
+    assert native.unavailable() == "no C++ compiler (g++, clang++) is installed"
+    assert not winograd.promising(Layer(16, 16, (3, 3), (1, 1), (8, 8)), 2)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"no C\+\+ compiler \(no-such-compiler\)"):
+        native.build()
+
+
+def test_a_compiler_that_fails_is_quoted(fresh, monkeypatch):
+    fresh.mkdir()
+    broken = fresh / "broken"
+    broken.write_text("#!/bin/sh\necho 'disk of the compiler is full' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert "disk of the compiler is full" in native.unavailable()
+
+
+@needs_compiler
+def test_they_are_made_once_and_again_when_damaged(fresh, monkeypatch):
+    built = native.build()
+    (library,) = (fresh / "native").glob("loops-*.so")
+    first = library.stat().st_mtime_ns
+    assert native.build().lanes() == built.lanes() in LANES and library.stat().st_mtime_ns == first
+    damaged = fresh.with_name("other") / "native" / library.name
+    damaged.parent.mkdir(mode=0o700, parents=True)
+    damaged.write_bytes(b"damaged")
+    monkeypatch.setenv("RESLIB_CACHE", str(damaged.parent.parent))
+    assert native.build().lanes() == built.lanes() and damaged.stat().st_size > 1000
+
+
+@needs_compiler
+def test_what_others_could_have_written_is_not_loaded(fresh):
+    native.build()
+    (library,) = (fresh / "native").glob("loops-*.so")
+    assert native._safe(library)
+    library.parent.chmod(0o777)
+    assert not native._safe(library)
+    assert native.build().lanes() in LANES  # made in a folder of its own
+    library.parent.chmod(0o700)
+    library.chmod(stat.S_IRWXU | stat.S_IWOTH)
+    assert not native._safe(library)
+
+
+@needs_compiler
+def test_an_assembler_without_tiles_costs_the_tiles_alone(fresh, monkeypatch):
+    """As it would answer, on any processor: the compiler names tiles, and what it makes of them is refused."""
+    fresh.mkdir()
+    older = fresh / "older"
+    older.write_text(
+        f"""#!/bin/sh
+case "$*" in
+*-dM*) echo '#define __AMX_TILE__ 1' ;;
+*-mno-amx-tile*) exec {native.COMPILERS[0]} $(echo "$*" | sed s/-mno-amx-tile//) -U__AMX_TILE__ ;;
+*) echo 'Error: no such instruction: tilezero' >&2; exit 1 ;;
+esac
+"""
+    )
+    older.chmod(0o755)
+    monkeypatch.setenv("CXX", str(older))
+    assert native.unavailable() == "" and native.loops().lanes() in LANES and not native.loops().tile_units()
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def eventually(done, seconds=20):
+    """Whether it is done in time: what was killed takes a moment to be gone."""
+    end = time.monotonic() + seconds
+    while not done() and time.monotonic() < end:
+        time.sleep(0.05)
+    return done()
+
+
+def test_a_compiler_that_hangs_is_ended(fresh, monkeypatch):
+    fresh.mkdir()
+    slow = fresh / "slow"
+    slow.write_text(f"#!/bin/sh\nsleep 60 & echo $! > {fresh}/pid\nwait\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("CXX", str(slow))
+    monkeypatch.setattr(native, "PATIENCE", 0.5)
+    assert native.unavailable() == f"{slow} was not done after 0 s"
+    assert eventually(lambda: not alive((fresh / "pid").read_text().strip()))
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written(fresh, monkeypatch):
+    fresh.write_text("a file where the folder should be")
+    assert native.build().lanes() in LANES
