@@ -291,24 +291,22 @@ def expected_seconds(step: Step) -> float:
 
 
 def known_trials(name: str = COMPILE) -> dict[str, Trial]:
-    """Key of a network -> Trial of this machine, in a file of tune.TRIALS; a damaged one counts as empty."""
-    try:
-        found = {key: Trial(**entry) for key, entry in trials.known(name).items()}
-        for trial in found.values():
+    """Key of a network -> Trial of this machine, in a file of tune.TRIALS; a damaged one counts as not made."""
+    found = {}
+    for key, entry in trials.known(name).items():
+        with contextlib.suppress(ValueError, TypeError):
+            trial = Trial(**entry)
             str(trial)  # all of them numbers
-        return found
-    except (ValueError, TypeError):
-        return {}
+            found[key] = trial
+    return found
 
 
 def forget(key: str, name: str) -> None:
     """Forget a trial of this machine: the next run makes it again."""
-    mine = known_trials(name)
-    if mine.pop(key, None) is not None:
-        trials.keep(name, {key: dataclasses.asdict(trial) for key, trial in mine.items()})
+    if key in known_trials(name):
+        trials.keep(name, {key: None})
 
 
 def remember(key: str, trial: Trial, name: str = COMPILE) -> None:
     """Keep a trial for this machine."""
-    mine = known_trials(name) | {key: trial}
-    trials.keep(name, {key: dataclasses.asdict(trial) for key, trial in mine.items()})
+    trials.keep(name, {key: dataclasses.asdict(trial)})

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from .errors import UserError, tell_once
-from .files import CODE, write_json
+from .files import CODE, alone, write_json
 from .provenance import digest
 from .tune import Choice, cache_file, machine_key
 
@@ -43,9 +43,14 @@ def known(name: str) -> dict:
 
 
 def keep(name: str, entries: dict) -> None:
-    """Make these the trials of this machine; where the cache cannot be written, every run makes them again."""
+    """Add to the trials of this machine, an entry of None removes one; of two processes neither loses the other's.
+
+    Where the cache cannot be written, every run makes them again.
+    """
     try:
-        write_json(path_of(name), _machines(name) | {here(): entries})
+        with alone(path_of(f"{name}.lock")):  # for this moment alone, unlike the lock of a trial in gpu_trials.py
+            mine = {key: entry for key, entry in (known(name) | entries).items() if entry is not None}
+            write_json(path_of(name), _machines(name) | {here(): mine})
     except UserError as error:
         tell_once(f"note: what is faster here is tried in every run: {error}")
 
@@ -76,7 +81,7 @@ def remembered(name: str, key: str, ask) -> bool:
     answer = known(name).get(key)
     if type(answer) is not bool:
         answer = bool(ask())
-        keep(name, known(name) | {key: answer})
+        keep(name, {key: answer})
     return answer
 
 
