@@ -253,7 +253,9 @@ def study_frames(
 
 
 def drawable(name: str, folder: Path) -> bool:
-    """Whether results/<preset> has what a study draws: records of its own, for Figure 7 what was measured of them."""
+    """Whether results/<preset> has what a notebook draws: records of its study, what was measured of them or by it."""
+    if name == "gradients":  # which trains no runs
+        return find_measurement(folder, name) is not None
     runs = study_frames(name, folder, curves=False)[0]
     if name == "future_work":  # the original unit is in other studies too
         return _both_units(runs)

@@ -29,11 +29,16 @@ from .train import Execution
 
 
 def open_folder(
-    preset: str = "auto", results: str = "", data_root: str = "", device: str = "auto", seeds: int = 0
+    preset: str = "auto",
+    results: str = "",
+    data_root: str = "",
+    device: str = "auto",
+    seeds: int = 0,
+    train: bool = True,
 ) -> Folder:
     """The results folder of a preset, for notebooks that train no study. Parameters as in `open_study`."""
     check_injected()
-    _check(preset, data_root, results, seeds, device)
+    _check(preset, data_root, results, seeds, device, train=train)
     return Folder(preset, data_root, results, device)
 
 
@@ -119,6 +124,15 @@ class Folder:
     def load_measurement(self, stem: str) -> pd.DataFrame | None:
         """What `save_measurement` wrote, or None."""
         return find_measurement(self.folder, stem)
+
+    def recorded_measurement(self, stem: str) -> pd.DataFrame:
+        """What `save_measurement` wrote, for a notebook that shall draw it. Raises UserError where there is nothing."""
+        if (found := self.load_measurement(stem)) is not None:
+            return found
+        raise UserError(
+            f"train=False draws what is on record, and {self.folder / 'measurements'} has no {stem}.csv: allowed is "
+            "True, which measures"
+        )
 
 
 SHOWN = ("lr", "schedule", "lr_drops", "momentum", "weight_decay", "augmentation", "preprocessing")

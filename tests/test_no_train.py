@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from fake_records import write_run
 
-from reslib import notebooks, results_index, studies
+from reslib import frames, notebooks, probes, results_index, studies
 from reslib.artefacts import drawable
 from reslib.cli import main
 from reslib.errors import UserError
@@ -83,6 +83,20 @@ def test_the_command_executes_notebooks_with_records_alone(results, name):
     assert not (results / "quick" / "measurements").exists()
 
 
+def test_norms_are_drawn_as_they_were_measured(results):
+    """By other code, for another number of seeds than asked for, and without images: nothing is measured anew."""
+    folder = results / "smoke"
+    assert not drawable("gradients", folder)
+    norms = probes.gradient_study(preset_of("smoke"), "synthetic", seeds=1)
+    frames.save_measurement(norms.assign(key="of another time"), folder, "gradients")
+    file = folder / "measurements" / "gradients.csv"
+    before = file.read_bytes(), file.stat().st_mtime_ns
+    assert drawable("gradients", folder)
+    assert main(["reproduce", "gradients", "--no-train", "--preset=smoke", "--seeds=3", f"--results={results}"]) == 0
+    assert (file.read_bytes(), file.stat().st_mtime_ns) == before
+    assert (folder / "figures" / "gradients_training.png").exists()
+
+
 def test_the_index_says_how_such_a_copy_is_made(results):
     folder = results / "quick" / "notebooks"
     for name, value in (("figure1", "False"), ("figure6", "True")):
@@ -116,9 +130,10 @@ def test_what_has_something_to_draw(results):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--preset=medium"], "no records of a study in "),
-        (["gradients", "--preset=quick"], "--no-train draws records of a study, and gradients does not: allowed are"),
+        (["--preset=medium"], "nothing on record in "),
+        (["architecture"], "--no-train draws what is on record, and architecture does not: allowed are"),
         (["imagenet_tables"], "and imagenet_tables does not: allowed are"),
+        (["gradients", "--preset=quick"], "measurements has no gradients.csv: allowed is True, which measures"),
         (["--runs-only"], "--runs-only trains and --no-train does not"),
     ],
 )

@@ -96,19 +96,19 @@ def main(arguments) -> int:
 
 
 def draw(arguments, preset, results, there: list[str]) -> int:
-    """Execute the notebooks of studies that have records, or those asked for, and train nothing."""
+    """Execute the notebooks that have records to draw, or those asked for, and train nothing."""
     from ..artefacts import drawable
     from ..notebooks import run_notebooks
 
-    studies = [name for name in there if name in STUDIES and name != "imagenet_tables"]  # which evaluates weights
+    draws = [name for name in there if name in (*STUDIES, "gradients") and name != "imagenet_tables"]  # it evaluates
     for name in arguments.notebooks:
-        if name not in studies:
-            allowed = ", ".join(studies)
-            raise ArgumentError(f"--no-train draws records of a study, and {name} does not: allowed are {allowed}")
+        if name not in draws:
+            allowed = ", ".join(draws)
+            raise ArgumentError(f"--no-train draws what is on record, and {name} does not: allowed are {allowed}")
     folder = results / preset.name
-    arguments.notebooks = arguments.notebooks or [name for name in studies if drawable(name, folder)]
+    arguments.notebooks = arguments.notebooks or [name for name in draws if drawable(name, folder)]
     if not arguments.notebooks:
-        raise UserError(f"no records of a study in {folder / 'runs'}: without --no-train they are trained")
+        raise UserError(f"nothing on record in {folder}: without --no-train it is trained")
     return run_notebooks(arguments, results, train=False)
 
 

@@ -258,7 +258,7 @@ def equivalence_figure(frame: pd.DataFrame) -> Figure:
                 left.plot([row["mean"]] * 2, [place - 0.28, place + 0.28], color=ink, linewidth=1.6)
         left.set_yticks((1, 0), group["steps"] + np.where(group["side"] == "fp32", " (reference)", ""))
         left.set(ylim=(-0.6, 1.6), xlabel="final test error (%)")
-        left.set_title(f"{_label(first['model'])} on {first['dataset']}", loc="left")
+        left.set_title(f"{_label(first['model'])} on {first['dataset']}, {first['preset']}", loc="left", fontsize=8.5)
         left.grid(axis="y", visible=False)
         if pd.isna(first["difference"]):
             say(right, first["verdict"])
@@ -270,8 +270,7 @@ def equivalence_figure(frame: pd.DataFrame) -> Figure:
         right.set(xlim=(-reach, reach), ylim=(-0.6, 0.6), yticks=(), xlabel="fast path - reference (points, 95%)")
         words = f"{first['verdict']}\n{first['difference']:+.2f} ({first['low']:+.2f} to {first['high']:+.2f})"
         right.set_title(words, loc="left", fontsize=8.5)
-    presets = ", ".join(frame["preset"].unique()) if len(frame) else ""
-    sign(fig, None, " · ".join(filter(None, [presets and f"preset {presets}", evidence(frame)])))
+    sign(fig, None, evidence(frame))
     return fig
 
 
