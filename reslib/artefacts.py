@@ -15,7 +15,7 @@ from . import ablation, claims, equivalence_records, exact_rows, figures, gradie
 from .bench import growth
 from .bench import records as bench
 from .errors import choose
-from .frames import find_measurement, frames
+from .frames import find_measurement, frames, has_measurement
 from .presets import preset_of
 from .studies import CIFAR_STUDIES, STUDIES, plan
 
@@ -255,11 +255,11 @@ def study_frames(
 def drawable(name: str, folder: Path) -> bool:
     """Whether results/<preset> has what a notebook draws: records of its study, what was measured of them or by it."""
     if name == "gradients":  # which trains no runs
-        return find_measurement(folder, name) is not None
+        return has_measurement(folder, name)
     runs = study_frames(name, folder, curves=False)[0]
     if name == "future_work":  # the original unit is in other studies too
         return _both_units(runs)
-    return len(runs) > 0 and (name != "figure7" or find_measurement(folder, name) is not None)
+    return len(runs) > 0 and (name != "figure7" or has_measurement(folder, name))
 
 
 def _both_units(runs: pd.DataFrame) -> bool:

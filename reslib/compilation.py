@@ -291,7 +291,7 @@ def expected_seconds(step: Step) -> float:
 
 
 def known_trials(name: str = COMPILE) -> dict[str, Trial]:
-    """Key of a network -> Trial of this machine, in a file of tune.TRIALS; a damaged one counts as not made."""
+    """Key of a network -> Trial of this machine, in a file of tune.TRIALS; a damaged entry counts as not made."""
     found = {}
     for key, entry in trials.known(name).items():
         with contextlib.suppress(ValueError, TypeError):

@@ -69,6 +69,11 @@ def main(arguments) -> int:
         raise ArgumentError(str(error)) from error
     results = results_of(arguments)
     root = results / equivalence_records.FOLDER / preset.name
+    name = f"{arguments.model}-{dataset}" + f"-{arguments.fast}" * (arguments.fast != "auto")
+    path = root / f"{name}{f'+{arguments.apart}' * bool(arguments.apart)}.json"
+    tuned = os.environ.get("RESLIB_TUNE", "")
+    if arguments.apart:
+        _check_apart(arguments.apart, path, tuned)
     # a preset's own runs are those of the study; changed ones serve this comparison alone
     folder = (root if preset.changes else results / preset.name) / "runs"
     references = (folder, root / "runs")
@@ -90,23 +95,33 @@ def main(arguments) -> int:
         chosen = recipe.replace(precision=arguments.fast)
         fast = train(chosen, folder, arguments.data_root, preset.name, execution)
         pairs.append((reference, fast))
-        for side, path in zip(runs, (where, folder / chosen.run_name), strict=True):
-            runs[side].append(path.relative_to(results).as_posix())
+        for side, run in zip(runs, (where, folder / chosen.run_name), strict=True):
+            runs[side].append(run.relative_to(results).as_posix())
         print(f"seed {recipe.seed}: fp32 {_percent(reference)}, fast path ({fast['precision']}) {_percent(fast)}")
     command = f"reslib equivalence --model {arguments.model} --preset {preset.name} --dataset {dataset}"
     command += f" --seeds {len(pairs)}" + f" --fast {arguments.fast}" * (arguments.fast != "auto")
     command += f" --apart {arguments.apart}" * bool(arguments.apart)
-    if tuned := os.environ.get("RESLIB_TUNE"):
+    if tuned:
         command = f'RESLIB_TUNE="{tuned}" {command}'
     record = equivalence_records.compare(arguments.model, preset.name, dataset, pairs)
-    record |= {"runs": runs, "command": command}
+    record |= {"runs": runs, "command": command} | ({"apart": arguments.apart} if arguments.apart else {})
     text = equivalence_records.markdown(record)
-    name = f"{arguments.model}-{dataset}" + f"-{arguments.fast}" * (arguments.fast != "auto")
-    path = root / f"{name}{f'+{arguments.apart}' * bool(arguments.apart)}.json"
     write_json(path, record)
     write_text(path.with_suffix(".md"), text)
     print(f"\n{text}\nwritten: {path} and {path.with_suffix('.md').name}")
     return 1 if record["verdict"] == "different" else 0
+
+
+def _check_apart(name: str, path: Path, tuned: str) -> None:
+    """Raise ArgumentError unless RESLIB_TUNE says by which kernels, and the same as in a record of this name."""
+    if not tuned:
+        raise ArgumentError(
+            f"--apart {name} is for kernels that RESLIB_TUNE names, which is not set: allowed is such as winograd=true"
+        )
+    if path.exists() and f'RESLIB_TUNE="{tuned}" ' not in (before := equivalence_records.read_record(path)["command"]):
+        raise ArgumentError(
+            f"{path} was made by `{before}`, now RESLIB_TUNE is {tuned!r}: allowed is the same, or another --apart NAME"
+        )
 
 
 def reference_run(recipe: Recipe, folders: tuple[Path, Path], data_root, preset: str, execution) -> tuple[dict, Path]:

@@ -76,7 +76,8 @@ def markdown(record: dict) -> str:
     """The comparison as a Markdown page."""
     sides = record["sides"]
     lines = [
-        f"# Fast path beside fp32: {record['model']} on {record['dataset']}, preset {record['preset']}",
+        f"# Fast path beside fp32: {record['model']} on {record['dataset']}, preset {record['preset']}"
+        + f", {record.get('apart')}" * bool(record.get("apart")),
         "",
         f"Data {', '.join(record['data_fingerprint'])}. Made by `{record['command']}`.",
         "",
@@ -138,7 +139,7 @@ def rebuilt(record: dict, results: Path) -> dict:
     if any(r.precision != "fp32" for r, _ in sides["fp32"]) or any(ways(s) != {"eager"} for s in summaries["fp32"]):
         raise UserError("its reference is not fp32 in eager steps")
     made = compare(record["model"], record["preset"], record["dataset"], list(zip(*summaries.values(), strict=True)))
-    return made | {key: record[key] for key in ("runs", "command")}
+    return made | {key: record[key] for key in ("runs", "command", "apart") if key in record}
 
 
 def alike(first, second) -> bool:
@@ -181,6 +182,7 @@ def _row(record: dict, name: str, file: str) -> dict:
     return {
         **{key: record[key] for key in ("model", "preset", "dataset", "verdict")},
         **{key: record.get(key) for key in ("difference", "low", "high")},
+        "apart": record.get("apart", ""),
         "side": name,
         "steps": "; ".join([", ".join(side["precision"]), *side["steps"]]),
         "why": ", ".join(side["why"]),

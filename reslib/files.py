@@ -57,6 +57,15 @@ def alone(path: Path):
         yield
 
 
+@contextlib.contextmanager
+def alone_where_possible(path: Path):
+    """`alone` for a cache: where files cannot be locked or written, without, and an entry may be lost."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(UserError):
+            stack.enter_context(alone(path))
+        yield
+
+
 def lock(file, how: int) -> None:
     """`flock`. Raises BlockingIOError where another process holds the file, UserError where files cannot be locked."""
     try:

@@ -58,10 +58,14 @@ def load_measurement(preset_folder: Path, stem: str) -> pd.DataFrame:
     return read_csv(path)
 
 
+def has_measurement(preset_folder: Path, stem: str) -> bool:
+    """Whether `save_measurement` wrote this frame, damaged or not."""
+    return (Path(preset_folder) / "measurements" / f"{stem}.csv").exists()
+
+
 def find_measurement(preset_folder: Path, stem: str) -> pd.DataFrame | None:
     """The frame that `save_measurement` wrote, None where there is none. Raises UserError when it is damaged."""
-    there = (Path(preset_folder) / "measurements" / f"{stem}.csv").exists()
-    return load_measurement(preset_folder, stem) if there else None
+    return load_measurement(preset_folder, stem) if has_measurement(preset_folder, stem) else None
 
 
 def read_csv(path: Path, **options) -> pd.DataFrame:

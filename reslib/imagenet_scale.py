@@ -37,6 +37,20 @@ def divided(factor: int, images: int = IMAGES, **other) -> dict:
     }
 
 
+def is_papers(row: dict) -> bool:
+    """Whether a run (a row with the fields of a recipe) has the paper's sizes and length on all of ImageNet.
+
+    Its accumulation, its schedule's kind and what else its settings name may differ.
+    """
+    if row["dataset"] != "imagenet" or any(row.get(size) for size in ("train_size", "val_size", "test_size")):
+        return False
+    return all(name not in row or _plain(row[name]) == _plain(value) for name, value in divided(1).items())
+
+
+def _plain(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
 def iterations(factor: Fraction | int, images: int) -> int:
     """The paper's iterations over `factor` for a training set of so many images."""
     return round(ITERATIONS * images / IMAGES / factor)

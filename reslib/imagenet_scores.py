@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import data, evidence, given_weights
+from . import data, evidence, given_weights, imagenet_scale
 from .data.draws import first_images
 from .data.imagenet import MEAN, STD, FolderBatches
 from .distributed import ALONE
@@ -50,6 +50,12 @@ class Network:
     seed: int = 0
     preset: str = ""
     centre: float | None = None  # top-1 error in its record
+    papers: bool = True  # whether it was trained at the paper's scale; of given weights that is believed
+
+    @property
+    def compares(self) -> bool:
+        """Whether its errors may stand beside the paper's: on all test images of ImageNet."""
+        return self.papers and self.dataset == "imagenet" and not self.test_size
 
     @property
     def key(self) -> tuple[str, str]:
@@ -104,6 +110,7 @@ class Scores:
                         None if why else (lambda path=path, size=size: self._load_trained(path, size)), why,
                         ", ".join(p for p in label.split(", ") if not p.startswith("shortcut=")),
                         int(row["seed"]), _text(row.get("preset")), row["test_error"],
+                        imagenet_scale.is_papers(row),
                     )
                 )  # fmt: skip
         return nets

@@ -32,6 +32,7 @@ COLUMNS = [
     "model", "source", *PAPERS, "n", TOP1, TOP5, INTERVAL, CENTRE, "images", "data set",
     "preset", "note",
 ]  # fmt: skip
+TABLES = paper.TABLE2, paper.TABLE3, paper.TABLE4, paper.TABLE5
 TITLES = {
     "table2": "Plain and residual nets of 18 and 34 layers, 10-crop",
     "table3": "ImageNet validation, 10-crop",
@@ -69,7 +70,7 @@ def tables(
         "table4": _table(paper.TABLE4, [n for n in nets if n.model.startswith("resnet")], scores, "multi-scale"),
         "table5": _ensembles(nets, scores, ensembles or {}),
     }
-    frames = {name: _frame(rows) for name, rows in result.items()}
+    frames = {name: _frame(rows, quoted) for (name, rows), quoted in zip(result.items(), TABLES, strict=True)}
     frames["table5"] = frames["table5"].rename(columns={"n": "models"})
     return frames
 
@@ -128,10 +129,10 @@ def notes(tables: dict[str, pd.DataFrame]) -> list[str]:
             "Evaluated: shorter side 256, crops of 224; the images of a set that stores smaller ones are enlarged.",
             "Evaluated nets of 50 layers and more have the stride on the 3x3 convolution, unlike the paper's.",
         ]
-    if not own["data set"].eq(ALL).all():
+    if own.reindex(columns=PAPERS).fillna("").eq("").all(axis=1).any():
         lines.append(
-            "Not all of ImageNet: these errors compare with each other, not with the paper's, whose number is left out "
-            "of their rows."
+            "Errors of less than all of ImageNet, or of another length of training than the paper's, compare with each "
+            "other: the paper's number is left out of their rows."
         )
     return lines
 
@@ -144,16 +145,15 @@ def _table(quoted: Iterable[paper.ImageNetRow], nets: list[Network], scores: Sco
     for line in quoted:
         cells = _quoted(line)
         matching = [g for g in groups.values() if line.model and g[0].key == (line.model, line.shortcut)]
-        measured = [_beside(cells, _measured(line.label, group, scores, how)) for group in matching]
+        measured = [_beside(cells, _measured(line.label, group, scores, how), group) for group in matching]
         rows += measured or [cells]
         shown |= {group[0].row for group in matching}
     return rows + [_measured(_name(g[0]), g, scores, how) for row, g in groups.items() if row not in shown]
 
 
-def _beside(quoted: dict, own: dict) -> dict:
+def _beside(quoted: dict, own: dict, nets: list[Network]) -> dict:
     """A row of a table with what was measured here: the paper's number stays where the two may be compared."""
-    scales = {preset.partition("+")[0] for preset in own["preset"].split(", ")}
-    may = own.get("data set", "") in ("", "imagenet", ALL) and scales <= {"", "paper"}
+    may = own.get("data set", "") in ("", "imagenet", ALL) and all(net.compares for net in nets)
     return {key: "" if key in PAPERS and not may else text for key, text in quoted.items()} | own
 
 
@@ -193,7 +193,7 @@ def _ensembles(nets: list[Network], scores: Scores, asked: dict[str, list[str]])
     *rows, line = [_quoted(row) for row in paper.TABLE5]
     six = [n for wanted in PAPER_SIX for n in trained if (*n.key, n.seed) == wanted and not n.label][: len(PAPER_SIX)]
     complete = [(*n.key, n.seed) for n in six] == list(PAPER_SIX)
-    rows.append(_beside(line, _average(line["model"], six, scores)) if complete else line)
+    rows.append(_beside(line, _average(line["model"], six, scores), six) if complete else line)
     for source in ("trained here", "evaluated"):
         members = [n for n in residual if n.source == source and (n.load or n.weights in _marks(scores))]
         if len(members) > 1 and not (complete and members == six):
@@ -245,10 +245,10 @@ def _quoted(row: paper.ImageNetRow) -> dict:
     return {"model": row.label, "source": "quoted", **dict(zip(PAPERS, errors, strict=True))}
 
 
-def _frame(rows: list[dict]) -> pd.DataFrame:
-    """All columns as text, without those of the paper that a table does not have."""
+def _frame(rows: list[dict], quoted: Iterable[paper.ImageNetRow]) -> pd.DataFrame:
+    """All columns as text, without those of the paper that its table does not have."""
     frame = pd.DataFrame([[row.get(column, "") for column in COLUMNS] for row in rows], columns=COLUMNS)
-    return frame.drop(columns=[c for c in COLUMNS[2:4] if (frame[c] == "").all()])
+    return frame.drop(columns=[c for c in PAPERS if not any(_quoted(row)[c] for row in quoted)])
 
 
 def _error(values: list[float]) -> str:

@@ -99,7 +99,7 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
     device = group.device(resolve_device(execution.device))
     use(device)
     set_deterministic(execution.deterministic, device)
-    source, batches = _data(recipe, data_root, device, group)
+    source, batches = _load(recipe, data_root, device, group)
     model = make_model(recipe, len(source.classes), run.path.parent)
     check_own(model, recipe, len(source.classes))
     costs = {
@@ -121,7 +121,7 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
     state.lr = recipe.warmup_lr if state.warming_up else recipe.lr
     rows, sessions = [], []
     restore(run, model, optimizer, window, state, rows, sessions, device, group)
-    _check_continued(recipe, state, source)
+    _as_begun(recipe, state, source)
     may_measure = measures(recipe.iterations, execution.deterministic)
     state.precision = state.precision or group.broadcast(resolve_precision(recipe.precision, device, may_measure))
     if device.type == "cuda" and state.precision == "fp32":  # fp32 is what the fast path is proved against: no TF32
@@ -134,7 +134,9 @@ def prepare(run: Run, data_root, preset: str, execution: Execution, group: distr
     return job
 
 
-def _data(recipe: Recipe, data_root, device: torch.device, group: distributed.Group):
+def _load(
+    recipe: Recipe, data_root, device: torch.device, group: distributed.Group
+) -> tuple[data.DataSource, data.MemoryBatches]:
     """The data of a recipe, the same in all processes, and its batches on the device."""
     source = data.load(recipe.dataset, data_root)
     if len(prints := set(group.gather(source.fingerprint))) > 1:
@@ -152,8 +154,8 @@ def _checkpoint_activations(model: nn.Module, recipe: Recipe, say) -> None:
         say(f"{recipe.run_name}: without activation checkpointing, which plain and residual nets alone have")
 
 
-def _check_continued(recipe: Recipe, state: State, source: data.DataSource) -> None:
-    """A run goes on with the data and the network it was begun on."""
+def _as_begun(recipe: Recipe, state: State, source: data.DataSource) -> None:
+    """A run goes on with the data and the network it was begun on; the latter's source is noted at its beginning."""
     if state.fingerprint != source.fingerprint:
         raise UserError(
             f"run {recipe.run_name} was begun on data {state.fingerprint}, but the data here is {source.fingerprint}"

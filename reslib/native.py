@@ -33,7 +33,7 @@ OTHERS = stat.S_IWGRP | stat.S_IWOTH
 PATIENCE = 120.0  # seconds for a compiler
 # A second OpenMP beside the one that PyTorch brings would end the process on macOS; without it one thread computes.
 PARALLEL = [[]] if sys.platform == "darwin" else [["-fopenmp"], []]
-WITHOUT_TILES = "-mno-amx-tile"  # for an assembler older than the compiler, which may not know their instructions
+WITHOUT_TILES = "-mno-amx-tile"  # where the assembler is older than the compiler and does not know them
 
 
 @functools.cache
@@ -61,10 +61,11 @@ def build(*options: str) -> ctypes.CDLL:
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
     target = _run([compiler, native, "-dM", "-E", "-x", "c++", os.devnull])  # what processor and compiler have
     command = [compiler, "-std=c++17", "-O3", native, "-Wno-psabi", "-shared", "-fPIC"]
-    tiles = [[], [WITHOUT_TILES]] if "__AMX_TILE__" in target else [[]]
+    if "__AMX_TILE__" in target and not _assembles(compiler, native, "tilezero %tmm0"):
+        command.append(WITHOUT_TILES)
     reason = None
-    for fewer in (parallel + without for parallel in PARALLEL for without in tiles):
-        words = [*command, *fewer, *options]
+    for parallel in PARALLEL:
+        words = [*command, *parallel, *options]
         text = [*(source.read_text() for source in (*SOURCES, *HEADERS)), target, *words]
         digest = hashlib.sha256("\n".join(text).encode()).hexdigest()
         path = cache_file().with_name("native") / f"loops-{digest[:16]}.so"
@@ -74,8 +75,19 @@ def build(*options: str) -> ctypes.CDLL:
         try:
             return _make(words, path)
         except UserError as error:
-            reason = reason or error
+            reason = error
     raise reason
+
+
+def _assembles(compiler: str, native: str, instruction: str) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "probe.cpp"
+        file.write_text(f'void probe() {{ asm("{instruction}"); }}\n')
+        try:
+            _run([compiler, native, "-c", str(file), "-o", os.devnull])
+        except UserError:
+            return False
+    return True
 
 
 def _make(words: list[str], path: Path) -> ctypes.CDLL:

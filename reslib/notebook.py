@@ -39,7 +39,7 @@ def open_folder(
     """The results folder of a preset, for notebooks that train no study. Parameters as in `open_study`."""
     check_injected()
     _check(preset, data_root, results, seeds, device, train=train)
-    return Folder(preset, data_root, results, device)
+    return Folder(preset, data_root, results, device, train)
 
 
 def open_study(
@@ -78,10 +78,11 @@ class Facts(dict):
 class Folder:
     """Where the results of one preset go."""
 
-    def __init__(self, preset, data_root, results, device):
+    def __init__(self, preset, data_root, results, device, train=True):
         if preset == "auto":
             preset = os.environ.get("RESLIB_PRESET", "quick")
         self.preset, self.data_root, self.device = preset_of(preset), data_root or None, resolve_device(device)
+        self.training = train
         self.folder = results_root(results or None) / self.preset.name
         self.runs_dir = self.folder / "runs"
         check_place(self.folder)  # where nothing can be kept, nothing is computed first
@@ -102,6 +103,7 @@ class Folder:
             "device": here["device_name"],
             "torch": here["torch"],
             "commit": here["commit"][:12] + (" with uncommitted changes" if here["dirty"] else ""),
+            **({} if self.training else {"train": "False: what is on record is drawn, wherever it was made"}),
         }
 
     def describe(self) -> Facts:
@@ -149,8 +151,8 @@ class Study(Folder):
 
     def __init__(self, name, preset, data_root, results, seeds, device, models="", train=True):
         choose("study", name, STUDIES)
-        super().__init__(preset, data_root, results, device)
-        self.name, self.training = name, train
+        super().__init__(preset, data_root, results, device, train)
+        self.name = name
         study, self.kind = STUDIES[name]
         self.dataset_name = self.dataset(self.kind) if train else self._recorded()
         own = ([m.strip() for m in models.split(",") if m.strip()],) if models else ()

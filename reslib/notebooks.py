@@ -46,7 +46,7 @@ def notebook_names() -> list[str]:
 def run_notebooks(arguments, results: Path, train: bool = True) -> int:
     """Execute the chosen notebooks into results/<preset>/notebooks/; returns the exit code.
 
-    train: False has those that draw the records of a study train nothing.
+    train: False has those that draw what is on record train and measure nothing.
     """
     names = list(dict.fromkeys(arguments.notebooks or notebook_names()))
     if not names:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from .errors import UserError, tell_once
-from .files import CODE, alone, write_json
+from .files import CODE, alone_where_possible, write_json
 from .provenance import digest
 from .tune import Choice, cache_file, machine_key
 
@@ -48,7 +48,7 @@ def keep(name: str, entries: dict) -> None:
     Where the cache cannot be written, every run makes them again.
     """
     try:
-        with alone(path_of(f"{name}.lock")):  # for this moment alone, unlike the lock of a trial in gpu_trials.py
+        with alone_where_possible(path_of("trials.lock")):
             mine = {key: entry for key, entry in (known(name) | entries).items() if entry is not None}
             write_json(path_of(name), _machines(name) | {here(): mine})
     except UserError as error:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from .errors import UserError, choose, shown, tell_once
-from .files import folder_of, write_json
+from .files import alone_where_possible, folder_of, write_json
 from .machine import cores, cpuinfo, user_cache
 from .models import build_model
 
@@ -269,6 +269,7 @@ def forget() -> None:
 
 def _store(entry: dict) -> None:
     try:
-        write_json(cache_file(), {**_cached(), machine_key(): entry})
+        with alone_where_possible(cache_file().with_suffix(".lock")):
+            write_json(cache_file(), {**_cached(), machine_key(): entry})
     except UserError as error:  # it costs two seconds per process
         tell_once(f"note: the settings of this processor are measured every time: {error}")

@@ -13,6 +13,7 @@ from reslib.equivalence import Trajectory, departure, first_steps
 from reslib.equivalence_records import compare, markdown
 from reslib.errors import UserError
 from reslib.job import Execution
+from reslib.presets import cifar_recipe, preset_of
 from reslib.recipe import Recipe
 from reslib.tune import Choice
 
@@ -194,7 +195,8 @@ def test_command_trains_both_ways(tmp_path, monkeypatch, capsys):
     assert "no difference found" in capsys.readouterr().out
 
 
-def test_other_kernels_meet_the_same_references(tmp_path, monkeypatch):
+@pytest.mark.skipif(bool(cannot_compile()), reason="no C++ compiler")
+def test_other_kernels_meet_the_same_references(tmp_path, monkeypatch, capsys):
     """`--apart`: the fast runs lie beside the references, the record beside the other, and verify reads them all."""
     from reslib.cli import main
 
@@ -202,23 +204,59 @@ def test_other_kernels_meet_the_same_references(tmp_path, monkeypatch):
     argv = f"equivalence --preset {preset} --model resnet8 --seeds 2 --fast bf16 --dataset synthetic --device cpu"
     argv = [*argv.split(), "--results", str(tmp_path)]
     assert main(argv) in (0, 1)
-    monkeypatch.setenv("RESLIB_TUNE", "precision=bf16,threads=1,compile=false,winograd=false,fused=false,units=false")
     root = tmp_path / "equivalence" / preset
+    monkeypatch.delenv("RESLIB_TUNE", raising=False)
+    assert main([*argv, "--apart", "fused"]) == 2
+    assert "--apart fused is for kernels that RESLIB_TUNE names, which is not set" in capsys.readouterr().err
+    tuned = "precision=bf16,threads=1,compile=false,winograd=false,fused=true,units=false"
+    monkeypatch.setenv("RESLIB_TUNE", tuned)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.json")}
-    assert main([*argv, "--apart", "plain"]) in (0, 1)
+    assert main([*argv, "--apart", "fused"]) in (0, 1)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    first, second = (json.loads((root / f"resnet8-synthetic-bf16{name}.json").read_text()) for name in ("", "+plain"))
+    first, second = (json.loads((root / f"resnet8-synthetic-bf16{name}.json").read_text()) for name in ("", "+fused"))
     assert first["runs"]["fp32"] == second["runs"]["fp32"] and first["sides"]["fp32"] == second["sides"]["fp32"]
-    assert all(run.startswith(f"equivalence/{preset}/plain/runs/") for run in second["runs"]["fast"])
-    assert second["sides"]["fast"]["steps"] == ["eager"] and second["command"].endswith("--fast bf16 --apart plain")
-    assert list(equivalence_records.frame(tmp_path)["side"]) == ["fp32", "fast"] * 2
+    assert all(run.startswith(f"equivalence/{preset}/fused/runs/") for run in second["runs"]["fast"])
+    assert [made["sides"]["fast"]["steps"] for made in (first, second)] == [["eager"], ["eager, fused norms"]]
+    assert second["command"].startswith(f'RESLIB_TUNE="{tuned}" ') and second["apart"] == "fused"
+    assert second["command"].endswith("--fast bf16 --apart fused")
+    frame = equivalence_records.frame(tmp_path)
+    assert list(frame["side"]) == ["fp32", "fast"] * 2 and list(frame["apart"]) == ["fused", "fused", "", ""]
+    titles = {t.get_text() for t in figures.equivalence_figure(frame).findobj(Text)}
+    assert {f"ResNet-8 on synthetic\n{preset}", f"ResNet-8 on synthetic\n{preset}, fused"} <= titles
+    assert markdown(second).startswith(f"# Fast path beside fp32: resnet8 on synthetic, preset {preset}, fused\n")
     findings = verify.Findings()
     verify.check_equivalence(tmp_path, findings)
     assert (findings.problems, findings.records) == ([], 6)
     damaged = tmp_path / second["runs"]["fast"][0] / "metrics.csv"
     damaged.write_text(damaged.read_text().replace("0.1", "0.2"))
     verify.check_equivalence(tmp_path, findings)
-    assert any(f"equivalence/{preset}/plain/runs/" in text for text in findings.problems)
+    assert any(f"equivalence/{preset}/fused/runs/" in text for text in findings.problems)
+    monkeypatch.setenv("RESLIB_TUNE", "precision=bf16,threads=1")
+    assert main([*argv, "--apart", "fused"]) == 2
+    assert "now RESLIB_TUNE is 'precision=bf16,threads=1': allowed is the same" in capsys.readouterr().err
+
+
+def test_references_of_the_study_serve_other_kernels_too(tmp_path, monkeypatch):
+    """At a preset's own settings fast runs lie among the study's; `--apart` puts them elsewhere, further seeds too."""
+    from reslib.cli import main
+
+    asked, looked, study = [], [], tmp_path / "smoke" / "runs"
+    root = tmp_path / "equivalence" / "smoke"
+    own, apart = root / "runs", root / "mine" / "runs"
+
+    def train(recipe, runs_dir, root, preset, execution):
+        asked.append((recipe.precision, recipe.seed, runs_dir))
+        return summary(0.5, recipe.precision)
+
+    monkeypatch.setattr(equivalence, "train", train)
+    monkeypatch.setattr(equivalence, "_both_there", lambda recipe, fast, *at: looked.append(at) or len(looked) < 2)
+    monkeypatch.setenv("RESLIB_TUNE", "precision=bf16,threads=1")
+    reference = cifar_recipe("resnet20", preset_of("smoke"), "synthetic", 0).replace(precision="fp32")
+    (study / reference.run_name).mkdir(parents=True)
+    argv = f"equivalence --preset smoke --seeds 1 --fast bf16 --apart mine --device cpu --results {tmp_path}"
+    assert main(argv.split()) == 0
+    assert asked == [("fp32", 0, study), ("bf16", 0, apart), ("fp32", 1, own), ("bf16", 1, apart)]
+    assert looked == [(apart, (study, own))] * 2
 
 
 @pytest.mark.parametrize("steps", [["CUDA graph"], ["eager", "eager, winograd"], []])

@@ -84,7 +84,7 @@ def test_the_command_executes_notebooks_with_records_alone(results, name):
 
 
 def test_norms_are_drawn_as_they_were_measured(results):
-    """By other code, for another number of seeds than asked for, and without images: nothing is measured anew."""
+    """By other code, and for another number of seeds than asked for: nothing is measured anew."""
     folder = results / "smoke"
     assert not drawable("gradients", folder)
     norms = probes.gradient_study(preset_of("smoke"), "synthetic", seeds=1)

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from reslib import trials
+from reslib import files, trials
 from reslib.files import alone
 
 NAME = "compile.json"
@@ -22,11 +22,22 @@ def test_two_at_once_keep_each_others_entries():
     assert trials.known(NAME) == {f"network {number}": number for number in range(40)}
 
 
+@pytest.mark.timeout(20)
 def test_a_trial_that_others_wait_for_may_keep_what_it_finds():
     """gpu_trials.py holds a lock of its own meanwhile."""
     with alone(trials.path_of(NAME).with_suffix(".lock")):
         trials.keep(NAME, {"a": 1})
     assert trials.known(NAME) == {"a": 1}
+
+
+def test_without_locks_entries_are_kept_all_the_same(monkeypatch):
+    def flock(file, how):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    trials.keep(NAME, {"a": 1})
+    trials.keep(NAME, {"b": 2})
+    assert trials.known(NAME) == {"a": 1, "b": 2}
 
 
 def test_an_entry_is_removed_and_others_stay():

@@ -247,6 +247,7 @@ def _checked(arguments) -> dict:
 
     lists = {n: _words(getattr(arguments, n)) for n in ("models", "contenders", "devices", "seed_models")}
     lists |= {n: _numbers(n, getattr(arguments, n)) for n in ("batch_sizes", "depths", "batches", "widths")}
+    lists["contenders"] = list(dict.fromkeys(lists["contenders"]))  # one cannot be measured beside itself
     lists["models"] = [] if lists["models"] == ["none"] else lists["models"]
     for name in lists["contenders"]:
         choose("contender", name, NAMES)

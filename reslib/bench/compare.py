@@ -28,7 +28,7 @@ def compare(
     made, failed = [], {}
     try:
         for name in names:
-            _set_up(name, made, failed, (recipe, source, device, root, workers), say)
+            _set_up(name, made, failed, say, recipe=recipe, source=source, device=device, root=root, workers=workers)
         roofline = Roofline(device, size=None if seconds >= 1 else 512)  # a glance waits for no large product
         rates, parts = _turns(made, rounds, seconds, batch, roofline, end)
         machine = roofline.summary()
@@ -61,11 +61,14 @@ def compare(
     }
 
 
-def _set_up(name: str, made: list, failed: dict, arguments: tuple, say) -> None:
-    """Add a contender to those made, or to `failed` with the reason; the first, the measure, must be there."""
+def _set_up(name: str, made: list, failed: dict, say, **what) -> None:
+    """Add a contender to those made, or to `failed` with the reason; the first, the measure, must be there.
+
+    what: further arguments of `contender`.
+    """
     say(f"  {name}: setting up")
     try:
-        made.append(contender(name, *arguments, cold=True, say=say))
+        made.append(contender(name, **what, cold=True, say=say))
     except Exception as error:
         if not made and not failed:
             raise

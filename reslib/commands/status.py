@@ -22,6 +22,7 @@ from .reproduce import datasets_of
 
 MAKESPANS = (8,)  # devices for which the makespan is printed on the way to --gpus: a node of a cluster
 SPEEDS = (0.001, 1_000_000_000)  # images/s that may be given
+HEAD = ("network", "data", "iterations", "M mult-adds", "images/s", "speed", "per run", "left", "runs")
 STATES = ("done", "running", "interrupted", "missing", "diverged", "damaged")
 
 
@@ -61,9 +62,6 @@ def _main(arguments) -> int:
         count = sum(r.dataset == "imagenet" for r in recipes)
         print(f"`reslib reproduce` leaves out {count} of these runs until ImageNet is found: {reason}")
     return 0
-
-
-HEAD = ("network", "data", "iterations", "M mult-adds", "images/s", "speed", "per run", "left", "runs")
 
 
 def report(

@@ -258,7 +258,8 @@ def equivalence_figure(frame: pd.DataFrame) -> Figure:
                 left.plot([row["mean"]] * 2, [place - 0.28, place + 0.28], color=ink, linewidth=1.6)
         left.set_yticks((1, 0), group["steps"] + np.where(group["side"] == "fp32", " (reference)", ""))
         left.set(ylim=(-0.6, 1.6), xlabel="final test error (%)")
-        left.set_title(f"{_label(first['model'])} on {first['dataset']}, {first['preset']}", loc="left", fontsize=8.5)
+        named = first["preset"] + f", {first['apart']}" * bool(first["apart"])
+        left.set_title(f"{_label(first['model'])} on {first['dataset']}\n{named}", loc="left", fontsize=8.5)
         left.grid(axis="y", visible=False)
         if pd.isna(first["difference"]):
             say(right, first["verdict"])

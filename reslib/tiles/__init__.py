@@ -43,7 +43,7 @@ def unavailable(precision: str) -> str:
         return "in bf16 alone"
     if reason := native.unavailable():
         return reason
-    return "" if native.loops().tile_units() else "for processors alone that have matrix tiles (AMX) for bf16"
+    return "" if native.loops().tile_units() else "for processors and compilers alone that know matrix tiles (AMX)"
 
 
 def choose(step, chosen: Choice, batch, left: int, limit=None, before=None, say=print) -> TilesLoss | None:
