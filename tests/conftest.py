@@ -83,3 +83,11 @@ def tile_loops(request, monkeypatch, own_trials):
     if not built.tile_units():
         pytest.skip("this processor has no matrix tiles")
     monkeypatch.setattr(native, "loops", lambda: built)
+
+
+@pytest.fixture
+def same_threads():
+    """PyTorch's number of threads is as before, whatever a run has set."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
