@@ -98,18 +98,23 @@ def main(arguments) -> int:
         for side, run in zip(runs, (where, folder / chosen.run_name), strict=True):
             runs[side].append(run.relative_to(results).as_posix())
         print(f"seed {recipe.seed}: fp32 {_percent(reference)}, fast path ({fast['precision']}) {_percent(fast)}")
-    command = f"reslib equivalence --model {arguments.model} --preset {preset.name} --dataset {dataset}"
-    command += f" --seeds {len(pairs)}" + f" --fast {arguments.fast}" * (arguments.fast != "auto")
-    command += f" --apart {arguments.apart}" * bool(arguments.apart)
-    if tuned:
-        command = f'RESLIB_TUNE="{tuned}" {command}'
     record = equivalence_records.compare(arguments.model, preset.name, dataset, pairs)
-    record |= {"runs": runs, "command": command} | ({"apart": arguments.apart} if arguments.apart else {})
+    record |= {"runs": runs, "command": _command(arguments, dataset, len(pairs), tuned)}
+    if arguments.apart:
+        record["apart"] = arguments.apart
     text = equivalence_records.markdown(record)
     write_json(path, record)
     write_text(path.with_suffix(".md"), text)
     print(f"\n{text}\nwritten: {path} and {path.with_suffix('.md').name}")
     return 1 if record["verdict"] == "different" else 0
+
+
+def _command(arguments, dataset: str, seeds: int, tuned: str) -> str:
+    """The command that makes this record again."""
+    words = f"reslib equivalence --model {arguments.model} --preset {preset_of(arguments.preset).name}"
+    words += f" --dataset {dataset} --seeds {seeds}" + f" --fast {arguments.fast}" * (arguments.fast != "auto")
+    words += f" --apart {arguments.apart}" * bool(arguments.apart)
+    return f'RESLIB_TUNE="{tuned}" {words}' if tuned else words
 
 
 def _check_apart(name: str, path: Path, tuned: str) -> None:

@@ -1,12 +1,13 @@
 """What the benchmark measures, at tiny sizes."""
 
+import argparse
 import time
 
 import pytest
 import torch
 from bench_source import CPU, make_source, record_of, set_up
 
-from reslib import compilation, data, figures, tune
+from reslib import bench, compilation, data, figures, tune
 from reslib.bench import compare, contenders, growth, loading, peer, records, report, roofline, scaling
 from reslib.cli import main
 from reslib.models import build_model
@@ -153,6 +154,13 @@ def test_a_contender_that_cannot_be_set_up_is_named_and_the_others_are_measured(
     assert "- blocks: failed, RuntimeError: InductorError" in "\n".join(report._comparison(record))
     with pytest.raises(RuntimeError, match="no compiler"):  # nothing to compare with
         compare.compare(names[1:], "resnet8", 8, source, CPU, 1, 0.01, **quiet)
+
+
+def test_a_contender_is_not_measured_beside_itself():
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    asked = bench._checked(parser.parse_args(["--contenders", "usual,fp32,usual"]))
+    assert asked["contenders"] == ["usual", "fp32"]
 
 
 def test_turns_end_at_the_time_limit(monkeypatch, source):

@@ -95,6 +95,9 @@ def test_norms_are_drawn_as_they_were_measured(results):
     assert main(["reproduce", "gradients", "--no-train", "--preset=smoke", "--seeds=3", f"--results={results}"]) == 0
     assert (file.read_bytes(), file.stat().st_mtime_ns) == before
     assert (folder / "figures" / "gradients_training.png").exists()
+    assert "wherever it was made" in (folder / "notebooks" / "gradients.ipynb").read_text()
+    file.write_text("damaged")
+    assert drawable("gradients", folder)  # the notebook says so; the others are drawn
 
 
 def test_the_index_says_how_such_a_copy_is_made(results):
