@@ -56,19 +56,26 @@ def resolve_precision(asked: str, device: torch.device, measured: bool = True) -
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
         return "fp32"
-    if measured:
-        return faster_precision()
-    from . import tune
-
-    return tune.asked("precision") or "fp32"
+    return faster_precision() if measured else _asked_precision() or "fp32"
 
 
-@cache
 def faster_precision() -> str:
     """The faster of "fp32" and "bf16" on this processor, measured for about two seconds once (see tune.py).
 
-    Flags do not tell: processors advertise bf16 and run it at half the fp32 rate.
+    What RESLIB_TUNE says stands above it, at every call: a notebook may set it after a first run. Flags do not tell:
+    processors advertise bf16 and run it at half the fp32 rate.
     """
+    return _asked_precision() or _measured_precision()
+
+
+def _asked_precision() -> str | None:
+    from . import tune
+
+    return tune.asked("precision")
+
+
+@cache
+def _measured_precision() -> str:
     from .tune import choice
 
     return choice().precision

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from reslib import compilation, tune
+from reslib import compilation, numerics, tune
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +76,21 @@ def test_environment_overrides(measured, monkeypatch):
         monkeypatch.setenv("RESLIB_TUNE", wrong)
         with pytest.raises(tune.UserError, match=said):
             tune.choice()
+
+
+def test_a_precision_given_after_another_run_counts(measured, monkeypatch):
+    """As in a notebook whose second cell sets RESLIB_TUNE: what the first run measured does not stand above it."""
+    numerics._measured_precision.cache_clear()
+    cpu = torch.device("cpu")
+    try:
+        assert numerics.resolve_precision("auto", cpu) == "bf16" and len(measured) == 1
+        for precision in ("fp32", "bf16"):
+            monkeypatch.setenv("RESLIB_TUNE", f"precision={precision},threads=1")
+            assert numerics.resolve_precision("auto", cpu) == precision
+        monkeypatch.delenv("RESLIB_TUNE")
+        assert numerics.resolve_precision("auto", cpu) == "bf16" and len(measured) == 1
+    finally:
+        numerics._measured_precision.cache_clear()
 
 
 def test_measuring_leaves_threads_and_random_state_alone(monkeypatch):
