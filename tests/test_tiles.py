@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from reslib import compilation, native
-from reslib.models.conv_norm_relu import norm_relu
+from reslib.models.conv_norm_relu import Subsampled, norm_relu
 from reslib.numerics import autocast
 from reslib.tiles import two_units, unit
 
@@ -20,10 +20,13 @@ pytestmark = [
 ]
 
 
-def drawn(images, inputs, outputs, height, width, added):
-    """Convolution, norm with weights and averages of its own, maps, what is added to them, slopes of the output."""
+def drawn(images, inputs, outputs, height, width, added, stride=1):
+    """Convolution, norm with weights and averages of its own, maps, what is added to them, slopes of the output.
+
+    height, width: of the output.
+    """
     generator = torch.Generator().manual_seed(images + inputs + outputs + height + width)
-    conv, norm = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
+    conv, norm = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs)
     conv.to(memory_format=torch.channels_last)
     with torch.no_grad():
         conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) / (3 * inputs**0.5))
@@ -31,11 +34,11 @@ def drawn(images, inputs, outputs, height, width, added):
             values.copy_(torch.rand(outputs, generator=generator) + 0.1)
         norm.bias.sub_(0.6)
 
-    def maps(channels):
-        values = torch.randn(images, channels, height, width, generator=generator).bfloat16()
+    def maps(channels, times=1):
+        values = torch.randn(images, channels, times * height, times * width, generator=generator).bfloat16()
         return values.contiguous(memory_format=torch.channels_last)
 
-    x, other, slopes = maps(inputs), maps(outputs) if added else None, maps(outputs)
+    x, other, slopes = maps(inputs, stride), maps(outputs) if added else None, maps(outputs)
     before = results(
         lambda conv, norm, relu, *others: usually(conv, norm, nn.Identity(), *others), conv, norm, x, other
     )
@@ -73,6 +76,14 @@ def off(values, truth):
     return float((values.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30))
 
 
+STRIDED = [  # as below, of the output of stride 2
+    (3, 16, 32, 16, 16),
+    (3, 32, 64, 8, 8),
+    (2, 48, 32, 3, 32),
+    (5, 16, 96, 5, 4),
+    (9, 64, 32, 1, 2),
+    (17, 16, 32, 1, 1),
+]
 SIZES = [
     (3, 16, 16, 32, 32),  # of the nets of section 4.2
     (3, 32, 32, 16, 16),
@@ -85,11 +96,11 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("stride, size", [(s, size) for s, sizes in ((1, SIZES), (2, STRIDED)) for size in sizes])
 @pytest.mark.parametrize("added", [False, True])
-def test_output_gradients_and_averages_are_pytorchs(tile_loops, size, added):
+def test_output_gradients_and_averages_are_pytorchs(tile_loops, stride, size, added):
     """Against double precision, and hardly further off than PyTorch's own operations, which round as often or more."""
-    arguments = drawn(*size, added)
+    arguments = drawn(*size, added, stride)
     exact = results(usually, *arguments, exact=True)
     usual, mine = results(usually, *arguments), results(unit, *arguments)
     assert len(mine) == len(usual) == 8 + added
@@ -99,39 +110,50 @@ def test_output_gradients_and_averages_are_pytorchs(tile_loops, size, added):
     assert mine[0].is_contiguous(memory_format=torch.channels_last)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(1, 20),
-    st.sampled_from([(16, 16), (32, 32), (32, 64), (96, 32)]),
+    st.sampled_from([(16, 16), (16, 32), (32, 32), (32, 64), (48, 32), (96, 32)]),
     st.integers(1, 6),
     st.sampled_from([1, 2, 4, 8, 16, 32, 48]),
     st.booleans(),
+    st.sampled_from([1, 2]),
 )
-def test_shapes_of_all_kinds(tile_loops, images, channels, height, width, added):
-    assume(channels != (16, 16) or width == 32)
+def test_shapes_of_all_kinds(tile_loops, images, channels, height, width, added, stride):
+    inputs, outputs = channels
+    assume(outputs % 32 == inputs % (32 // stride) == 0 or (inputs, outputs, width, stride) == (16, 16, 32, 1))
     assume(images * height * width > 1)
-    arguments = drawn(images, *channels, height, width, added)
+    arguments = drawn(images, *channels, height, width, added, stride)
     exact, usual, mine = results(usually, *arguments, exact=True), *(results(w, *arguments) for w in (usually, unit))
     for truth, theirs, values in zip(exact, usual, mine, strict=True):
-        assert off(values, truth) < max(1.5 * off(theirs, truth), 0.01)
+        # theirs can be NaN: oneDNN reads what nobody wrote where a row of two pixels becomes one (torch 2.14, AMX)
+        assert off(values, truth) < max(0.01, 1.5 * off(theirs, truth))
 
 
-@pytest.mark.parametrize("size", [(5, 16, 16, 4, 32), (5, 64, 64, 8, 8), (3, 32, 96, 5, 16)], ids=str)
-@pytest.mark.parametrize("shortcut", ["none", "identity", "other"])
-def test_two_units_are_one_after_the_other(tile_loops, size, shortcut):
-    """The same bits but for the gradient of an identity, which is rounded once less."""
+@pytest.mark.parametrize(
+    ("stride", "size"),
+    [(1, (5, 16, 16, 4, 32)), (1, (5, 64, 64, 8, 8)), (1, (3, 32, 96, 5, 16))]
+    + [(2, (3, 16, 32, 4, 16)), (2, (5, 32, 64, 8, 8)), (2, (3, 48, 64, 2, 16))],
+)
+@pytest.mark.parametrize("shortcut", ["none", "same", "other"])
+def test_two_units_are_one_after_the_other(tile_loops, stride, size, shortcut):
+    """The same bits but for the gradient of what both take, x itself or x subsampled, which is rounded once less."""
     images, inputs, outputs, height, width = size
-    last = inputs if shortcut == "identity" else outputs
-    conv, norm, x, _, _ = drawn(*size, False)
+    last = inputs if (shortcut, stride) == ("same", 1) else outputs
+    conv, norm, x, _, _ = drawn(*size, False, stride)
     conv2, norm2, _, added, slopes = drawn(images, outputs, last, height, width, True)
     found = []
     for together in (True, False):
         first = *copy.deepcopy((conv, norm)), nn.ReLU(inplace=True)
         second = *copy.deepcopy((conv2, norm2)), nn.ReLU(inplace=True)
         start, other = (t.detach().clone().requires_grad_() for t in (x, added))
-        plus = {"none": None, "identity": start, "other": other}[shortcut]
+        subsampled = Subsampled(2, outputs - inputs)
+        plus = {"none": None, "same": start if stride == 1 else subsampled, "other": other}[shortcut]
         with autocast(CPU, "bf16"):
-            y = two_units(first, second, start, plus) if together else unit(*second, unit(*first, start), plus)
+            if together:
+                y = two_units(first, second, start, plus)
+            else:
+                y = unit(*second, unit(*first, start), subsampled(start) if plus is subsampled else plus)
         y.backward(slopes)
         parameters = [p.grad for module in (*first, *second) for p in module.parameters()]
         buffers = [b for module in (*first, *second) for b in module.buffers()]
@@ -141,24 +163,44 @@ def test_two_units_are_one_after_the_other(tile_loops, size, shortcut):
     for values, truth in zip(mine[1:], theirs[1:], strict=True):
         # sums for the first norm are joined in another order: in the last digits, of what is fp32
         assert values is truth is None or torch.allclose(values, truth, rtol=1e-4, atol=1e-5)
-    assert off(mine[0], theirs[0]) < (3e-3 if shortcut == "identity" else 1e-4)
+    assert off(mine[0], theirs[0]) < (3e-3 if shortcut == "same" else 1e-4)
+
+
+def test_a_shortcut_subsampled_in_another_way_is_computed_by_itself(emulated_tiles):
+    """Not as the first convolution does; what then does not fit is left to others."""
+    conv, norm, x, _, slopes = drawn(2, 32, 64, 4, 8, False)
+    conv2, norm2, *_ = drawn(2, 64, 64, 4, 8, False)
+    units, widened, found = ((conv, norm, nn.ReLU()), (conv2, norm2, nn.ReLU())), Subsampled(1, 32), []
+    with autocast(CPU, "bf16"):
+        for itself in (True, False):
+            start = x.detach().clone().requires_grad_()
+            y = two_units(*copy.deepcopy(units), start, widened if itself else widened(start))
+            y.backward(slopes)
+            found.append((y, start.grad))
+        assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+        assert two_units(*units, x, Subsampled(2, 32)) is None and two_units(*units, x, Subsampled(1, 16)) is None
 
 
 def test_where_one_of_two_units_does_not_fit_neither_is_taken(emulated_tiles):
-    fits, strided = (nn.Conv2d(32, 32, 3, stride, 1, bias=False) for stride in (1, 2))
+    fits, strided, wide = (
+        nn.Conv2d(32, 32, 3, stride, padding, bias=False) for stride, padding in ((1, 1), (2, 1), (1, 2))
+    )
     x = torch.randn(2, 32, 4, 8).bfloat16().contiguous(memory_format=torch.channels_last)
     norms = [nn.BatchNorm2d(32) for _ in range(3)]
     with autocast(CPU, "bf16"):
-        for first, second, added in ((strided, fits, None), (fits, strided, None), (fits, fits, x[:1])):
+        unfit = (wide, fits, None), (fits, wide, None), (fits, strided, None), (fits, fits, x[:1])
+        for first, second, added in unfit:
             units = ((conv, norm, nn.ReLU()) for conv, norm in zip((first, second), norms, strict=False))
             assert two_units(*units, x, added) is None
     assert [norm.num_batches_tracked for norm in norms] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("added", [False, True])
-@pytest.mark.parametrize("size", [(20, 16, 16, 4, 32), (50, 64, 32, 5, 8)], ids=str)
-def test_up_to_eight_threads_give_the_same_bits(tile_loops, size, added):
-    arguments, before, found = drawn(*size, added), torch.get_num_threads(), []
+@pytest.mark.parametrize(
+    ("stride", "size"), [(1, (20, 16, 16, 4, 32)), (1, (50, 64, 32, 5, 8)), (2, (50, 32, 64, 4, 8))]
+)
+def test_up_to_eight_threads_give_the_same_bits(tile_loops, stride, size, added):
+    arguments, before, found = drawn(*size, added, stride), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5, 8):
             torch.set_num_threads(threads)
@@ -220,7 +262,12 @@ def test_what_is_left_to_others(emulated_tiles):
         "evaluation": {"norm": nn.BatchNorm2d(32).eval()},
         "no norm": {"norm": nn.Identity()},
         "another activation": {"relu": nn.ReLU6()},
-        "stride": {"conv": conv(32, 32, stride=2)},
+        "stride": {"conv": conv(32, 32, stride=4)},
+        "one stride down, one across": {"conv": conv(32, 32, stride=(1, 2))},
+        "an odd height to be halved": {"conv": conv(32, 32, stride=2), "x": maps(32, 5, 8)},
+        "an odd width to be halved": {"conv": conv(32, 32, stride=2), "x": maps(32, 4, 9)},
+        "rows of 12 after halving": {"conv": conv(32, 32, stride=2), "x": maps(32, 4, 24)},
+        "few channels to be halved": {"conv": conv(8, 32, stride=2), "x": maps(8, 4, 8)},
         "kernel": {"conv": conv(32, 32, kernel_size=5, padding=2)},
         "padding": {"conv": conv(32, 32, padding=0)},
         "padding with what is there": {"conv": conv(32, 32, padding_mode="reflect")},

@@ -17,7 +17,7 @@ from reslib.job import Execution
 from reslib.models.conv_norm_relu import taken_over
 from reslib.numerics import autocast
 from reslib.passes import Passes, difference, sound
-from reslib.tiles import TilesLoss, unit
+from reslib.tiles import TilesLoss, two_units, unit
 from reslib.train import train
 
 pytestmark = [
@@ -31,9 +31,9 @@ AS_BEGUN = {"threads": 1, "layout": "channels-last", "compiled": False}
 @pytest.mark.parametrize(
     ("model", "options", "units", "norms"),
     [
-        ("resnet20", {}, 16, 3),  # the first and those of stride 2 are left to fused norms
-        ("plain20", {}, 16, 3),
-        ("resnet8", {"shortcut": "B"}, 4, 3),
+        ("resnet20", {}, 18, 1),  # the first is left to fused norms
+        ("plain20", {}, 18, 1),
+        ("resnet8", {"shortcut": "B"}, 6, 1),
         ("resnet8", {"batch_norm": False}, 0, 0),
     ],
 )
@@ -124,8 +124,8 @@ def test_a_trial_without_memory_is_lost(emulated_tiles, monkeypatch):
 
 
 def test_loops_that_compute_something_else_are_refused(emulated_tiles, monkeypatch):
-    right = unit
-    monkeypatch.setattr(tiles, "unit", lambda *call: None if (y := right(*call)) is None else 1.3 * y)
+    right = two_units
+    monkeypatch.setattr(tiles, "two_units", lambda *call: None if (y := right(*call)) is None else 1.3 * y)
     said = []
     assert "units" not in chosen(monkeypatch, say=said.append)[0]
     assert said[0].startswith("no tile units: loss or gradient would be off by ")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _active = threading.local()
@@ -24,12 +26,35 @@ def conv_norm_relu(conv: nn.Module, norm: nn.Module, relu: nn.Module, x: Tensor,
     return norm_relu(norm, relu, conv(x), added)
 
 
-def two_units(first, second, x: Tensor, added: Tensor | None = None) -> Tensor:
-    """conv_norm_relu of `second` after that of `first`, each (conv, norm, relu): added is what the second adds."""
+@dataclasses.dataclass(frozen=True)
+class Subsampled:
+    """The shortcut of option A where dimensions grow (section 3.3): (N, C, H, W) -> (N, C + new_channels, h, w).
+
+    Every stride-th row and column, and zeros as new channels.
+    """
+
+    stride: int
+    new_channels: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.stride(1) != 1:
+            return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+        # The gradient of a slice is dense in the order of its dimensions: channels last for maps that have them last.
+        x = x.permute(0, 2, 3, 1)[:, :: self.stride, :: self.stride]
+        return F.pad(x, (0, self.new_channels)).permute(0, 3, 1, 2)
+
+
+def two_units(first, second, x: Tensor, added: Tensor | Subsampled | None = None) -> Tensor:
+    """conv_norm_relu of `second` after that of `first`, each (conv, norm, relu).
+
+    added: what the second adds; Subsampled, if that is of x.
+    """
     if not torch.compiler.is_compiling() and (other := getattr(_active, "two", None)) is not None:
         y = other(first, second, x, added)
         if y is not None:
             return y
+    if isinstance(added, Subsampled):
+        added = added(x)
     return conv_norm_relu(*second, conv_norm_relu(*first, x), added)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError, choose
-from .conv_norm_relu import conv_norm_relu, two_units
+from .conv_norm_relu import Subsampled, conv_norm_relu, two_units
 
 IMAGENET_BLOCKS = {  # depth: (blocks per stage, bottleneck), Table 1
     18: ((2, 2, 2, 2), False),
@@ -163,23 +163,19 @@ class Block(nn.Module):
         self.bn3 = norm(width if preactivation else out_channels) if bottleneck else None
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
-        self.stride, self.new_channels = stride, out_channels - in_channels
+        self.subsampled = None
         grows = stride != 1 or in_channels != out_channels
         if residual and (shortcut == "C" or (shortcut == "B" and grows)):
             projection = _conv(in_channels, out_channels, 1, stride, bias)
             self.downsample = nn.Sequential(projection, nn.Identity() if preactivation else norm(out_channels))
+        elif residual and grows:
+            self.subsampled = Subsampled(stride, out_channels - in_channels)
 
     def identity(self, x: torch.Tensor) -> torch.Tensor:
         """The shortcut: a projection, or x subsampled and zero-padded to the new number of channels (option A)."""
         if self.downsample is not None:
             return self.downsample(x)
-        if self.stride == 1 and not self.new_channels:
-            return x
-        if x.stride(1) != 1:
-            return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
-        # The gradient of a slice is dense in the order of its dimensions: channels last for maps that have them last.
-        x = x.permute(0, 2, 3, 1)[:, :: self.stride, :: self.stride]
-        return F.pad(x, (0, self.new_channels)).permute(0, 3, 1, 2)
+        return x if self.subsampled is None else self.subsampled(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._preactivated(x) if self.preactivation else self._original(x)
@@ -188,7 +184,8 @@ class Block(nn.Module):
         units = [(self.conv1, self.bn1, self.relu), (self.conv2, self.bn2, self.relu)]
         if self.conv3 is not None:
             units.append((self.conv3, self.bn3, self.relu))
-        added = self.identity(x) if self.residual else None
+        alone = self.subsampled is not None and self.conv3 is None  # two units, which may subsample themselves
+        added = (self.subsampled if alone else self.identity(x)) if self.residual else None
         for unit in units[:-2]:
             x = conv_norm_relu(*unit, x)
         return two_units(*units[-2:], x, added)

@@ -8,75 +8,50 @@
 
 namespace {
 
-// A convolution from `inputs` to `outputs` channels of padded maps.
+// A convolution of padded maps by a kernel, or turned its way back, from the outputs to the inputs.
 //
 // A step multiplies 32 numbers of 16 positions. Where a position has but 16 channels, two beside each other are taken
 // as one with 32: what is convolved then has half the width, and a kernel of 3 x 2 such taps, some of whose weights are
-// 0.
+// 0. Steps all of whose weights are 0 are left out.
 struct Convolution {
+    const Kernel kernel;
+    const bool turned, spread;  // spread: a position's outputs are those of four pixels, two in a row
+    const int fold;
     const Shape shape;  // of what is convolved
-    const int fold, inputs, outputs, steps;
-    std::vector<long> offsets;  // of a step, in numbers
-    bf16 *kernel;               // (steps, outputs / SIDE) tiles
+    const int inputs, outputs;
 
-    // of: the maps; channels: in and out; kernel: size() numbers
-    Convolution(const Shape &of, int from, int to, bf16 *kernel)
-        : shape(of.folded(folding(from, to))), fold(folding(from, to)), inputs(from * fold), outputs(to * fold),
-          steps(3 * across() * inputs / DEEP), kernel(kernel)
+    Convolution(const Shape &of, const Kernel &kernel, bool turned = false)
+        : kernel(kernel), turned(turned), spread(turned && kernel.stride == 2),
+          fold(kernel.wide() == SIDE && kernel.outputs == SIDE ? 2 : 1),
+          shape(of.folded(fold)), inputs((turned ? kernel.outputs : kernel.wide()) * fold),
+          outputs((turned ? kernel.wide() : kernel.outputs) * fold)
     {
-        each_step([&](int, int y, int x, int channel) {
-            offsets.push_back(((long)y * shape.row + x * shape.group) * inputs + channel);
-        });
+        for (int n = 0; n < outputs; n += DEEP) {
+            begins.push_back(steps.size());
+            for (int y = 0; y < 3; y++)
+                for (int x = 0; x < (fold == 2 ? 2 : 3); x++)
+                    for (int c = 0; c < inputs; c += DEEP)
+                        if (counts({n, y, x, c})) {
+                            steps.push_back({n, y, x, c});
+                            offsets.push_back(((long)y * shape.row + x * shape.group) * inputs + c);
+                        }
+        }
+        begins.push_back(steps.size());
     }
 
-    static int folding(int from, int to) { return from == SIDE && to == SIDE ? 2 : 1; }
-    static long size(int from, int to)
+    long size() const { return steps.size() * 2L * TILE; }  // numbers of the packed kernel
+
+    // to: size() numbers, kept for `run`
+    void pack(const float *weight, bf16 *to)
     {
-        const int fold = folding(from, to);
-        return 3L * (fold == 2 ? 2 : 3) * from * fold / DEEP * to * fold / SIDE * TILE;
+        packed = to;
+        for (const Step &step : steps)
+            for (int n = step.n; n < step.n + DEEP; n += SIDE, to += TILE)
+                turned ? pack_turned(weight, step, n, to) : pack_straight(weight, step, n, to);
     }
 
-    // From weights (to, 3, 3, from)
-    void pack(const float *weight)
-    {
-        const int from = inputs / fold, to = outputs / fold;
-        each_step([&](int s, int y, int x, int channel) {
-            for (int n = 0; n < outputs; n += SIDE) {
-                alignas(64) bf16 rows[TILE] = {};
-                for (int j = 0; j < SIDE; j++)
-                    if (fold == 1)
-                        round_row(weight + ((long)(n + j) * TAPS + y * 3 + x) * from + channel, rows + j * DEEP);
-                    else
-                        for (int half = 0; half < 2; half++)
-                            if (const int tap = 2 * x + half - n / to; 0 <= tap && tap < 3)
-                                round_half(weight + ((long)j * TAPS + y * 3 + tap) * from,
-                                           rows + j * DEEP + half * SIDE);
-                transpose(rows, tile(s, n), DEEP);
-            }
-        });
-    }
-
-    // The way back of a convolution, whose weights are (from, 3, 3, to): turned
-    void pack_turned(const float *weight)
-    {
-        const int to = outputs / fold;
-        each_step([&](int s, int y, int x, int channel) {
-            for (int n = 0; n < outputs; n += SIDE)
-                for (int r = 0; r < SIDE; r++) {
-                    alignas(64) bf16 pair[2][SIDE] = {};
-                    for (int i = 0; i < 2; i++) {
-                        const int number = 2 * r + i;
-                        const int tap = fold == 1 ? x : 2 * x + number / SIDE - n / to;
-                        const long from = fold == 1 ? channel + number : number % SIDE;
-                        if (0 <= tap && tap < 3)
-                            round_half(weight + (from * TAPS + 8 - (y * 3 + tap)) * to + (fold == 1 ? n : 0), pair[i]);
-                    }
-                    interleave(pair[0], pair[1], tile(s, n) + r * DEEP);
-                }
-        });
-    }
-
-    // A group of padded maps, from its first position on, to maps in memory; `added` (or null) are other such maps.
+    // A group of padded maps, from its first position on, to maps in memory. added: other such maps, or null; turned with
+    // stride 2, maps of the outputs instead, the first channels of which are added to every first of four pixels.
     void run(const bf16 *padded, long number, const bf16 *added, bf16 *to, Ahead &ahead) const
     {
         int t = 0;
@@ -85,32 +60,83 @@ struct Convolution {
     }
 
 private:
-    int across() const { return fold == 2 ? 2 : 3; }  // taps of a row
-    bf16 *tile(int s, int n) const { return kernel + ((long)s * (outputs / SIDE) + n / SIDE) * TILE; }
+    struct Step {  // 32 inputs from c on of the tap (y, x), to 32 outputs from n on
+        int n, y, x, c;
+    };
+    std::vector<Step> steps;
+    std::vector<int> begins;    // of the steps to the same outputs
+    std::vector<long> offsets;  // of a step, in numbers
+    const bf16 *packed = nullptr;
 
-    template <typename Call>
-    void each_step(Call call) const
+    // Where the weight lies from input c of a tap to output n, the first of 16 that follow each other; -1 where it is 0
+    long weight(int n, int y, int x, int c) const
     {
-        int s = 0;
-        for (int y = 0; y < 3; y++)
-            for (int x = 0; x < across(); x++)
-                for (int c = 0; c < inputs; c += DEEP) call(s++, y, x, c);
+        if (fold == 2) {
+            x = 2 * x + c / SIDE - n / SIDE, n %= SIDE, c %= SIDE;
+            if (x < 0 || x > 2) return -1;
+        }
+        return turned ? kernel.weight(c, 2 - y, 2 - x, n) : kernel.weight(n, y, x, c);
+    }
+    bool counts(const Step &step) const
+    {
+        for (int n : {step.n, step.n + SIDE})
+            for (int c : {step.c, step.c + SIDE})
+                if (weight(n, step.y, step.x, c) >= 0) return true;
+        return false;
+    }
+    static void round_or_zero(const float *weight, long at, bf16 *to)
+    {
+        at < 0 ? (void)std::memset(to, 0, 2 * SIDE) : round_half(weight + at, to);
+    }
+
+    // A tile: inputs follow each other in memory
+    void pack_straight(const float *weight, const Step &step, int n, bf16 *to) const
+    {
+        alignas(64) bf16 rows[TILE];
+        for (int j = 0; j < SIDE; j++)
+            for (int i = 0; i < DEEP; i += SIDE)
+                round_or_zero(weight, this->weight(n + j, step.y, step.x, step.c + i), rows + j * DEEP + i);
+        transpose(rows, to, DEEP);
+    }
+
+    // A tile: outputs do
+    void pack_turned(const float *weight, const Step &step, int n, bf16 *to) const
+    {
+        for (int i = 0; i < DEEP; i += 2, to += DEEP) {
+            alignas(64) bf16 pair[2][SIDE];
+            for (int j = 0; j < 2; j++)
+                round_or_zero(weight, this->weight(n, step.y, step.x, step.c + i + j), pair[j]);
+            interleave(pair[0], pair[1], to);
+        }
+    }
+
+    // Where outputs from n on of a pixel lie
+    long place(long pixel, int column, int n) const
+    {
+        if (!spread) return pixel * outputs + n;
+        const int both = outputs / 2;
+        return (4 * pixel - 2 * column + 2L * shape.width * (n / both)) * kernel.inputs + n % both;
+    }
+
+    void add(const bf16 *added, long at, int n, float *sums) const
+    {
+        const int count = std::min(DEEP, (spread ? kernel.inputs : outputs) - n);
+        for (int i = 0; i < count; i += SIDE) add_half(added + at + i, sums + i);
     }
 
     template <int M>
     void block(const bf16 *padded, long number, int t, const bf16 *added, bf16 *to, Ahead &ahead) const
     {
         alignas(64) float sums[M][SIDE][DEEP];
-        const bf16 *a[M];
+        const bf16 *a[M], *b = packed;
         float *c[2 * M];
         for (int m = 0; m < M; m++) {
             a[m] = padded + shape.corner(t + m) * inputs;
             c[2 * m] = sums[m][0], c[2 * m + 1] = &sums[m][0][SIDE];
         }
         for (int n = 0; n < outputs; n += DEEP) {
-            const bf16 *b = tile(0, n);
             zero<2 * M>();
-            for (int s = 0; s < steps; s++, b += outputs / SIDE * TILE) {
+            for (int s = begins[n / DEEP]; s < begins[n / DEEP + 1]; s++, b += 2 * TILE) {
                 ahead.fetch();
                 Tiles::load<6>(b, ROW), Tiles::load<7>(b + TILE, ROW);
                 Tiles::load<4>(a[0] + offsets[s], 2L * inputs);
@@ -122,9 +148,10 @@ private:
             }
             store<2 * M>(c, 2 * ROW);
             for (int m = 0; m < M; m++)
-                shape.pixels_of(number, t + m, [&](int i, long pixel) {
-                    const long at = pixel * outputs + n;
-                    added ? round_sum(sums[m][i], added + at, to + at) : round_row(sums[m][i], to + at);
+                shape.pixels_of(number, t + m, [&](int i, long pixel, int column) {
+                    const long at = place(pixel, column, n);
+                    if (added) add(added, spread ? pixel * kernel.outputs + n : at, n, sums[m][i]);
+                    round_row(sums[m][i], to + at);
                 });
         }
     }

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <vector>
+
 #include "shape.h"
 
 namespace {
@@ -16,12 +18,21 @@ struct Correlation {
     const Shape &shape;
     const int inputs, outputs, chunks, batch;  // chunks of 32 positions of a group; groups at a time
     const long wide, pairs;                    // numbers of a row of turned slopes; pairs of a copy
+    const int row;                             // of the sums
 
-    Correlation(const Shape &shape, int inputs, int outputs)
-        : shape(shape), inputs(inputs), outputs(outputs), chunks((shape.height * shape.row + DEEP - 1) / DEEP),
+    Correlation(const Shape &shape, const Kernel &kernel)
+        : shape(shape), inputs(kernel.wide()), outputs(kernel.outputs),
+          chunks((shape.height * shape.row + DEEP - 1) / DEEP),
           batch(std::max(1, TOGETHER / chunks)), wide((chunks | 1) * DEEP),  // odd: rows do not share sets of a cache
-          pairs((shape.group + 2L * shape.row + chunks * DEEP + shape.group + 3) / 2)
+          pairs((shape.group + 2L * shape.row + chunks * DEEP + shape.group + 3) / 2), row(kernel.row())
     {
+        const int side = std::min(inputs, DEEP);
+        for (int c = 0; c < inputs; c += side)
+            for (int y = 0; y < 3; y++)
+                for (int x = 0; x < 3; x++)
+                    for (int i = c; i < c + side; i += SIDE)
+                        if (const long weight = kernel.weight(0, y, x, i); weight >= 0)
+                            products.push_back({displacement(i, y, x), weight});
     }
     int copies() const { return shape.group % 2 ? 2 : 1; }  // else every displacement is even
     long pairs_size() const { return copies() * pairs * inputs * 2; }  // of one group, as the next
@@ -53,65 +64,71 @@ struct Correlation {
     void run(const bf16 *paired, const bf16 *turned, int groups, float *sums, Ahead &ahead) const
     {
         const bool narrow = outputs % DEEP || inputs % DEEP;
-        const int side = narrow ? SIDE : DEEP;
-        for (int k = 0; k < outputs; k += side)
-            for (int c = 0; c < inputs; c += side)
+        const size_t last = products.size() - 1;  // taken twice where it is the first of two: it is stored twice
+        for (int k = 0; k < outputs; k += narrow ? SIDE : DEEP)
+            for (size_t i = 0; i <= last; i += narrow ? 3 : 2)
                 if (narrow)
-                    for (int y = 0; y < 3; y++) taps(paired, turned, groups, k, c, y, sums, ahead);
+                    three(paired, turned, groups, k, &products[i], sums, ahead);
                 else
-                    for (int tap = 0; tap < TAPS; tap++) square(paired, turned, groups, k, c, tap, sums, ahead);
+                    two(paired, turned, groups, k, products[i], products[std::min(i + 1, last)], sums, ahead);
     }
 
 private:
+    struct Product {  // of 16 channels of the inputs
+        long from, weight;  // where their pairs begin, and in the sums what they add to
+    };
+    std::vector<Product> products;
+
     int first() const { return -(shape.group + shape.group % 2); }  // position of the first pair
 
-    // Pairs of the inputs that a tap multiplies with the first chunk of slopes
-    const bf16 *displaced(const bf16 *paired, int c, int y, int x) const
+    // Where the pairs of the inputs begin that a tap multiplies with the first chunk of slopes
+    long displacement(int c, int y, int x) const
     {
         const int position = y * shape.row + (x - 1) * shape.group - first();
         const long copy = position % 2;
-        return paired + ((copy * (inputs / SIDE) + c / SIDE) * pairs + position / 2) * DEEP;
+        return ((copy * (inputs / SIDE) + c / SIDE) * pairs + position / 2) * DEEP;
     }
-    float *at(float *sums, int k, int c, int tap) const { return sums + ((long)k * TAPS + tap) * inputs + c; }
 
-    // Three taps of a row, 16 channels each
-    void taps(const bf16 *paired, const bf16 *turned, int groups, int k, int c, int y, float *sums, Ahead &ahead) const
+    // Three products, with 16 channels of the slopes
+    void three(const bf16 *paired, const bf16 *turned, int groups, int k, const Product *of, float *sums,
+               Ahead &ahead) const
     {
-        float *to[] = {at(sums, k, c, 3 * y), at(sums, k, c, 3 * y + 1), at(sums, k, c, 3 * y + 2)};
-        load<3>(to, 4L * TAPS * inputs);
+        sums += (long)k * row;
+        float *to[] = {sums + of[0].weight, sums + of[1].weight, sums + of[2].weight};
+        load<3>(to, 4L * row);
         for (int g = 0; g < groups; g++) {
-            const bf16 *a = turned + g * turned_size() + k * wide, *group = paired + g * pairs_size();
-            const bf16 *b[] = {displaced(group, c, y, 0), displaced(group, c, y, 1), displaced(group, c, y, 2)};
-            for (int s = 0; s < chunks; s++) {
+            const bf16 *a = turned + g * turned_size() + k * wide, *b = paired + g * pairs_size();
+            for (int s = 0; s < chunks; s++, b += TILE) {
                 ahead.fetch();
                 Tiles::load<3>(a + s * DEEP, 2 * wide);
-                Tiles::load<4>(b[0] + s * TILE, ROW), Tiles::load<5>(b[1] + s * TILE, ROW);
-                Tiles::load<6>(b[2] + s * TILE, ROW);
+                Tiles::load<4>(b + of[0].from, ROW), Tiles::load<5>(b + of[1].from, ROW);
+                Tiles::load<6>(b + of[2].from, ROW);
                 Tiles::multiply<0, 3, 4>(), Tiles::multiply<1, 3, 5>(), Tiles::multiply<2, 3, 6>();
             }
         }
-        store<3>(to, 4L * TAPS * inputs);
+        store<3>(to, 4L * row);
     }
 
-    // One tap, 32 channels each
-    void square(const bf16 *paired, const bf16 *turned, int groups, int k, int c, int tap, float *sums,
-                Ahead &ahead) const
+    // Two, with 32 channels
+    void two(const bf16 *paired, const bf16 *turned, int groups, int k, const Product &first, const Product &second,
+             float *sums, Ahead &ahead) const
     {
-        float *to[] = {at(sums, k, c, tap), at(sums, k, c + SIDE, tap), at(sums, k + SIDE, c, tap),
-                       at(sums, k + SIDE, c + SIDE, tap)};
-        load<4>(to, 4L * TAPS * inputs);
+        sums += (long)k * row;
+        float *below = sums + (long)SIDE * row;
+        float *to[] = {sums + first.weight, sums + second.weight, below + first.weight, below + second.weight};
+        load<4>(to, 4L * row);
         for (int g = 0; g < groups; g++) {
-            const bf16 *a = turned + g * turned_size() + k * wide, *below = a + SIDE * wide;
-            const bf16 *b = displaced(paired + g * pairs_size(), c, tap / 3, tap % 3), *next = b + pairs * DEEP;
-            for (int s = 0; s < chunks; s++) {
+            const bf16 *a = turned + g * turned_size() + k * wide, *next = a + SIDE * wide;
+            const bf16 *b = paired + g * pairs_size();
+            for (int s = 0; s < chunks; s++, b += TILE) {
                 ahead.fetch();
-                Tiles::load<4>(a + s * DEEP, 2 * wide), Tiles::load<5>(below + s * DEEP, 2 * wide);
-                Tiles::load<6>(b + s * TILE, ROW), Tiles::load<7>(next + s * TILE, ROW);
+                Tiles::load<4>(a + s * DEEP, 2 * wide), Tiles::load<5>(next + s * DEEP, 2 * wide);
+                Tiles::load<6>(b + first.from, ROW), Tiles::load<7>(b + second.from, ROW);
                 Tiles::multiply<0, 4, 6>(), Tiles::multiply<1, 4, 7>();
                 Tiles::multiply<2, 5, 6>(), Tiles::multiply<3, 5, 7>();
             }
         }
-        store<4>(to, 4L * TAPS * inputs);
+        store<4>(to, 4L * row);
     }
 };
 

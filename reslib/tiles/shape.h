@@ -75,7 +75,7 @@ struct Shape {
         const int across = width * group / SIDE;
         return (long)(t / across) * row + t % across * SIDE;
     }
-    // call(row of the tile, index of the pixel) for those that are there
+    // call(row of the tile, index of the pixel, its column) for those that are there
     template <typename Call>
     void pixels_of(long number, int t, Call call) const
     {
@@ -83,11 +83,11 @@ struct Shape {
         if (group == 1) {
             const long first = (number * height + y) * width + x;
 #pragma GCC unroll 16
-            for (int i = 0; i < SIDE; i++) call(i, first + i);
+            for (int i = 0; i < SIDE; i++) call(i, first + i, x + i);
         } else
             for (int g = 0; g < size(number) / (height * width); g++) {
                 long pixel = ((number * group + g) * height + y) * width;
-                for (int i = g; i < SIDE; i += group) call(i, pixel++);
+                for (int i = g, column = 0; i < SIDE; i += group) call(i, pixel++, column++);
             }
     }
     // call(position in the padded map, index) of the first pixel of every row of a group; the next are `group` and 1 on
@@ -97,6 +97,26 @@ struct Shape {
         for (int g = 0; g < group && number * group + g < images; g++)
             for (int y = 0; y < height; y++)
                 call((y + 1L) * row + group + g, ((number * group + g) * height + y) * width);
+    }
+};
+
+// A 3x3 kernel, (outputs, 3, 3, inputs), padded by one pixel.
+//
+// With stride 2 the four pixels that begin at an even row and column are taken as one position with all their channels,
+// (2, 2, inputs). What is convolved then is such a map, half as high and wide, by a kernel of stride 1 that has 3x3 taps
+// again, most of whose weights are 0.
+struct Kernel {
+    const int inputs, outputs, stride;
+
+    int wide() const { return inputs * stride * stride; }  // channels of a position
+    int row() const { return TAPS * inputs; }
+    // Where the weight lies from channel `in` of the position that tap (y, x) reaches; -1 where it is 0
+    long weight(int out, int y, int x, int in) const
+    {
+        const int pixel = in / inputs;
+        const int down = stride * (y - 1) + pixel / stride + 1, right = stride * (x - 1) + pixel % stride + 1;
+        if (std::min(down, right) < 0 || std::max(down, right) > 2) return -1;
+        return (out * 3L + down) * 3 * inputs + right * inputs + in % inputs;
     }
 };
 

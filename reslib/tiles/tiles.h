@@ -96,16 +96,11 @@ inline void round_half(const float *from, bf16 *to)
     _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from)));
 }
 
-// 32 numbers, each with another added
-inline void round_sum(const float *from, const bf16 *added, bf16 *to)
+// 16 numbers added to so many sums
+inline void add_half(const bf16 *added, float *sums)
 {
-    alignas(64) float sums[DEEP];
-    for (int i = 0; i < DEEP; i += SIDE) {
-        const __m256i halves = _mm256_loadu_si256((const __m256i *)(added + i));
-        const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
-        _mm512_store_ps(sums + i, _mm512_add_ps(_mm512_loadu_ps(from + i), _mm512_castsi512_ps(wide)));
-    }
-    round_row(sums, to);
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)added));
+    _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))));
 }
 
 // a[0] b[0] a[1] b[1] ... of 16 numbers each
@@ -215,9 +210,9 @@ inline void round_half(const float *from, bf16 *to)
     for (int i = 0; i < SIDE; i++) to[i] = rounded(from[i]);
 }
 
-inline void round_sum(const float *from, const bf16 *added, bf16 *to)
+inline void add_half(const bf16 *added, float *sums)
 {
-    for (int i = 0; i < DEEP; i++) to[i] = rounded(from[i] + widened(added[i]));
+    for (int i = 0; i < SIDE; i++) sums[i] += widened(added[i]);
 }
 
 inline void interleave(const bf16 *a, const bf16 *b, bf16 *to)

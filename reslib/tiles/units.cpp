@@ -1,6 +1,6 @@
 // Units of a thin net in bf16 on a processor's tiles: y = max(0, norm(conv(x)) + added), and its gradient.
 //
-// The convolution is 3x3, of stride 1, padded by one pixel. Both ways go image by image, so that what lies between the
+// The convolution is 3x3, of stride 1 or 2, padded by one pixel. Both ways go image by image, so that what lies between the
 // steps stays in a core's caches: forward, an image is convolved and its moments are taken; backward, the gradient of
 // the convolution's output is made, convolved and correlated with the input, and never written to memory.
 //
@@ -31,16 +31,22 @@ constexpr int SUMS = 8;  // sums of a kernel's gradient beside each other, at le
 struct Inputs {
     typedef Widest loops;
     const bf16 *x;
-    const int channels;
+    const int channels, stride;
     const bool raw;
     const Channels norm;
 
-    Inputs(const bf16 *x, int channels, float *norm) : x(x), channels(channels), raw(norm), norm(norm, channels) {}
+    Inputs(const bf16 *x, const Kernel &kernel, float *norm)
+        : x(x), channels(kernel.inputs), stride(kernel.stride), raw(norm), norm(norm, channels)
+    {
+    }
 
-    // A group into its padded map
+    // A group into its padded map, of positions as the kernel takes them
     void pad(const Shape &shape, long number, bf16 *padded) const
     {
-        raw ? activate(shape, number, padded) : copy(shape, number, padded);
+        if (raw)
+            activate(shape, number, padded);
+        else
+            stride == 1 ? copy(shape, number, padded) : gather(shape, number, padded);
     }
 
 private:
@@ -52,6 +58,20 @@ private:
             for (const bf16 *from = x + pixel * channels, *end = from + (long)shape.width * channels; from < end;
                  from += each, to += shape.group * each)
                 std::memcpy(to, from, 2 * each);
+        });
+    }
+
+    // Four pixels to a position: two that follow each other, and below them two more
+    void gather(const Shape &shape, long number, bf16 *padded) const
+    {
+        const int both = 2 * channels;
+        shape.rows(number, [&](long position, long pixel) {
+            for (int below = 0; below < 2; below++) {
+                const bf16 *from = x + (4 * pixel + 2 * below * shape.width) * channels;
+                bf16 *to = padded + position * 2 * both + below * both;
+                for (int i = 0; i < shape.width; i++, from += both, to += 2L * shape.group * both)
+                    std::memcpy(to, from, 2 * both);
+            }
         });
     }
 
@@ -90,11 +110,11 @@ int tile_units()
     return here;
 }
 
-// raw = conv(x), y = max(0, norm(raw) + added). added: or null. y: null where the next unit makes it from `raw`, then
+// raw = conv(x), of images * height * width pixels, y = max(0, norm(raw) + added). added: or null. y: null where the next unit makes it from `raw`, then
 // and here with the `channels` of this norm; before: those of the norm of the inputs, which then are such a `raw`, or
 // null. The rest as norm_forward.
 int unit_forward(const bf16 *x, const float *weight, bf16 *raw, const bf16 *added, bf16 *y, float *before, long images,
-                 int height, int width, int inputs, int outputs, const float *scale, const float *bias,
+                 int height, int width, int inputs, int outputs, int stride, const float *scale, const float *bias,
                  float *running_mean, float *running_variance, double momentum, double epsilon, float *channels,
                  double *work, int threads)
 try {
@@ -102,29 +122,31 @@ try {
     const Shape shape(images, height, width);
     const Parts parts(shape.pixels(), outputs, (long)shape.group * height * width);
     const Channels norm(channels, outputs);
-    const Inputs in(x, inputs, before);
+    const Kernel kernel{inputs, outputs, stride};
+    const Inputs in(x, kernel, before);
     static thread_local Space kernels;
-    bf16 *kernel = kernels.of<bf16>(Convolution::size(inputs, outputs));
-    if (!kernel) return 1;
-    Convolution convolution(shape, inputs, outputs, kernel);
-    convolution.pack(weight);
+    Convolution convolution(shape, kernel);
+    bf16 *packed = kernels.of<bf16>(convolution.size());
+    if (!packed) return 1;
+    convolution.pack(weight, packed);
     std::atomic<bool> failed(false);
     const long each = parts.each / (shape.group * height * width);
     parts.all(threads, false, [&](long part) {
         static thread_local Space space;
-        bf16 *padded = space.zeros<bf16>(shape.room() * inputs);
+        const int wide = kernel.wide();
+        bf16 *padded = space.zeros<bf16>(shape.room() * wide);
         if (!padded) {
             failed = true;
             return;
         }
-        padded += SLACK * inputs;
+        padded += SLACK * wide;
         {
             [[maybe_unused]] const Tiles::Use tiles;
             for (long number = part * each; number < std::min(shape.groups, (part + 1) * each); number++) {
                 in.pad(shape, number, padded);
                 Ahead ahead;
                 if (number + 1 < shape.groups)
-                    ahead.add(x + shape.begin(number + 1) * inputs, shape.size(number + 1) * inputs);
+                    ahead.add(x + shape.begin(number + 1) * wide, shape.size(number + 1) * wide);
                 convolution.run(padded, number, nullptr, raw, ahead);
             }
         }
@@ -139,12 +161,12 @@ try {
 }
 
 // Gradients of x (null: not wanted), kernel, scale, bias and what was added, from the slopes of y. y, of_added: null
-// where nothing was added. plus: what is added to the gradient of x, or null. sums: those of Slopes::sum_up, or null
-// where they are still to be taken; with `before` those of the norm of the inputs are stored in sums_before. The rest
-// as norm_backward. Both return 0, or 1 where there is no memory.
+// where nothing was added. plus: what is added to the gradient of x, as by Convolution::run, or null. sums: those of Slopes::sum_up, or null
+// where they are still to be taken; with `before` those of the norm of the inputs are stored in sums_before; it and a
+// stride of 2 do not go together. The rest as norm_backward. Both return 0, or 1 where there is no memory.
 int unit_backward(const bf16 *slopes, const bf16 *x, const float *weight, const bf16 *raw, const bf16 *y,
                   const bf16 *plus, bf16 *of_x, float *of_kernel, bf16 *of_added, float *before, double *sums,
-                  double *sums_before, long images, int height, int width, int inputs, int outputs, float *channels,
+                  double *sums_before, long images, int height, int width, int inputs, int outputs, int stride, float *channels,
                   float *of_scale, float *of_bias, double *work, int threads)
 try {
     typedef Widest loops;
@@ -156,23 +178,25 @@ try {
     back.settle(shape.pixels(), outputs, of_scale, of_bias, sums);
 
     static thread_local Space kernels, sums_space, norms_space;
-    bf16 *kernel = kernels.of<bf16>(Convolution::size(outputs, inputs));
-    if (!kernel) return 1;
-    Convolution turned(shape, outputs, inputs, kernel);
-    if (of_x) turned.pack_turned(weight);
-    const Correlation correlation(shape, inputs, outputs);
-    const Inputs in(x, inputs, before);
+    const Kernel kernel{inputs, outputs, stride};
+    const int wide = kernel.wide();
+    Convolution turned(shape, kernel, true);
+    bf16 *packed = kernels.of<bf16>(turned.size());
+    if (!packed) return 1;
+    if (of_x) turned.pack(weight, packed);
+    const Correlation correlation(shape, kernel);
+    const Inputs in(x, kernel, before);
     const Parts blocks(shape.pixels(), inputs);
     const loops::Slopes<bf16> below{of_x, x, nullptr, nullptr, in.norm, nullptr, nullptr};  // of the norm before
     const long lanes = std::min<long>(shape.groups, (threads + SUMS - 1) / SUMS * SUMS);
-    const long size = (long)outputs * TAPS * inputs;
+    const long row = kernel.row(), size = outputs * row;
     float *of_lanes = sums_space.of<float>(size * lanes);
     double *norms = norms_space.zeros<double>(before ? 2 * inputs * lanes : 0);
     if (!of_lanes || (before && !norms)) return 1;
     std::atomic<bool> failed(false);
     shared_out(threads, lanes, [&](long lane) {
         static thread_local Space space;
-        const long first = shape.room() * inputs, second = shape.room() * outputs;
+        const long first = shape.room() * wide, second = shape.room() * outputs;
         const long of_group = correlation.pairs_size() + correlation.turned_size();
         bf16 *x_map = space.zeros<bf16>(first + second + of_group * correlation.batch);
         if (!x_map) {
@@ -181,7 +205,7 @@ try {
         }
         bf16 *slopes_map = x_map + first, *pairs = slopes_map + second;
         bf16 *rows = pairs + correlation.pairs_size() * correlation.batch;
-        x_map += SLACK * inputs, slopes_map += SLACK * outputs;
+        x_map += SLACK * wide, slopes_map += SLACK * outputs;
         std::memset(of_lanes + lane * size, 0, 4 * size);
         [[maybe_unused]] const Tiles::Use tiles;
         const long begin = shape.groups * lane / lanes;
@@ -200,7 +224,7 @@ try {
             Ahead ahead;
             if (number > 0)
                 for (const bf16 *map : {x, raw, of_added ? of_added : slopes, plus}) {
-                    const int channels = map == x || map == plus ? inputs : outputs;
+                    const int channels = map == x || (map == plus && stride == 1) ? wide : outputs;
                     if (map) ahead.add(map + shape.begin(number - 1) * channels, shape.size(number - 1) * channels);
                 }
             if (of_x) turned.run(slopes_map, number, plus, of_x, ahead);
@@ -218,7 +242,6 @@ try {
     });
     if (failed) return 1;
     shared_out(threads, outputs, [&](long k) {
-        const long row = (long)TAPS * inputs;
         std::memcpy(of_kernel + k * row, of_lanes + k * row, 4 * row);
         for (long lane = 1; lane < lanes; lane++)
             for (long i = k * row; i < (k + 1) * row; i++) of_kernel[i] += of_lanes[lane * size + i];
