@@ -21,7 +21,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from . import convolutions, fused_norm, tiles, trials
+from . import convolutions, fused_norm, tiles, trials, unit_trials
 from .engine import Step
 from .errors import first_line
 from .machine import cores
@@ -151,8 +151,8 @@ def accelerate(
         if algorithms:
             step.loss = convolutions.OtherLoss(step.loss, algorithms)
             step.convolutions = step.loss.convolutions
-        step.loss = fused_norm.choose(step, chosen, batch, left, limit, before, say) or step.loss
-        step.loss = tiles.choose(step, chosen, batch, left, limit, before, say) or step.loss
+        for kind in (fused_norm.FusedLoss, tiles.TilesLoss):
+            step.loss = unit_trials.choose(kind, step, chosen, batch, left, limit, before, say) or step.loss
         algorithms = _still_met(step, algorithms, batch)
     compiled, why = _decide(step, chosen, batch, left, limit, before, say)
     if compiled is not None:

@@ -12,72 +12,41 @@ import ctypes
 import torch
 from torch import Tensor, nn
 
-from . import native, trials, tune
+from . import native, tune
 from .models.conv_norm_relu import UnitsLoss, norm_relu, normalises
-from .passes import Passes, difference, sound
-from .tune import LONG, MARGIN, Choice
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of maps, as the loops name them
-ROUNDS = 9  # what is gained can be a twentieth: fewer turns could not tell on a busy machine
 
 
 class FusedLoss(UnitsLoss):
-    """`loss(x, y, progress)` with batch norm, addition and ReLU in one go; `fused` counts the calls that were."""
+    """`loss(x, y, progress)` with batch norm, addition and ReLU in one go; `fused` counts the calls that were.
+
+    field, table, refused, beside, taken, unavailable: see unit_trials.py.
+    """
 
     fuses = True
+    field, table, refused, beside = "fused", tune.FUSED, "batch norm and ReLU not fused", ""
 
     def __init__(self, loss: nn.Module):
         super().__init__(loss)
         self.fused = 0
+
+    @property
+    def taken(self) -> int:
+        return self.fused
+
+    @staticmethod
+    def unavailable(step) -> str:
+        """Why nothing of a step can be fused; empty if something can."""
+        if not any(isinstance(module, nn.BatchNorm2d) for module in step.model.modules()):
+            return "the network has none"
+        return native.unavailable()
 
     def _way(self, conv, norm, relu, x, added):
         y = conv(x)
         result = norm_add_relu(norm, relu, y, added)
         self.fused += result is not None
         return norm_relu(norm, relu, y, added) if result is None else result
-
-
-# --- Whether ----------------------------------------------------------------------------------------------------------
-
-
-def choose(step, chosen: Choice, batch, left: int, limit=None, before=None, say=print) -> FusedLoss | None:
-    """A step's loss with fused norms: where the run was begun so, was asked for so, or a trial finds it faster.
-
-    The arguments are those of compilation.accelerate.
-    """
-    begun = bool(before and before.get("fused"))
-    sure = begun or bool(chosen.fused)
-    if chosen.fused is False or chosen.compile or (not sure and (before or left < LONG)):
-        return None
-    if not any(isinstance(module, nn.BatchNorm2d) for module in step.model.modules()):
-        return None
-    if reason := native.unavailable():
-        if sure:
-            say(f"batch norm and ReLU not fused: {reason}")
-        return None
-    x, y = batch()
-    passes = Passes(step, x[: len(x) // step.parts], y[: len(y) // step.parts])
-    loss = FusedLoss(step.loss)
-    if not sure and limit is not None and limit < 10 * ROUNDS * passes.seconds(step.loss):
-        return None
-    mine, theirs = passes.run(step.loss), passes.run(loss)
-    if not loss.fused:
-        return None
-    if begun:
-        return loss  # it was judged then
-    if not sound(passes, mine, theirs):
-        say(f"batch norm and ReLU not fused: loss or gradient would be off by {100 * difference(mine, theirs):.1f}%")
-        return None
-    return loss if sure or _known_to_win(passes, loss, chosen) else None
-
-
-def _known_to_win(passes: Passes, loss: FusedLoss, chosen: Choice) -> bool:
-    """Whether passes with fused norms take less time, tried once per machine and network."""
-    key = trials.network_key(passes.step, passes.x, chosen)
-    return trials.remembered(tune.FUSED, key, lambda: passes.gain(loss, ROUNDS) > MARGIN)
-
-
-# --- The operation ----------------------------------------------------------------------------------------------------
 
 
 def norm_add_relu(norm: nn.Module, relu: nn.Module, x: Tensor, added: Tensor | None = None) -> Tensor | None:
