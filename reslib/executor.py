@@ -22,12 +22,12 @@ from .errors import UserError, choose
 from .files import make_folder
 from .job import PLAIN, Execution
 from .machine import available_memory, cores
-from .numerics import faster_precision, resolve_device
+from .numerics import resolve_device
 from .recipe import Recipe
 from .runs import Run
 from .stopping import Interrupted, sigterm_raises
 from .train import train
-from .tune import DEFAULT_THREADS, measures
+from .tune import DEFAULT_THREADS, choice, measures
 
 EXECUTORS = ("auto", "inline", "local", "together", "ray")
 CPU_WORKERS = 4  # at most: beyond, the deepest net on one thread would last longer than all others together
@@ -155,7 +155,7 @@ def _local(todo, runs_dir, data_root, preset, execution, workers, say) -> list[s
     threads = max(1, DEFAULT_THREADS // count)
     say(f"{count} at once, {f'on {gpus} GPUs' if gpus else f'processes of {threads} threads'}")
     if not gpus and any(measures(recipe.iterations, execution.deterministic) for recipe in todo):
-        faster_precision()  # measured once, before the workers disturb each other
+        choice()  # measured once, before the workers disturb each other
     context = multiprocessing.get_context("spawn")
     queue, answers = context.Queue(), context.Queue()
     for recipe in todo:

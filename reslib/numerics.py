@@ -56,19 +56,11 @@ def resolve_precision(asked: str, device: torch.device, measured: bool = True) -
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
         return "fp32"
-    return faster_precision() if measured else _asked_precision() or "fp32"
-
-
-def faster_precision() -> str:
-    """The faster of "fp32" and "bf16" on this processor, measured for about two seconds once (see tune.py).
-
-    What RESLIB_TUNE says stands above it, at every call: a notebook may set it after a first run. Flags do not tell:
-    processors advertise bf16 and run it at half the fp32 rate.
-    """
-    return _asked_precision() or _measured_precision()
+    return _asked_precision() or (_measured_precision() if measured else "fp32")
 
 
 def _asked_precision() -> str | None:
+    """What RESLIB_TUNE says now: a notebook may set it after a first run, whose measurement it stands above."""
     from . import tune
 
     return tune.asked("precision")
@@ -76,6 +68,10 @@ def _asked_precision() -> str | None:
 
 @cache
 def _measured_precision() -> str:
+    """The faster on this processor, measured for about two seconds once (see tune.py).
+
+    Flags do not tell: processors advertise bf16 and run it at half the fp32 rate.
+    """
     from .tune import choice
 
     return choice().precision

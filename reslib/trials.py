@@ -21,6 +21,7 @@ TRIED = (  # code of the passes
     "norm_loops.h",
     "thin",
     "tiles",
+    "unit_trials.py",
 )
 
 

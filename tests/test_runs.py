@@ -186,6 +186,17 @@ def test_local_workers_list_failures_and_train_the_others(tmp_path, monkeypatch)
     assert rows_of(tmp_path, recipes[0]) == rows_of(tmp_path / "inline", recipes[0])
 
 
+def test_a_processor_is_measured_before_workers_disturb_each_other(tmp_path, monkeypatch):
+    """Also where RESLIB_TUNE says but a part: each of them would measure the rest, all at once."""
+    done = []
+    monkeypatch.setenv("RESLIB_TUNE", "precision=fp32")
+    monkeypatch.setattr(executor, "choice", lambda: done.append("measured"))
+    monkeypatch.setattr(executor.multiprocessing, "get_context", lambda kind: done.append("workers") or processes())
+    for iterations in (1, 500):
+        execute([tiny(iterations=iterations, train_size=100_000)], tmp_path, executor="local", workers=2, say=silent)
+    assert done == ["workers", "measured", "workers"]
+
+
 def test_available_memory_is_that_of_the_container(monkeypatch, tmp_path):
     free = machine.available_memory()
     monkeypatch.setattr(machine, "CGROUP", tmp_path)

@@ -197,6 +197,7 @@ def test_the_code_that_is_tried_is_known_by_all_its_files(monkeypatch, tmp_path)
         "norm_loops.h",
         "tiles.h",
         "units.cpp",
+        "unit_trials.py",
     } <= names
     monkeypatch.setattr(trials, "HERE", tmp_path)
     (tmp_path / "thin").mkdir()

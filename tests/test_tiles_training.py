@@ -8,7 +8,7 @@ import torch
 from convolving import CPU, stepper
 from training import rows_of, silent, tiny, train_in_pieces, weights_of
 
-from reslib import compilation, data, native, tiles, trials, tune
+from reslib import compilation, data, native, tiles, trials, tune, unit_trials
 from reslib.bench import contenders
 from reslib.bench.contenders import contender
 from reslib.errors import UserError
@@ -25,6 +25,7 @@ pytestmark = [
     pytest.mark.usefixtures("own_trials"),
 ]
 CHOSEN = tune.Choice("bf16", 1, compile=False, winograd=False, fourier=False)
+SURE = dataclasses.replace(CHOSEN, units=True)
 AS_BEGUN = {"threads": 1, "layout": "channels-last", "compiled": False}
 
 
@@ -79,6 +80,15 @@ def test_a_trial_decides_and_the_record_says_so(emulated_tiles, monkeypatch):
     begun = {"before": AS_BEGUN | {"fused": True, "units": True}}
     for surely in (begun, {"given": dataclasses.replace(CHOSEN, units=True)}):
         assert chosen(monkeypatch, tiles_take=2.0, left=3, **surely)[0]["units"]
+
+
+def test_there_are_none_in_a_compiled_pass_nor_where_no_unit_fits(emulated_tiles):
+    """Though asked for: a record must not name what no step does."""
+    for given, options in ((dataclasses.replace(CHOSEN, units=True, compile=True), {}), (SURE, {"batch_norm": False})):
+        step, batch = stepper("resnet8", 4, "bf16", **options)
+        assert unit_trials.choose(TilesLoss, step, given, batch, 10_000, say=silent) is None
+    step, batch = stepper("resnet8", 4, "bf16")
+    assert unit_trials.choose(TilesLoss, step, SURE, batch, 10_000, say=silent).taken == 6
 
 
 def test_a_network_is_tried_once_per_machine(emulated_tiles, monkeypatch):

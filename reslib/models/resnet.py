@@ -184,8 +184,9 @@ class Block(nn.Module):
         units = [(self.conv1, self.bn1, self.relu), (self.conv2, self.bn2, self.relu)]
         if self.conv3 is not None:
             units.append((self.conv3, self.bn3, self.relu))
-        alone = self.subsampled is not None and self.conv3 is None  # two units, which may subsample themselves
-        added = (self.subsampled if alone else self.identity(x)) if self.residual else None
+        added = None
+        if self.residual:  # two units may subsample by themselves, but not after a first one, which leaves another x
+            added = self.subsampled if self.subsampled and self.conv3 is None else self.identity(x)
         for unit in units[:-2]:
             x = conv_norm_relu(*unit, x)
         return two_units(*units[-2:], x, added)

@@ -22,9 +22,9 @@ struct Convolution {
 
     Convolution(const Shape &of, const Kernel &kernel, bool turned = false)
         : kernel(kernel), turned(turned), spread(turned && kernel.stride == 2),
-          fold(kernel.wide() == SIDE && kernel.outputs == SIDE ? 2 : 1),
-          shape(of.folded(fold)), inputs((turned ? kernel.outputs : kernel.wide()) * fold),
-          outputs((turned ? kernel.wide() : kernel.outputs) * fold)
+          fold(kernel.channels() == SIDE && kernel.outputs == SIDE ? 2 : 1),
+          shape(of.folded(fold)), inputs((turned ? kernel.outputs : kernel.channels()) * fold),
+          outputs((turned ? kernel.channels() : kernel.outputs) * fold)
     {
         for (int n = 0; n < outputs; n += DEEP) {
             begins.push_back(steps.size());
@@ -50,8 +50,9 @@ struct Convolution {
                 turned ? pack_turned(weight, step, n, to) : pack_straight(weight, step, n, to);
     }
 
-    // A group of padded maps, from its first position on, to maps in memory. added: other such maps, or null; turned with
-    // stride 2, maps of the outputs instead, the first channels of which are added to every first of four pixels.
+    // A group of padded maps, from its first position on, to maps in memory. added: other such maps, or null; turned
+    // with stride 2, maps of the kernel's outputs, no fewer than its inputs, the first of which are added to every
+    // first of four pixels.
     void run(const bf16 *padded, long number, const bf16 *added, bf16 *to, Ahead &ahead) const
     {
         int t = 0;
@@ -69,19 +70,19 @@ private:
     const bf16 *packed = nullptr;
 
     // Where the weight lies from input c of a tap to output n, the first of 16 that follow each other; -1 where it is 0
-    long weight(int n, int y, int x, int c) const
+    long source(int n, int y, int x, int c) const
     {
         if (fold == 2) {
             x = 2 * x + c / SIDE - n / SIDE, n %= SIDE, c %= SIDE;
             if (x < 0 || x > 2) return -1;
         }
-        return turned ? kernel.weight(c, 2 - y, 2 - x, n) : kernel.weight(n, y, x, c);
+        return turned ? kernel.place(c, 2 - y, 2 - x, n) : kernel.place(n, y, x, c);
     }
     bool counts(const Step &step) const
     {
         for (int n : {step.n, step.n + SIDE})
             for (int c : {step.c, step.c + SIDE})
-                if (weight(n, step.y, step.x, c) >= 0) return true;
+                if (source(n, step.y, step.x, c) >= 0) return true;
         return false;
     }
     static void round_or_zero(const float *weight, long at, bf16 *to)
@@ -95,7 +96,7 @@ private:
         alignas(64) bf16 rows[TILE];
         for (int j = 0; j < SIDE; j++)
             for (int i = 0; i < DEEP; i += SIDE)
-                round_or_zero(weight, this->weight(n + j, step.y, step.x, step.c + i), rows + j * DEEP + i);
+                round_or_zero(weight, source(n + j, step.y, step.x, step.c + i), rows + j * DEEP + i);
         transpose(rows, to, DEEP);
     }
 
@@ -105,7 +106,7 @@ private:
         for (int i = 0; i < DEEP; i += 2, to += DEEP) {
             alignas(64) bf16 pair[2][SIDE];
             for (int j = 0; j < 2; j++)
-                round_or_zero(weight, this->weight(n, step.y, step.x, step.c + i + j), pair[j]);
+                round_or_zero(weight, source(n, step.y, step.x, step.c + i + j), pair[j]);
             interleave(pair[0], pair[1], to);
         }
     }

@@ -17,26 +17,26 @@ struct Correlation {
     static constexpr int TOGETHER = 10;  // chunks whose products are summed in registers, about
     const Shape &shape;
     const int inputs, outputs, chunks, batch;  // chunks of 32 positions of a group; groups at a time
-    const long wide, pairs;                    // numbers of a row of turned slopes; pairs of a copy
-    const int row;                             // of the sums
+    const long length, pairs;                  // numbers of a row of turned slopes; pairs of a copy
+    const int each;                            // sums of an output
 
     Correlation(const Shape &shape, const Kernel &kernel)
-        : shape(shape), inputs(kernel.wide()), outputs(kernel.outputs),
+        : shape(shape), inputs(kernel.channels()), outputs(kernel.outputs),
           chunks((shape.height * shape.row + DEEP - 1) / DEEP),
-          batch(std::max(1, TOGETHER / chunks)), wide((chunks | 1) * DEEP),  // odd: rows do not share sets of a cache
-          pairs((shape.group + 2L * shape.row + chunks * DEEP + shape.group + 3) / 2), row(kernel.row())
+          batch(std::max(1, TOGETHER / chunks)), length((chunks | 1) * DEEP),  // odd: rows do not share sets of a cache
+          pairs((shape.group + 2L * shape.row + chunks * DEEP + shape.group + 3) / 2), each(kernel.weights())
     {
         const int side = std::min(inputs, DEEP);
         for (int c = 0; c < inputs; c += side)
             for (int y = 0; y < 3; y++)
                 for (int x = 0; x < 3; x++)
                     for (int i = c; i < c + side; i += SIDE)
-                        if (const long weight = kernel.weight(0, y, x, i); weight >= 0)
+                        if (const long weight = kernel.place(0, y, x, i); weight >= 0)
                             products.push_back({displacement(i, y, x), weight});
     }
     int copies() const { return shape.group % 2 ? 2 : 1; }  // else every displacement is even
     long pairs_size() const { return copies() * pairs * inputs * 2; }  // of one group, as the next
-    long turned_size() const { return wide * outputs; }
+    long turned_size() const { return length * outputs; }
 
     // (copies, inputs / SIDE, pairs) rows of a tile. x: from the first position on, as all padded maps
     void pair(const bf16 *x, bf16 *to) const
@@ -56,7 +56,7 @@ struct Correlation {
                 alignas(64) bf16 rows[TILE];
                 const bf16 *from = slopes + (long)(shape.row + p) * outputs + c;
                 for (int r = 0; r < SIDE; r++, from += 2 * outputs) interleave(from, from + outputs, rows + r * DEEP);
-                transpose(rows, to + c * wide + p, wide);
+                transpose(rows, to + c * length + p, length);
             }
     }
 
@@ -93,42 +93,42 @@ private:
     void three(const bf16 *paired, const bf16 *turned, int groups, int k, const Product *of, float *sums,
                Ahead &ahead) const
     {
-        sums += (long)k * row;
+        sums += (long)k * each;
         float *to[] = {sums + of[0].weight, sums + of[1].weight, sums + of[2].weight};
-        load<3>(to, 4L * row);
+        load<3>(to, 4L * each);
         for (int g = 0; g < groups; g++) {
-            const bf16 *a = turned + g * turned_size() + k * wide, *b = paired + g * pairs_size();
+            const bf16 *a = turned + g * turned_size() + k * length, *b = paired + g * pairs_size();
             for (int s = 0; s < chunks; s++, b += TILE) {
                 ahead.fetch();
-                Tiles::load<3>(a + s * DEEP, 2 * wide);
+                Tiles::load<3>(a + s * DEEP, 2 * length);
                 Tiles::load<4>(b + of[0].from, ROW), Tiles::load<5>(b + of[1].from, ROW);
                 Tiles::load<6>(b + of[2].from, ROW);
                 Tiles::multiply<0, 3, 4>(), Tiles::multiply<1, 3, 5>(), Tiles::multiply<2, 3, 6>();
             }
         }
-        store<3>(to, 4L * row);
+        store<3>(to, 4L * each);
     }
 
     // Two, with 32 channels
     void two(const bf16 *paired, const bf16 *turned, int groups, int k, const Product &first, const Product &second,
              float *sums, Ahead &ahead) const
     {
-        sums += (long)k * row;
-        float *below = sums + (long)SIDE * row;
+        sums += (long)k * each;
+        float *below = sums + (long)SIDE * each;
         float *to[] = {sums + first.weight, sums + second.weight, below + first.weight, below + second.weight};
-        load<4>(to, 4L * row);
+        load<4>(to, 4L * each);
         for (int g = 0; g < groups; g++) {
-            const bf16 *a = turned + g * turned_size() + k * wide, *next = a + SIDE * wide;
+            const bf16 *a = turned + g * turned_size() + k * length, *next = a + SIDE * length;
             const bf16 *b = paired + g * pairs_size();
             for (int s = 0; s < chunks; s++, b += TILE) {
                 ahead.fetch();
-                Tiles::load<4>(a + s * DEEP, 2 * wide), Tiles::load<5>(next + s * DEEP, 2 * wide);
+                Tiles::load<4>(a + s * DEEP, 2 * length), Tiles::load<5>(next + s * DEEP, 2 * length);
                 Tiles::load<6>(b + first.from, ROW), Tiles::load<7>(b + second.from, ROW);
                 Tiles::multiply<0, 4, 6>(), Tiles::multiply<1, 4, 7>();
                 Tiles::multiply<2, 5, 6>(), Tiles::multiply<3, 5, 7>();
             }
         }
-        store<4>(to, 4L * row);
+        store<4>(to, 4L * each);
     }
 };
 

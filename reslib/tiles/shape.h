@@ -103,15 +103,15 @@ struct Shape {
 // A 3x3 kernel, (outputs, 3, 3, inputs), padded by one pixel.
 //
 // With stride 2 the four pixels that begin at an even row and column are taken as one position with all their channels,
-// (2, 2, inputs). What is convolved then is such a map, half as high and wide, by a kernel of stride 1 that has 3x3 taps
-// again, most of whose weights are 0.
+// (2, 2, inputs). What is convolved then is such a map, half as high and wide, by a kernel of stride 1 that has 3x3
+// taps again, most of whose weights are 0.
 struct Kernel {
     const int inputs, outputs, stride;
 
-    int wide() const { return inputs * stride * stride; }  // channels of a position
-    int row() const { return TAPS * inputs; }
+    int channels() const { return inputs * stride * stride; }  // channels of a position
+    int weights() const { return TAPS * inputs; }
     // Where the weight lies from channel `in` of the position that tap (y, x) reaches; -1 where it is 0
-    long weight(int out, int y, int x, int in) const
+    long place(int out, int y, int x, int in) const
     {
         const int pixel = in / inputs;
         const int down = stride * (y - 1) + pixel / stride + 1, right = stride * (x - 1) + pixel % stride + 1;

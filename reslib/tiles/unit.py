@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,8 @@ def unit(conv: nn.Module, norm: nn.Module, relu: nn.Module, x: Tensor, added: Te
     return _Unit.apply(x, added, *_parameters(conv, norm))
 
 
-def two_units(first, second, x: Tensor, added: Tensor | None = None) -> Tensor | None:
-    """`unit` of `second` after that of `first`, each (conv, norm, relu): added is what the second adds.
+def two_units(first, second, x: Tensor, added: Tensor | Subsampled | None = None) -> Tensor | None:
+    """`unit` of `second` after that of `first`, each (conv, norm, relu): added is what the second adds, or how of x.
 
     What the first leaves is not stored: the second makes it from the first one's convolution, and makes it anew on the
     way back. A shortcut that is x itself, or x subsampled as the first convolution does, has its gradient added to that
@@ -41,7 +42,8 @@ def two_units(first, second, x: Tensor, added: Tensor | None = None) -> Tensor |
         return None
     shortcut = "none" if added is None else "identity" if added is x else "other"
     if isinstance(added, Subsampled):
-        if added.stride == first[0].stride[0] == 2 and added.new_channels == second[0].out_channels - x.shape[1]:
+        widths = x.shape[1] + added.new_channels, first[0].out_channels, second[0].out_channels
+        if added.stride == first[0].stride[0] == 2 and added.new_channels >= 0 and len(set(widths)) == 1:
             shortcut = "subsampled"
         else:
             added = added(x)
@@ -54,7 +56,7 @@ def two_units(first, second, x: Tensor, added: Tensor | None = None) -> Tensor |
 def _takes(x: Tensor) -> bool:
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     maps = (x.device.type, x.dtype, x.ndim) == ("cpu", torch.bfloat16, 4)
-    if not autocast or not maps or x.numel() <= x.shape[1] or not x.is_contiguous(memory_format=torch.channels_last):
+    if not autocast or not maps or not x.numel() or not x.is_contiguous(memory_format=torch.channels_last):
         return False
     return not native.unavailable() and bool(native.loops().tile_units())
 
@@ -70,6 +72,7 @@ def _fits(conv: nn.Module, norm: nn.Module, relu: nn.Module, shape) -> bool:
         and normalises(norm, relu)
         and (shape[1], conv.out_channels) == (conv.in_channels, norm.num_features)
         and _sizes_fit(conv.in_channels, conv.out_channels, conv.stride[0], *shape[2:])
+        and math.prod(_shape(conv, shape)) > conv.out_channels  # of one value there is no variance: PyTorch's error
     )
 
 

@@ -1,8 +1,8 @@
 // Units of a thin net in bf16 on a processor's tiles: y = max(0, norm(conv(x)) + added), and its gradient.
 //
-// The convolution is 3x3, of stride 1 or 2, padded by one pixel. Both ways go image by image, so that what lies between the
-// steps stays in a core's caches: forward, an image is convolved and its moments are taken; backward, the gradient of
-// the convolution's output is made, convolved and correlated with the input, and never written to memory.
+// The convolution is 3x3, of stride 1 or 2, padded by one pixel. Both ways go image by image, so that what lies between
+// the steps stays in a core's caches: forward, an image is convolved and its moments are taken; backward, the gradient
+// of the convolution's output is made, convolved and correlated with the input, and never written to memory.
 //
 // Within a group of images, positions (row, column, image) of a padded map lie one after the other with their channels
 // last. A tile has 16 positions of a row: of one image, or of so many narrow ones that they fill it. So a kernel's tap
@@ -110,9 +110,9 @@ int tile_units()
     return here;
 }
 
-// raw = conv(x), of images * height * width pixels, y = max(0, norm(raw) + added). added: or null. y: null where the next unit makes it from `raw`, then
-// and here with the `channels` of this norm; before: those of the norm of the inputs, which then are such a `raw`, or
-// null. The rest as norm_forward.
+// raw = conv(x), y = max(0, norm(raw) + added). height, width: of raw; x has `stride` times as many rows and columns.
+// added: or null. y: null where the next unit makes it from `raw`, then and here with the `channels` of this norm;
+// before: those of the norm of the inputs, which then are such a `raw`, or null. The rest as norm_forward.
 int unit_forward(const bf16 *x, const float *weight, bf16 *raw, const bf16 *added, bf16 *y, float *before, long images,
                  int height, int width, int inputs, int outputs, int stride, const float *scale, const float *bias,
                  float *running_mean, float *running_variance, double momentum, double epsilon, float *channels,
@@ -133,7 +133,7 @@ try {
     const long each = parts.each / (shape.group * height * width);
     parts.all(threads, false, [&](long part) {
         static thread_local Space space;
-        const int wide = kernel.wide();
+        const int wide = kernel.channels();
         bf16 *padded = space.zeros<bf16>(shape.room() * wide);
         if (!padded) {
             failed = true;
@@ -161,13 +161,14 @@ try {
 }
 
 // Gradients of x (null: not wanted), kernel, scale, bias and what was added, from the slopes of y. y, of_added: null
-// where nothing was added. plus: what is added to the gradient of x, as by Convolution::run, or null. sums: those of Slopes::sum_up, or null
-// where they are still to be taken; with `before` those of the norm of the inputs are stored in sums_before; it and a
-// stride of 2 do not go together. The rest as norm_backward. Both return 0, or 1 where there is no memory.
+// where nothing was added. plus: what Convolution::run adds to the gradient of x, or null. sums: those of
+// Slopes::sum_up, or null where they are still to be taken; with `before` those of the norm of the inputs are stored in
+// sums_before; it and a stride of 2 do not go together. The rest as norm_backward. Both return 0, or 1 where there is
+// no memory.
 int unit_backward(const bf16 *slopes, const bf16 *x, const float *weight, const bf16 *raw, const bf16 *y,
                   const bf16 *plus, bf16 *of_x, float *of_kernel, bf16 *of_added, float *before, double *sums,
-                  double *sums_before, long images, int height, int width, int inputs, int outputs, int stride, float *channels,
-                  float *of_scale, float *of_bias, double *work, int threads)
+                  double *sums_before, long images, int height, int width, int inputs, int outputs, int stride,
+                  float *channels, float *of_scale, float *of_bias, double *work, int threads)
 try {
     typedef Widest loops;
     const Shape shape(images, height, width);
@@ -179,7 +180,7 @@ try {
 
     static thread_local Space kernels, sums_space, norms_space;
     const Kernel kernel{inputs, outputs, stride};
-    const int wide = kernel.wide();
+    const int wide = kernel.channels();
     Convolution turned(shape, kernel, true);
     bf16 *packed = kernels.of<bf16>(turned.size());
     if (!packed) return 1;
@@ -189,7 +190,7 @@ try {
     const Parts blocks(shape.pixels(), inputs);
     const loops::Slopes<bf16> below{of_x, x, nullptr, nullptr, in.norm, nullptr, nullptr};  // of the norm before
     const long lanes = std::min<long>(shape.groups, (threads + SUMS - 1) / SUMS * SUMS);
-    const long row = kernel.row(), size = outputs * row;
+    const long row = kernel.weights(), size = outputs * row;
     float *of_lanes = sums_space.of<float>(size * lanes);
     double *norms = norms_space.zeros<double>(before ? 2 * inputs * lanes : 0);
     if (!of_lanes || (before && !norms)) return 1;
