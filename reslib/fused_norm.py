@@ -33,6 +33,7 @@ class FusedLoss(UnitsLoss):
 
     @property
     def taken(self) -> int:
+        """Calls that were fused, up to now."""
         return self.fused
 
     @staticmethod

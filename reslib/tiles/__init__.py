@@ -27,6 +27,7 @@ class TilesLoss(FusedLoss):
 
     @property
     def taken(self) -> int:
+        """Units on tiles, up to now."""
         return self.units
 
     @staticmethod
