@@ -40,7 +40,7 @@ class FusedLoss(UnitsLoss):
     def unavailable(step) -> str:
         """Why nothing of a step can be fused; empty if something can."""
         if not any(isinstance(module, nn.BatchNorm2d) for module in step.model.modules()):
-            return "the network has none"
+            return "the network has no batch norm"
         return native.unavailable()
 
     def _way(self, conv, norm, relu, x, added):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from training import rows_of, silent, tiny, train_in_pieces, weights_of
 
-from reslib import compilation, fused_norm, native, trials, tune
+from reslib import compilation, fused_norm, native, trials, tune, unit_trials
 from reslib.fused_norm import FusedLoss, norm_add_relu
 from reslib.job import Execution
 from reslib.models.conv_norm_relu import conv_norm_relu, norm_relu, taken_over, two_units
@@ -290,6 +290,13 @@ def test_a_run_goes_on_where_there_is_no_compiler(monkeypatch):
     assert said[1].startswith("note: it was begun with fused True; continued otherwise")
     said.clear()
     assert "fused" not in chosen(monkeypatch, say=said.append)[0] and not said
+
+
+def test_a_network_without_batch_norm_says_so_where_it_was_asked():
+    step, batch = stepper("resnet8", 4, batch_norm=False)
+    for fused, words in ((True, ["batch norm and ReLU not fused: the network has no batch norm"]), (None, [])):
+        said, given = [], dataclasses.replace(CHOSEN, fused=fused)
+        assert unit_trials.choose(FusedLoss, step, given, batch, 10_000, say=said.append) is None and said == words
 
 
 def test_a_compiled_pass_fuses_by_itself(monkeypatch):
